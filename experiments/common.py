@@ -1,0 +1,430 @@
+"""What the experiments share: the command line, the result folder and progress.
+
+An experiment is a frozen dataclass of options and a function of it:
+
+    def run(options: Options) -> None:
+        results = Results(options.out)  # before any work: a folder that can be written
+        with Progress("training", options.epochs) as progress:
+            ...
+            progress.update(epoch, loss=loss)
+        results.metrics({"test_accuracy": accuracy})
+        results.config(options)
+        results.manifest(seed=options.seed, digests={"data": dataset.digest()})
+
+    if __name__ == "__main__":
+        sys.exit(main(run, Options))
+
+Exit codes: 0 success, 1 the run could not go on, 2 a wrong command line, 3 data that is
+not there, 4 a damaged checkpoint or weight file, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tyro
+from matplotlib.figure import Figure
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+
+import zfnet_jax
+from zfnet_jax import viz
+from zfnet_jax.checkpoint import DamagedFileError
+from zfnet_jax.data import DataNotFoundError
+
+Options = TypeVar("Options")
+
+
+class UsageError(ValueError):
+    """The command line asks for something that cannot be; the message is one line."""
+
+
+# The command line.
+
+
+def main(
+    run: Callable[[Options], None],
+    options: type[Options],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line, run the experiment and name any failure in one line.
+
+    An exception of another kind is a fault of the program and keeps its traceback.
+
+    Args:
+        run: The experiment.
+        options: A dataclass; its fields, with their docstrings, are the options.
+        argv: Arguments without the program's name; None: those of this process.
+
+    Returns:
+        The exit code: 0 success, 1 the run could not go on (a loss that is not finite,
+        no space, no memory), 2 a wrong command line, 3 data that is not there, 4 a
+        damaged checkpoint or weight file, 130 interrupted.
+    """
+    try:
+        parsed = _parse(options, argv)
+        if parsed is not None:
+            run(parsed)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except Exception as error:
+        code, message = _explain(error)
+        if code is None:
+            raise
+        return _fail(code, message)
+    return 0
+
+
+def _fail(code: int, message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    return code
+
+
+def _program() -> str:
+    """How this process was started, without the machine's own paths."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+
+
+def _parse(options: type[Options], argv: Sequence[str] | None) -> Options | None:
+    """The options, or None when help was asked for and shown."""
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(options, args=argv, prog=_program())
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        message = _unbox(stderr.getvalue())
+        # tyro's words for a ValueError of a dataclass's own checks.
+        message = message.removeprefix(f"Error parsing {options.__name__}: ")
+        raise UsageError(f"{message} (--help lists the options)") from None
+
+
+def _unbox(box: str) -> str:
+    """The message of a box drawn by tyro, which has no form of one line.
+
+    A box holds a title and sections between rules: the message, perhaps similar
+    options, a pointer to the help. It has borders only where the output is UTF-8.
+    """
+    sections: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        line = line.strip(" │")
+        if re.fullmatch("╭.*╮|[─-]{3,}", line):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    _, message, *rest = sections if len(sections) > 1 else [[], *sections]
+    text = " ".join(message).partition(" Got errors:")[0]
+    if rest and rest[0][:1] == ["Perhaps you meant:"]:
+        text += f"; perhaps you meant {rest[0][1]}"
+    return text
+
+
+_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (UsageError, 2),
+    (DataNotFoundError, 3),
+    (DamagedFileError, 4),
+    (FloatingPointError, 1),
+)
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and message of a failure; no code for a fault of the program."""
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code, str(error)
+    causes = list(_causes(error))
+    for cause in causes:
+        # Libraries that write in the background pass on the system's words only.
+        if (isinstance(cause, OSError) and cause.errno in _NO_SPACE) or any(
+            os.strerror(number) in str(cause) for number in _NO_SPACE
+        ):
+            name = getattr(cause, "filename", None)
+            file = f" for {name}" if name else ""
+            return 1, f"no space left{file}; free some or choose another --out"
+    if isinstance(error, MemoryError) or any(
+        isinstance(cause, jax.errors.JaxRuntimeError)
+        and "RESOURCE_EXHAUSTED" in str(cause)
+        for cause in causes
+    ):
+        return 1, "out of memory; choose a smaller --batch-size or a smaller model"
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        return 1, f"{file}{error.strerror or error}"
+    return None, ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+# The result folder.
+
+
+class Results:
+    """The folder of one run: figures, metrics.json, config.json and manifest.json.
+
+    A file appears whole or not at all. The same seed on the same machine writes the
+    same bytes, apart from measured times.
+
+    Attributes:
+        path: The folder, made if it was not there.
+    """
+
+    def __init__(self, out: str | Path) -> None:
+        """Make the folder, prove that it can be written, and start the clock.
+
+        Raises:
+            UsageError: The folder cannot be made or written.
+            OSError: The disk is full.
+        """
+        self.path = Path(out)
+        self._start = time.perf_counter()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Large enough to need a block of the disk.
+            self.write(".probe", bytes(1 << 16)).unlink()
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise
+            reason = error.strerror
+            if isinstance(error, FileExistsError):
+                reason = "it is a file"
+            raise UsageError(
+                f"--out {out} cannot be written ({reason}); choose another folder"
+            ) from error
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write one file of the folder atomically and return its path."""
+        path = self.path / name
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            if isinstance(error, OSError):
+                # A failing write() does not say of what.
+                error.filename = str(path)
+            raise
+        return path
+
+    def json(self, name: str, value: object) -> Path:
+        """Write a value as strict JSON with sorted keys.
+
+        Args:
+            name: Name of the file.
+            value: Mappings with string keys, sequences, dataclasses, numpy and JAX
+                arrays, paths, strings, numbers, booleans and None, nested at will.
+
+        Raises:
+            ValueError: A number is not finite; the message says which.
+            TypeError: A value has no form in JSON; the message says which.
+        """
+        text = json.dumps(
+            _plain(value, name), indent=2, sort_keys=True, ensure_ascii=False
+        )
+        return self.write(name, f"{text}\n".encode())
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Write a figure as NAME.png and, if it holds no picture, as NAME.pdf too."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as folder:
+            for file in viz.save_figure(figure, Path(folder) / f"{name}.png"):
+                self.write(file.name, file.read_bytes())
+
+    def metrics(self, metrics: Mapping[str, object]) -> None:
+        """Write metrics.json: what was measured."""
+        self.json("metrics.json", metrics)
+
+    def config(self, options: object) -> None:
+        """Write config.json: the options of the run, defaults included."""
+        self.json("config.json", options)
+
+    def manifest(self, *, seed: int, digests: Mapping[str, str]) -> None:
+        """Write manifest.json: what the run came from. Write it last.
+
+        Args:
+            seed: The seed of the run.
+            digests: sha256 in hexadecimal, by what it is of: data, weights.
+        """
+        device = jax.devices()[0]
+        packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+        versions = {name: importlib.metadata.version(name) for name in packages}
+        self.json(
+            "manifest.json",
+            {
+                "command": shlex.join([*_program().split(), *sys.argv[1:]]),
+                "device": {
+                    "count": jax.device_count(),
+                    "kind": device.device_kind,
+                    "platform": device.platform,
+                },
+                "digests": digests,
+                "git_commit": _git_commit(Path(__file__)),
+                "seed": seed,
+                "versions": {
+                    **versions,
+                    "python": platform.python_version(),
+                    "zfnet_jax": zfnet_jax.__version__,
+                },
+                "wall_seconds": round(time.perf_counter() - self._start, 3),
+            },
+        )
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}, which JSON cannot hold")
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        if strangers := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"{where} has the key {strangers[0]!r}, not a string")
+        return {key: _plain(item, f"{where}: {key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain(value.tolist(), where)
+    raise TypeError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
+
+
+def _git_commit(file: Path) -> str | None:
+    """Commit of the checkout that tracks a file, with `-dirty` if changed since."""
+    answer = None
+    for command in (
+        # An installed copy may lie inside the checkout of some other project.
+        ["ls-files", "--error-unmatch", file.name],
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    ):
+        try:
+            answer = subprocess.run(
+                ["git", "-C", str(file.parent), *command],
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    return answer
+
+
+# Progress.
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one line for each whole unit of work.
+
+    Args of the constructor: what is going on, the number of units it takes, how many
+    of them are already done, and what one unit is called.
+    """
+
+    def __init__(
+        self, label: str, total: int, *, start: int = 0, unit: str = "epoch"
+    ) -> None:
+        """Describe the work; the clock starts on entering the context."""
+        self._label, self._total, self._unit = label, total, unit
+        self._shown = self._first = start
+        console = rich.console.Console()
+        self._bar = None
+        if sys.stdout.isatty() and not console.is_dumb_terminal:
+            # On a narrow terminal the values wrap and the rest keeps its width.
+            whole, wrapped = Column(no_wrap=True), Column(no_wrap=False)
+            self._bar = rich.progress.Progress(
+                TextColumn("{task.description}", markup=False, table_column=whole),
+                BarColumn(bar_width=20, table_column=whole),
+                MofNCompleteColumn(table_column=whole),
+                TimeElapsedColumn(table_column=whole),
+                TimeRemainingColumn(table_column=whole),
+                TextColumn("{task.fields[values]}", markup=False, table_column=wrapped),
+                console=console,
+            )
+
+    def __enter__(self) -> Self:
+        """Start the clock and show the bar."""
+        self._start = time.perf_counter()
+        if self._bar:
+            self._task = self._bar.add_task(
+                self._label, total=self._total, completed=self._first, values=""
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the bar as it stands."""
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: float, **values: object) -> None:
+        """Show how far the work is, with named values.
+
+        Args:
+            done: Units done in all; a fraction moves the bar within a unit.
+            values: What to show; numbers with four digits, underscores as spaces.
+        """
+        shown = "  ".join(
+            f"{name.replace('_', ' ')} {_short(value)}"
+            for name, value in values.items()
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=done, values=shown)
+        elif int(done) > self._shown:
+            self._shown = int(done)
+            seconds = time.perf_counter() - self._start
+            line = f"{self._label} {self._unit} {self._shown}/{self._total}"
+            print(
+                *(part for part in (line, shown, f"{seconds:.1f} s") if part),
+                sep="  ",
+                flush=True,
+            )
+
+
+def _short(value: Any) -> str:
+    return str(value) if isinstance(value, int | str) else f"{float(value):.4g}"

@@ -1,0 +1,135 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from zfnet_jax.data import Preprocessing, center_crop, resize_shortest_side, ten_crop
+
+
+def random_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def test_mean_image_by_hand():
+    images = np.zeros((3, 1, 2, 3), np.uint8)
+    images[:, 0, 0, 0] = [255, 255, 0]
+    images[:, 0, 1, 2] = [1, 0, 0]
+    mean = Preprocessing.fit(images).mean
+    assert mean.dtype == np.float32
+    np.testing.assert_array_equal(
+        mean, np.array([[[170, 0, 0], [0, 0, 1 / 3]]], np.float32), strict=True
+    )
+    # Each pixel has a mean of its own, neither one per channel nor one per image.
+    preprocess = Preprocessing.fit(images, scale=2.0)
+    np.testing.assert_allclose(preprocess(images)[:, 0, 0, 0], [170, 170, -340])
+
+
+def test_preprocessed_training_images_have_zero_mean():
+    images = random_images(50, 6, 4, 3)
+    out = Preprocessing.fit(images)(images)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out.mean(axis=0), 0, atol=1e-4)
+    assert -256 < out.min() < -100 < 100 < out.max() < 256
+
+
+def test_numpy_and_jitted_jax_agree():
+    images = random_images(4, 6, 5, 3)
+    preprocess = Preprocessing.fit(images, scale=1 / 64)
+    ours = preprocess(images)
+    theirs = jax.jit(preprocess)(jnp.asarray(images))
+    assert isinstance(ours, np.ndarray)
+    assert isinstance(theirs, jax.Array)
+    assert theirs.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_preprocessing_names_sizes_that_do_not_fit():
+    preprocess = Preprocessing.fit(random_images(2, 6, 5, 3))
+    with pytest.raises(ValueError, match=r"5 x 6 .* 6 x 5"):
+        preprocess(random_images(2, 5, 6, 3))
+    with pytest.raises(ValueError, match="at least one"):
+        Preprocessing.fit(random_images(0, 6, 5, 3))
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40))
+def test_resizing_gives_the_shorter_side(height, width, side):
+    resized = resize_shortest_side(random_images(height, width, 3), side)
+    assert min(resized.shape[:2]) == side
+    # The longer side follows to within the pixel that is rounded away.
+    longer = side * max(height, width) / min(height, width)
+    assert longer - 1 < max(resized.shape[:2]) <= longer
+    assert (resized.shape[0] >= resized.shape[1]) == (height >= width) or (
+        resized.shape[0] == resized.shape[1]
+    )
+
+
+def test_resizing_averages_what_it_leaves_out():
+    # Without antialiasing, stripes one pixel wide come out as stripes, not as grey.
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, ::2] = 200
+    resized = resize_shortest_side(stripes, 8)
+    assert resized.shape == (8, 12, 3)
+    assert np.abs(resized[:, 1:-1].astype(int) - 100).max() < 8
+
+
+def test_resizing_matches_pillow_and_keeps_orientation():
+    image = random_images(30, 50, 3)
+    expected = Image.fromarray(image).resize((20, 12), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(resize_shortest_side(image, 12), np.asarray(expected))
+    np.testing.assert_array_equal(resize_shortest_side(image, 30), image)
+    with pytest.raises(ValueError, match=r"side .* 0"):
+        resize_shortest_side(image, 0)
+
+
+def test_center_crop_by_hand():
+    image = np.arange(5 * 6).reshape(5, 6, 1)
+    assert center_crop(image, (3, 2))[..., 0].tolist() == [[8, 9], [14, 15], [20, 21]]
+    # Half a pixel too many: the upper and left one of the two possible crops.
+    assert center_crop(image, (4, 3))[..., 0].tolist() == [
+        [1, 2, 3],
+        [7, 8, 9],
+        [13, 14, 15],
+        [19, 20, 21],
+    ]
+    np.testing.assert_array_equal(center_crop(image[None], (3, 2))[0, 0, 0], [8])
+
+
+def test_ten_crop_by_hand():
+    images = np.arange(3 * 4).reshape(1, 3, 4, 1)
+    crops = ten_crop(images, (1, 2))[0, :, 0, :, 0]
+    straight = [[0, 1], [2, 3], [8, 9], [10, 11], [5, 6]]
+    assert crops.tolist() == straight + [row[::-1] for row in straight]
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image(
+    height, width, data
+):
+    size = data.draw(st.tuples(st.integers(1, height), st.integers(1, width)))
+    images = random_images(2, height, width, 3)
+    crops = ten_crop(images, size)
+    assert crops.shape == (2, 10, *size, 3)
+    assert crops.dtype == np.uint8
+    # A left crop of the mirror image is the mirror image of a right crop.
+    mirrored = ten_crop(images[:, :, ::-1], size)
+    for ours, theirs in ((5, 1), (6, 0), (7, 3), (8, 2)):
+        np.testing.assert_array_equal(crops[:, ours], mirrored[:, theirs])
+    np.testing.assert_array_equal(crops[:, 4], center_crop(images, size))
+    np.testing.assert_array_equal(crops[:, 9], crops[:, 4, :, ::-1])
+
+
+def test_crops_of_jax_arrays():
+    images = random_images(2, 7, 6, 3)
+    crops = jax.jit(lambda x: ten_crop(x, (4, 5)))(jnp.asarray(images))
+    assert isinstance(crops, jax.Array)
+    np.testing.assert_array_equal(crops, ten_crop(images, (4, 5)))
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 7), (0, 3), (3, -1)])
+@pytest.mark.parametrize("crop", [center_crop, ten_crop])
+def test_crops_name_sizes_that_do_not_fit(crop, size):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} .* 7 x 6"):
+        crop(random_images(2, 7, 6, 3), size)

@@ -1,0 +1,99 @@
+"""Importing the package does nothing but define names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# What numpy and jax themselves do on import is theirs, so they come first. A platform
+# that does not exist makes any start of a backend fail.
+SCRIPT = """
+import logging, os, sys, warnings
+import jax, numpy
+
+def state():
+    names = logging.root.manager.loggerDict
+    return {
+        "environment": dict(os.environ),
+        "warning filters": list(warnings.filters),
+        "handlers": [
+            (name, handler)
+            for name in (None, *names)
+            for handler in logging.getLogger(name).handlers
+            if not isinstance(handler, logging.NullHandler)
+        ],
+        "level": logging.root.level,
+        "jax config": dict(jax.config.values),
+        "numpy errors": numpy.geterr(),
+        "numpy printing": numpy.get_printoptions(),
+        "working directory": os.getcwd(),
+        "recursion": sys.getrecursionlimit(),
+    }
+
+events = []
+
+def audit(event, arguments):
+    if event.startswith("socket.") or event == "subprocess.Popen":
+        events.append((event, arguments))
+    elif event == "open":
+        _, mode, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            events.append((event, arguments))
+
+before = state()
+sys.addaudithook(audit)
+{statement}
+after = state()
+for name, value in before.items():
+    if after[name] != value:
+        print("changed:", name, value, after[name])
+for event in events:
+    print("did:", event)
+for name in (
+    "captum", "matplotlib.pyplot", "orbax", "tensorflow", "tensorflow_datasets", "torch"
+):
+    if name in sys.modules:
+        print("imported:", name)
+"""
+
+
+def side_effects(statement: str) -> str:
+    """All that a fresh interpreter says, and that the script finds, of an import."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "nowhere",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    answer = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT.replace("{statement}", statement)],
+        capture_output=True,
+        env=environment,
+        text=True,
+    )
+    return answer.stdout + answer.stderr
+
+
+def test_importing_the_package_does_nothing_else():
+    assert side_effects("import zfnet_jax") == ""
+
+
+def test_each_side_effect_would_be_found():
+    planted = {
+        "jax.config.update('jax_enable_x64', True)": "changed: jax config",
+        "warnings.simplefilter('ignore')": "changed: warning filters",
+        "logging.basicConfig()": "changed: handlers",
+        "logging.root.setLevel(10)": "changed: level",
+        "os.environ['XLA_FLAGS'] = ''": "changed: environment",
+        "import socket; socket.socket().close()": "did: ('socket.__new__'",
+        "open(os.devnull, 'w').close()": "did: ('open', ('/dev/null'",
+        "import matplotlib.pyplot": "imported: matplotlib.pyplot",
+        "print('hello')": "hello",
+    }
+    found = side_effects("\n".join(planted))
+    for statement, words in planted.items():
+        assert words in found, statement
+
+
+def test_a_start_of_a_backend_would_be_found():
+    assert "nowhere" in side_effects("jax.numpy.zeros(1)")

@@ -1,0 +1,317 @@
+"""Weights under PyTorch's names: every tensor in its place, or an error that names it."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from zfnet_jax import weights
+from zfnet_jax.arch import (
+    ARCHITECTURES,
+    ZFNET32,
+    Architecture,
+    Conv,
+    Dense,
+    MaxPool,
+    ablate,
+)
+from zfnet_jax.checkpoint import DamagedFileError
+from zfnet_jax.data import Preprocessing
+from zfnet_jax.model import ConvNet
+from zfnet_jax.weights import load_pretrained, load_weights, save_weights
+
+# Every extent differs, so that no two axes can be exchanged unseen.
+SMALL = Architecture(
+    "small",
+    (9, 11),
+    (
+        Conv("conv1", 4, kernel=(3, 2), stride=(1, 2), padding=((1, 0), (0, 1))),
+        MaxPool("pool1", kernel=2, stride=(2, 1)),
+        Conv("conv2", 6, kernel=3, padding=1, groups=2),
+        Dense("fc3", 7),
+        Dense("logits", 5, relu=False),
+    ),
+)
+SHAPES = {
+    "conv1.weight": (4, 3, 3, 2),
+    "conv1.bias": (4,),
+    "conv2.weight": (6, 2, 3, 3),
+    "conv2.bias": (6,),
+    "fc3.weight": (7, 6 * 4 * 5),
+    "fc3.bias": (7,),
+    "fc4.weight": (5, 7),
+    "fc4.bias": (5,),
+}
+METADATA = {"command": "train --seed 3", "seed": 3, "accuracy": 0.1 + 0.2}
+NAMES = ("aéroplane", "b", "c", "d", "e")
+
+
+@pytest.fixture(scope="module")
+def state():
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.normal(size=shape).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def model(state):
+    return load_weights(state, SMALL)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(3, 9, 11, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def preprocessing():
+    mean = np.random.default_rng(2).uniform(0, 255, (9, 11, 3)).astype(np.float32)
+    return Preprocessing(mean, 1 / 58)
+
+
+@pytest.fixture
+def file(tmp_path, model, preprocessing):
+    save_weights(tmp_path / "net", model, preprocessing, NAMES, METADATA)
+    return tmp_path / "net"
+
+
+def channels_first(images, state):
+    """The logits as PyTorch computes them, one multiplication after another."""
+
+    def convolve(x, weight, bias, stride, padding, groups=1):
+        x = np.pad(x, ((0, 0), (0, 0), *padding))
+        features, inputs, rows, columns = weight.shape
+        height = (x.shape[2] - rows) // stride[0] + 1
+        width = (x.shape[3] - columns) // stride[1] + 1
+        out = np.empty((len(x), features, height, width))
+        for o, i, j in np.ndindex(features, height, width):
+            group = o // (features // groups)
+            top, left = i * stride[0], j * stride[1]
+            window = x[:, group * inputs :, top : top + rows, left : left + columns]
+            out[:, o, i, j] = (window[:, :inputs] * weight[o]).sum((1, 2, 3)) + bias[o]
+        return np.maximum(out, 0)
+
+    def pool(x):
+        out = np.empty((*x.shape[:2], (x.shape[2] - 2) // 2 + 1, x.shape[3] - 1))
+        for i, j in np.ndindex(out.shape[2:]):
+            window = x[:, :, 2 * i : 2 * i + 2, j : j + 2]
+            out[:, :, i, j] = window.max((2, 3))
+        return out
+
+    s = {name: array.astype(np.float64) for name, array in state.items()}
+    x = images.transpose(0, 3, 1, 2).astype(np.float64)
+    x = convolve(x, s["conv1.weight"], s["conv1.bias"], (1, 2), ((1, 0), (0, 1)))
+    x = pool(x)
+    x = convolve(x, s["conv2.weight"], s["conv2.bias"], (1, 1), ((1, 1), (1, 1)), 2)
+    x = x.reshape(len(x), -1)
+    x = np.maximum(x @ s["fc3.weight"].T + s["fc3.bias"], 0)
+    return x @ s["fc4.weight"].T + s["fc4.bias"]
+
+
+def test_layout_against_a_channels_first_computation(state, model, images):
+    expected = channels_first(images, state)
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(model(jnp.asarray(images)), expected, rtol=1e-4)
+
+
+def test_first_dense_layer_by_hand():
+    # One 1 x 2 map of two channels; torch counts it c0x0 c0x1 c1x0 c1x1.
+    arch = Architecture("tiny", (1, 2), (Dense("logits", 1, relu=False),), channels=2)
+    state = {
+        "logits.weight": np.float32([[1, 10, 100, 1000]]),
+        "logits.bias": np.float32([0.5]),
+    }
+    image = jnp.array([[[[1.0, 3.0], [2.0, 4.0]]]])
+    assert load_weights(state, arch)(image).item() == 1 + 20 + 300 + 4000 + 0.5
+
+
+@pytest.mark.parametrize("name", ["fc4", "logits"])
+def test_classifier_goes_by_its_number_or_its_name(state, model, images, name):
+    renamed = {key.replace("fc4", name): array for key, array in state.items()}
+    np.testing.assert_array_equal(load_weights(renamed, SMALL)(images), model(images))
+
+
+def test_classifier_is_numbered_after_the_last_layer(tmp_path, preprocessing):
+    numbers = {(): "fc8", ("fc7",): "fc7", ("fc6",): "fc8", ("fc6", "fc7"): "fc6"}
+    for removed, name in numbers.items():
+        net = ConvNet(ablate(ZFNET32, remove=removed), rngs=nnx.Rngs(0))
+        save_weights(tmp_path / "net", net, preprocessing, ZFNET_CLASSES, {})
+        with safetensors.safe_open(tmp_path / "net", "numpy") as file:
+            assert f"{name}.weight" in file.keys()
+            assert "logits.weight" not in file.keys()
+
+
+ZFNET_CLASSES = [str(label) for label in range(10)]
+
+
+def test_number_of_classes(state, images):
+    wider = {**state, "fc4.weight": np.ones((8, 7)), "fc4.bias": np.ones(8)}
+    net = load_weights(wider, SMALL, num_classes=8)
+    assert net.arch.num_classes == 8 and net(images).shape == (3, 8)
+    with pytest.raises(ValueError, match=r"fc4\.bias has shape \(8,\), expected \(5,"):
+        load_weights(wider, SMALL)
+
+
+def test_every_float_becomes_float32_and_is_copied(state, images):
+    for dtype in (np.float16, jnp.bfloat16, np.float64):
+        given = {name: array.astype(dtype) for name, array in state.items()}
+        net = load_weights(given, SMALL)
+        assert net.conv1.kernel[...].dtype == jnp.float32
+        expected = given["conv1.bias"].astype(np.float32)
+        np.testing.assert_array_equal(net.conv1.bias[...], expected)
+    given = {name: array.copy() for name, array in state.items()}
+    net = load_weights(given, SMALL)
+    before = net(images)
+    for array in given.values():
+        array[...] = 0
+    np.testing.assert_array_equal(net(images), before)
+
+
+@pytest.mark.parametrize("arch", [SMALL, *ARCHITECTURES.values()], ids=lambda a: a.name)
+def test_architectures_survive_as_data(arch):
+    data = json.loads(json.dumps(weights._to_data(arch)))
+    again = weights._from_data(data)
+    assert again == arch and hash(again) == hash(arch)
+
+
+def test_round_trip(file, model, preprocessing, images):
+    net = load_pretrained(file)
+    np.testing.assert_array_equal(net.model(images), model(images))
+    assert net.model.arch == SMALL
+    assert net.class_names == NAMES
+    assert net.metadata == METADATA
+    assert net.preprocess.scale == preprocessing.scale
+    np.testing.assert_array_equal(net.preprocess.mean, preprocessing.mean)
+    np.testing.assert_array_equal(load_weights(file, SMALL)(images), model(images))
+
+
+def test_file_has_torch_names_and_layout(file, state):
+    arrays = safetensors.numpy.load_file(file)
+    assert arrays.pop("preprocessing.mean").shape == (9, 11, 3)
+    assert arrays.keys() == state.keys()
+    for name, array in arrays.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_same_content_is_same_bytes(tmp_path, file, model, preprocessing):
+    for _ in range(5):
+        again = dict(reversed(METADATA.items()))
+        save_weights(tmp_path / "again", model, preprocessing, NAMES, again)
+        assert (tmp_path / "again").read_bytes() == file.read_bytes()
+
+
+def test_file_of_another_making(tmp_path, state, model, images):
+    path = tmp_path / "torch.safetensors"
+    safetensors.numpy.save_file(state, path, metadata={"format": "pt"})
+    np.testing.assert_array_equal(load_weights(path, SMALL)(images), model(images))
+    with pytest.raises(ValueError, match="no description beside its weights"):
+        load_pretrained(path)
+
+
+def test_every_problem_is_named_in_one_line(state):
+    broken = {
+        **state,
+        "conv1.weight": state["conv1.weight"].transpose(0, 1, 3, 2),
+        "conv2.bias": np.full(6, np.nan, np.float32),
+        "fc3.weight": state["fc3.weight"].astype(np.int32),
+        "fc3.bias": np.full(7, 1e300),
+        "logits.bias": state["fc4.bias"],
+        "head.bias": np.ones(2, np.float32),
+    }
+    del broken["conv1.bias"]
+    with pytest.raises(ValueError) as caught:
+        load_weights(broken, SMALL)
+    start, _, problems = str(caught.value).partition(": ")
+    assert start == "the mapping does not fit small"
+    assert problems.split("; ") == [
+        "conv1.weight has shape (4, 3, 2, 3), expected (4, 3, 3, 2)",
+        "conv1.bias is missing",
+        "conv2.bias is not finite in float32",
+        "fc3.weight has dtype int32, expected a float",
+        "fc3.bias is not finite in float32",
+        "logits.bias is not expected",
+        "head.bias is not expected",
+    ]
+
+
+def test_wrong_architecture_names_the_file(file):
+    other = Architecture("other", (9, 11), SMALL.layers[2:])
+    with pytest.raises(ValueError, match=rf"^{file} does not fit other: conv2.*") as e:
+        load_weights(file, other)
+    assert "conv1.weight is not expected" in str(e.value)
+
+
+def test_truncated_file(file):
+    content = file.read_bytes()
+    lengths = [0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1]
+    for length in lengths:
+        file.write_bytes(content[:length])
+        for load in (load_pretrained, lambda path: load_weights(path, SMALL)):
+            with pytest.raises(DamagedFileError, match=str(file)) as caught:
+                load(file)
+            assert "\n" not in str(caught.value)
+
+
+def test_flipped_byte(file):
+    content = file.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    description = content.index(b"architecture")
+    for position in (0, 7, description, header - 300, header, len(content) - 1):
+        changed = bytearray(content)
+        changed[position] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(DamagedFileError, match=str(file)):
+            load_pretrained(file)
+
+
+def test_no_safetensors_file(tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"PK\3\4" + bytes(1000))
+    with pytest.raises(DamagedFileError, match=r"no safetensors file"):
+        load_weights(path, SMALL)
+
+
+def test_absent_file(tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no weight file {path}"):
+            load_weights(path, SMALL)
+        with pytest.raises(FileNotFoundError, match=f"no weight file {path}"):
+            load_pretrained(path)
+    with pytest.raises(FileNotFoundError, match=r"no weight file absent\.safetensors"):
+        load_pretrained("absent.safetensors")
+
+
+def test_unknown_name_lists_what_there_is():
+    with pytest.raises(ValueError, match="called 'zfnet33'; there are: ") as caught:
+        load_pretrained("zfnet33")
+    listed = str(caught.value).partition("there are: ")[2]
+    for name in () if listed == "none" else listed.split(", "):
+        net = load_pretrained(name)
+        assert len(net.class_names) == net.model.arch.num_classes
+        assert {"command", "seed", "accuracy"} <= net.metadata.keys()
+
+
+def test_description_of_another_version(file, monkeypatch):
+    monkeypatch.delitem(weights._KINDS, "MaxPool")
+    with pytest.raises(ValueError, match="another version of zfnet_jax.*MaxPool"):
+        load_pretrained(file)
+
+
+def test_nothing_wrong_is_written(tmp_path, model, preprocessing):
+    with pytest.raises(ValueError, match="small has 5 classes, not 4"):
+        save_weights(tmp_path / "net", model, preprocessing, NAMES[:4], {})
+    broken = nnx.clone(model)
+    broken.fc3.bias[...] = broken.fc3.bias[...].at[2].set(jnp.inf)
+    with pytest.raises(ValueError, match=r"fc3\.bias is not finite"):
+        save_weights(tmp_path / "net", broken, preprocessing, NAMES, {})
+    (tmp_path / "occupied").mkdir()
+    with pytest.raises(OSError, match="occupied"):
+        save_weights(tmp_path / "occupied", model, preprocessing, NAMES, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["occupied"]

@@ -1,0 +1,41 @@
+"""Zeiler & Fergus (2013) in JAX: ZFNet, what it learns, and how to see it."""
+
+from zfnet_jax.arch import (
+    ALEXNET,
+    ARCHITECTURES,
+    ZFNET,
+    ZFNET32,
+    ZFNET_PLAIN,
+    Architecture,
+    ContrastNorm,
+    Conv,
+    Dense,
+    MaxPool,
+    ReceptiveField,
+    ablate,
+    receptive_field,
+)
+from zfnet_jax.model import AlexNet, ConvNet, Features, ZFNet, ZFNet32
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALEXNET",
+    "ARCHITECTURES",
+    "ZFNET",
+    "ZFNET32",
+    "ZFNET_PLAIN",
+    "AlexNet",
+    "Architecture",
+    "ContrastNorm",
+    "Conv",
+    "ConvNet",
+    "Dense",
+    "Features",
+    "MaxPool",
+    "ReceptiveField",
+    "ZFNet",
+    "ZFNet32",
+    "ablate",
+    "receptive_field",
+]

@@ -1,0 +1,437 @@
+"""Architectures as data: layer specifications, output shapes and receptive fields.
+
+Everything here is plain Python. The model, the deconvnet, the weight importer and the
+ablation table all interpret the same frozen description (Zeiler & Fergus 2013, Fig. 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Iterator, Mapping
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+
+def _pair(value: int | Pair) -> Pair:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _padding(value: int | Padding) -> Padding:
+    return ((value, value), (value, value)) if isinstance(value, int) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution with a bias, followed by a ReLU.
+
+    Attributes:
+        name: Layer name; the feature of this name is the rectified map.
+        features: Output channels.
+        kernel: Height and width; a single int means a square.
+        stride: Vertical and horizontal stride, in pixels of the input map.
+        padding: ((top, bottom), (left, right)) zeros; a single int means all four.
+        groups: Channel groups, 1 for a dense connection.
+    """
+
+    name: str
+    features: int
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+    groups: int
+
+    def __init__(
+        self,
+        name: str,
+        features: int,
+        kernel: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Padding = 0,
+        groups: int = 1,
+    ) -> None:
+        """Accept ints for squares; store pairs."""
+        _freeze(
+            self,
+            name=name,
+            features=features,
+            kernel=_pair(kernel),
+            stride=_pair(stride),
+            padding=_padding(padding),
+            groups=groups,
+        )
+        if features % groups:
+            raise ValueError(f"{name}: {features} features do not split in {groups}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """Max pooling; padding never wins a window.
+
+    Attributes:
+        name: Layer name.
+        kernel: Window height and width.
+        stride: Vertical and horizontal stride.
+        padding: ((top, bottom), (left, right)).
+    """
+
+    name: str
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+
+    def __init__(
+        self,
+        name: str,
+        kernel: int | Pair = 3,
+        stride: int | Pair = 2,
+        padding: int | Padding = 0,
+    ) -> None:
+        """Accept ints for squares; store pairs."""
+        _freeze(
+            self,
+            name=name,
+            kernel=_pair(kernel),
+            stride=_pair(stride),
+            padding=_padding(padding),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastNorm:
+    """Contrast normalisation across feature maps.
+
+    x / (k + alpha * sum of squares over `size` neighbouring channels) ** beta, with
+    the constants of Krizhevsky et al. 2012, section 3.3; Zeiler & Fergus give none.
+    """
+
+    name: str
+    size: int = 5
+    k: float = 2.0
+    alpha: float = 1e-4
+    beta: float = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """A fully connected layer; the first one flattens its map in (row, column, channel).
+
+    Attributes:
+        name: Layer name.
+        features: Output units.
+        relu: Whether a ReLU follows; only the classifier `logits` has none.
+        dropout: Probability of dropping an output in training.
+    """
+
+    name: str
+    features: int
+    relu: bool = True
+    dropout: float = 0.0
+
+
+Layer = Conv | MaxPool | ContrastNorm | Dense
+Shape = tuple[int, int, int] | tuple[int]
+
+
+def _freeze(instance: object, **fields: object) -> None:
+    for name, value in fields.items():
+        object.__setattr__(instance, name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A sequence of layers that ends in the dense classifier `logits`.
+
+    Attributes:
+        name: A short name, stored beside weights.
+        input_hw: Height and width of the input image in pixels.
+        layers: Layer specifications from the image up.
+        channels: Image channels.
+
+    Raises:
+        ValueError: names repeat, a window is larger than its padded map, padding
+            could fill a whole pooling window, or a spatial layer follows a dense one.
+    """
+
+    name: str
+    input_hw: Pair
+    layers: tuple[Layer, ...]
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the whole stack once, so that no interpreter has to."""
+        names = [layer.name for layer in self.layers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: layer names repeat: {', '.join(names)}")
+        last = self.layers[-1] if self.layers else None
+        if not isinstance(last, Dense) or last.name != "logits" or last.relu:
+            raise ValueError(
+                f"{self.name}: the last layer must be Dense('logits', n, relu=False)"
+            )
+        self.shapes()
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        classifier = self.layers[-1]
+        assert isinstance(classifier, Dense)
+        return classifier.features
+
+    def with_classes(self, num_classes: int) -> Architecture:
+        """The same architecture with a classifier of `num_classes` outputs."""
+        classifier = dataclasses.replace(self.layers[-1], features=num_classes)
+        return dataclasses.replace(self, layers=(*self.layers[:-1], classifier))
+
+    def with_input(self, input_hw: int | Pair) -> Architecture:
+        """The same layers for images of another size, squares or rectangles."""
+        return dataclasses.replace(self, input_hw=_pair(input_hw))
+
+    def layer(self, name: str) -> Layer:
+        """The specification of one layer.
+
+        Raises:
+            ValueError: no such layer; the message lists those that exist.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise ValueError(
+            f"{self.name} has no layer {name!r}; it has "
+            + " ".join(layer.name for layer in self.layers)
+        )
+
+    def shapes(self) -> dict[str, Shape]:
+        """Output shape of every layer for one image: (h, w, c) or (features,)."""
+        return {layer.name: out for layer, _, out in self.walk()}
+
+    def walk(self) -> Iterator[tuple[Layer, Shape, Shape]]:
+        """Every layer with its input and output shape, from the image up."""
+        shape: Shape = (*self.input_hw, self.channels)
+        for layer in self.layers:
+            out = _output_shape(layer, shape)
+            yield layer, shape, out
+            shape = out
+
+    def kernel_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Kernel shape of every layer with weights: HWIO or (in, out)."""
+        kernels: dict[str, tuple[int, ...]] = {}
+        for layer, shape, _ in self.walk():
+            if isinstance(layer, Conv):
+                inputs = shape[-1] // layer.groups
+                kernels[layer.name] = (*layer.kernel, inputs, layer.features)
+            elif isinstance(layer, Dense):
+                size = 1
+                for extent in shape:
+                    size *= extent
+                kernels[layer.name] = (size, layer.features)
+        return kernels
+
+
+def _output_shape(layer: Layer, shape: Shape) -> Shape:
+    if isinstance(layer, Dense):
+        return (layer.features,)
+    if len(shape) == 1:
+        raise ValueError(f"{layer.name}: a spatial layer cannot follow a dense one")
+    height, width, channels = shape
+    if isinstance(layer, ContrastNorm):
+        return shape
+    rows, columns = (
+        _output_extent(layer, extent, axis)
+        for axis, extent in enumerate((height, width))
+    )
+    if isinstance(layer, MaxPool):
+        return rows, columns, channels
+    if channels % layer.groups:
+        raise ValueError(
+            f"{layer.name}: {channels} input maps do not split in {layer.groups}"
+        )
+    return rows, columns, layer.features
+
+
+def _output_extent(layer: Conv | MaxPool, extent: int, axis: int) -> int:
+    window, stride = layer.kernel[axis], layer.stride[axis]
+    before, after = layer.padding[axis]
+    if min(window, stride) < 1 or min(before, after) < 0:
+        raise ValueError(f"{layer.name}: windows and strides start at 1, padding at 0")
+    if isinstance(layer, MaxPool) and max(before, after) >= window:
+        raise ValueError(f"{layer.name}: padding {before, after} fills a whole window")
+    room = extent + before + after - window
+    if room < 0:
+        raise ValueError(
+            f"{layer.name}: window {window} is larger than its padded map of "
+            f"{extent + before + after}"
+        )
+    return room // stride + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+    """Which input pixels a unit of a layer sees; all values are (rows, columns).
+
+    Attributes:
+        size: Extent in pixels.
+        stride: Distance in pixels between the fields of neighbouring positions.
+        start: First pixel seen by position (0, 0); negative inside the padding.
+        input_hw: Extent of the image.
+    """
+
+    size: Pair
+    stride: Pair
+    start: Pair
+    input_hw: Pair
+
+    def box(
+        self, row: int, column: int, *, clip: bool = True
+    ) -> tuple[int, int, int, int]:
+        """Pixels seen by position (row, column): top, left, bottom, right.
+
+        Bottom and right are exclusive. With `clip` the box ends at the image border,
+        without it it may leave the image.
+        """
+        top, left = (
+            start + stride * position
+            for start, stride, position in zip(
+                self.start, self.stride, (row, column), strict=True
+            )
+        )
+        bottom, right = top + self.size[0], left + self.size[1]
+        if not clip:
+            return top, left, bottom, right
+        height, width = self.input_hw
+        return max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+
+
+def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
+    """Receptive field of a layer's units, by the exact window arithmetic.
+
+    A dense layer sees the whole image.
+
+    Args:
+        arch: The architecture.
+        layer: A layer name.
+
+    Raises:
+        ValueError: the architecture has no such layer.
+    """
+    target = arch.layer(layer)
+    if isinstance(target, Dense):
+        return ReceptiveField(arch.input_hw, (1, 1), (0, 0), arch.input_hw)
+    size, jump, start = [1, 1], [1, 1], [0, 0]
+    for spec in arch.layers:
+        if isinstance(spec, Conv | MaxPool):
+            for axis in (0, 1):
+                size[axis] += (spec.kernel[axis] - 1) * jump[axis]
+                start[axis] -= spec.padding[axis][0] * jump[axis]
+                jump[axis] *= spec.stride[axis]
+        if spec is target:
+            break
+    return ReceptiveField(
+        (size[0], size[1]), (jump[0], jump[1]), (start[0], start[1]), arch.input_hw
+    )
+
+
+def ablate(
+    arch: Architecture,
+    remove: Collection[str] = (),
+    widths: Mapping[str, int] | None = None,
+) -> Architecture:
+    """A variant with layers removed or resized, as in the paper's Table 3.
+
+    `ablate(ZFNET, remove=("fc7",))`, `ablate(ZFNET, widths={"fc6": 2048, "fc7": 2048})`.
+
+    Args:
+        arch: The architecture to vary.
+        remove: Names of layers to leave out.
+        widths: New number of features, by layer name.
+
+    Raises:
+        ValueError: a name is unknown, a width is given for a layer that has none or
+            is removed, or what remains does not fit together.
+    """
+    widths = dict(widths or {})
+    for name in itertools.chain(remove, widths):
+        arch.layer(name)
+    if clash := sorted(set(remove) & set(widths)):
+        raise ValueError(f"both removed and resized: {' '.join(clash)}")
+    layers: list[Layer] = []
+    for layer in arch.layers:
+        if layer.name in remove:
+            continue
+        if layer.name in widths:
+            if not isinstance(layer, Conv | Dense):
+                raise ValueError(f"{layer.name} has no width to change")
+            layer = dataclasses.replace(layer, features=widths[layer.name])
+        layers.append(layer)
+    changes = [f"-{name}" for name in remove]
+    changes += [f"{name}={width}" for name, width in widths.items()]
+    name = arch.name + "".join(f" {change}" for change in changes)
+    return Architecture(name, arch.input_hw, tuple(layers), arch.channels)
+
+
+def _zfnet(name: str, *, contrast_norm: bool) -> Architecture:
+    layers: tuple[Layer, ...] = (
+        Conv("conv1", 96, kernel=7, stride=2, padding=1),
+        MaxPool("pool1", padding=1),
+        ContrastNorm("norm1"),
+        Conv("conv2", 256, kernel=5, stride=2),
+        MaxPool("pool2", padding=1),
+        ContrastNorm("norm2"),
+        Conv("conv3", 384, kernel=3, padding=1),
+        Conv("conv4", 384, kernel=3, padding=1),
+        Conv("conv5", 256, kernel=3, padding=1),
+        MaxPool("pool5"),
+        *_HEAD,
+    )
+    kept = (n for n in layers if contrast_norm or not isinstance(n, ContrastNorm))
+    return Architecture(name, (224, 224), tuple(kept))
+
+
+_HEAD: tuple[Layer, ...] = (
+    Dense("fc6", 4096, dropout=0.5),
+    Dense("fc7", 4096, dropout=0.5),
+    Dense("logits", 1000, relu=False),
+)
+
+ZFNET = _zfnet("zfnet", contrast_norm=True)
+ZFNET_PLAIN = _zfnet("zfnet-plain", contrast_norm=False)
+
+# Krizhevsky et al. 2012, section 3.5: normalisation comes before pooling. Padding 2
+# makes a 224 image give their 55 x 55 map.
+ALEXNET = Architecture(
+    "alexnet",
+    (224, 224),
+    (
+        Conv("conv1", 96, kernel=11, stride=4, padding=2),
+        ContrastNorm("norm1"),
+        MaxPool("pool1"),
+        Conv("conv2", 256, kernel=5, padding=2),
+        ContrastNorm("norm2"),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, padding=1),
+        Conv("conv4", 384, kernel=3, padding=1),
+        Conv("conv5", 256, kernel=3, padding=1),
+        MaxPool("pool5"),
+        *_HEAD,
+    ),
+)
+
+ZFNET32 = Architecture(
+    "zfnet32",
+    (32, 32),
+    (
+        Conv("conv1", 48, kernel=3, padding=1),
+        MaxPool("pool1", padding=1),
+        Conv("conv2", 96, kernel=3, padding=1),
+        MaxPool("pool2", padding=1),
+        Conv("conv3", 128, kernel=3, padding=1),
+        Conv("conv4", 128, kernel=3, padding=1),
+        Conv("conv5", 96, kernel=3, padding=1),
+        MaxPool("pool5", padding=1),
+        Dense("fc6", 256, dropout=0.2),
+        Dense("fc7", 256, dropout=0.2),
+        Dense("logits", 10, relu=False),
+    ),
+)
+
+ARCHITECTURES = {arch.name: arch for arch in (ZFNET, ZFNET_PLAIN, ALEXNET, ZFNET32)}

@@ -1,0 +1,92 @@
+"""The one form in which every source hands over its images."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8
+
+
+class DataNotFoundError(Exception):
+    """The data is not there, or damaged, and could not be fetched.
+
+    The message is one line: what is missing, where, and what to do about it.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images of one size, decoded, in memory.
+
+    Attributes:
+        images: RGB pixels, 0 to 255.
+        labels: The class of each image, an index into `class_names`.
+        class_names: One name for each class, in the order of the labels.
+        name: Short name of the dataset, as on the command line.
+        masks: Which pixel centres lie inside the object, where that is known.
+        source: One line that says where the pixels come from.
+
+    Raises:
+        ValueError: The fields do not fit each other.
+    """
+
+    images: UInt8[np.ndarray, "n h w 3"]
+    labels: Int32[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    name: str
+    masks: Bool[np.ndarray, "n h w"] | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit each other."""
+        shape = self.images.shape
+        if len(shape) != 4 or shape[-1] != 3 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8[n, h, w, 3], not {self.images.dtype}{shape}"
+            )
+        if self.labels.shape != shape[:1] or self.labels.dtype != np.int32:
+            raise ValueError(
+                f"labels must be int32[{shape[0]}] to fit the images, "
+                f"not {self.labels.dtype}{self.labels.shape}"
+            )
+        if self.masks is not None and (
+            self.masks.shape != shape[:3] or self.masks.dtype != np.bool_
+        ):
+            raise ValueError(
+                f"masks must be bool{shape[:3]} to fit the images, "
+                f"not {self.masks.dtype}{self.masks.shape}"
+            )
+        if len(self) and not (
+            0 <= self.labels.min() and self.labels.max() < len(self.class_names)
+        ):
+            raise ValueError(
+                f"labels run from {self.labels.min()} to {self.labels.max()}, "
+                f"but there are {len(self.class_names)} class names"
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def take(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
+        """The images at `indices`, in that order, with their labels and masks."""
+        return dataclasses.replace(
+            self,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            masks=None if self.masks is None else self.masks[indices],
+        )
+
+    def digest(self) -> str:
+        """The sha256, in hex, of the class names and of every image, label and mask.
+
+        Equal data has an equal digest on every machine, whatever its name and source.
+        """
+        sha256 = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        sha256.update(np.ascontiguousarray(self.images).data)
+        # The byte order is fixed so that every machine gives the same digest.
+        sha256.update(self.labels.astype("<i4").data)
+        if self.masks is not None:
+            sha256.update(np.ascontiguousarray(self.masks).data)
+        return sha256.hexdigest()

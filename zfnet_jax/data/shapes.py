@@ -1,0 +1,240 @@
+"""Ten shapes over textured backgrounds: images that are drawn, never downloaded.
+
+Each image shows one filled shape of random position, size, rotation and colour, over a
+coloured texture whose amplitude falls as 1/f, as that of natural images does (Field
+1987). The object's mask comes with it, so that an attribution can be checked against
+where the object is.
+
+Every random number is made from the raw 64-bit output of PCG64, which NumPy keeps
+stable, unlike its distributions; all arithmetic is in float64, far finer than the
+rounding to bytes. So the same seed gives the same bytes elsewhere and later.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64, UInt64
+
+from zfnet_jax.data.dataset import Dataset
+
+Coordinates = Float64[np.ndarray, "..."]
+
+# Radius of the circle that holds the object, as a share of the shorter side.
+_RADIUS = (0.26, 0.44)
+# Grey levels: mean of the background, its variation, and how far the object differs.
+_BACKGROUND = (64.0, 192.0)
+_TEXTURE = (14.0, 30.0)
+_CONTRAST = (70.0, 110.0)
+_CHROMA = 45.0
+
+_PARAMETERS = 16
+_TEXTURES = 2
+_CHUNK_PIXELS = 2**15
+
+
+def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> Dataset:
+    """Draw a set of images, every ten of which hold each class once.
+
+    An image depends on the seed, its index and its size alone: a longer set begins
+    with the shorter one. Use different seeds for training and test sets.
+
+    Args:
+        count: Number of images.
+        size: Rows and columns of an image, in pixels, at least 8 each.
+        seed: From 0 to 2**32 - 1.
+
+    Returns:
+        The images, with `masks`: true where the centre of a pixel is inside the object.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+    if count < 0:
+        raise ValueError(f"count must be 0 or more, not {count}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
+    if min(size) < 8:
+        raise ValueError(
+            f"shapes need at least 8 x 8 pixels, not {size[0]} x {size[1]}"
+        )
+    images = np.empty((count, *size, 3), np.uint8)
+    masks = np.empty((count, *size), np.bool_)
+    labels = _labels(count, seed)
+    # The working set of a chunk fits the processor's cache.
+    chunk = max(1, _CHUNK_PIXELS // (size[0] * size[1]))
+    for start in range(0, count, chunk):
+        part = slice(start, min(start + chunk, count))
+        images[part], masks[part] = _draw(
+            labels[part], range(part.start, part.stop), size, seed
+        )
+    return Dataset(
+        images=images,
+        labels=labels,
+        class_names=tuple(SHAPES),
+        name="shapes",
+        masks=masks,
+        source=f"shapes drawn by zfnet_jax, {size[0]} x {size[1]}, seed {seed}",
+    )
+
+
+def _disk(x: Coordinates, y: Coordinates) -> Coordinates:
+    return np.hypot(x, y) - 0.85
+
+
+def _ring(x: Coordinates, y: Coordinates) -> Coordinates:
+    return np.abs(np.hypot(x, y) - 0.72) - 0.2
+
+
+def _square(x: Coordinates, y: Coordinates) -> Coordinates:
+    return _box(x, y, 0.69, 0.69)
+
+
+def _triangle(x: Coordinates, y: Coordinates) -> Coordinates:
+    return np.maximum(-y, np.sqrt(0.75) * np.abs(x) + 0.5 * y) - 0.5
+
+
+def _star(x: Coordinates, y: Coordinates) -> Coordinates:
+    # Ten mirror images of one edge, from a tip at radius 1 to a notch at radius 0.4.
+    angle = np.abs((np.arctan2(y, x) / (np.pi / 5)) % 2 - 1) * (np.pi / 5)
+    radius = np.hypot(x, y)
+    notch = np.array([0.4, 0.0])
+    tip = np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+    along = (tip - notch) / np.hypot(*(tip - notch))
+    across = radius * np.cos(angle) - notch[0], radius * np.sin(angle) - notch[1]
+    return across[0] * along[1] - across[1] * along[0]
+
+
+def _cross(x: Coordinates, y: Coordinates) -> Coordinates:
+    return np.minimum(_box(x, y, 0.93, 0.29), _box(x, y, 0.29, 0.93))
+
+
+def _crescent(x: Coordinates, y: Coordinates) -> Coordinates:
+    return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y))
+
+
+def _heart(x: Coordinates, y: Coordinates) -> Coordinates:
+    # A square on its corner, with half a disk on each of the two upper edges.
+    y, half = y + 0.15, 0.54
+    lobes = np.hypot(np.abs(x) - half / np.sqrt(2), y - half / np.sqrt(2)) - half
+    return np.minimum(
+        _box((x + y) / np.sqrt(2), (x - y) / np.sqrt(2), half, half), lobes
+    )
+
+
+def _arrow(x: Coordinates, y: Coordinates) -> Coordinates:
+    head = np.maximum(-x, 0.66 * x + 0.75 * np.abs(y) - 0.627)
+    return np.minimum(head, _box(x + 0.4, y, 0.55, 0.2))
+
+
+def _hourglass(x: Coordinates, y: Coordinates) -> Coordinates:
+    x, y = np.abs(x), np.abs(y)
+    return np.maximum(y - 0.75, 0.8 * (x - 0.06) - 0.6 * y)
+
+
+def _box(x: Coordinates, y: Coordinates, half_x: float, half_y: float) -> Coordinates:
+    return np.maximum(np.abs(x) - half_x, np.abs(y) - half_y)
+
+
+SHAPES: dict[str, Callable[[Coordinates, Coordinates], Coordinates]] = {
+    "disk": _disk,
+    "ring": _ring,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "crescent": _crescent,
+    "heart": _heart,
+    "arrow": _arrow,
+    "hourglass": _hourglass,
+}
+"""The classes, in the order of their labels: how far a point lies outside the outline.
+
+Each is a function of x and y, in units of the radius of a circle about the origin
+that holds the whole shape. It is negative inside, and close to the outline it is the
+distance to it, but for corners, which stay sharp.
+"""
+
+
+def _labels(count: int, seed: int) -> np.ndarray:
+    """A permutation of the classes for each block: balanced, and in no fixed order."""
+    classes = len(SHAPES)
+    blocks = -(-count // classes)
+    raw = [_raw(classes, seed, 0, block) for block in range(blocks)]
+    order = np.argsort(np.array(raw, np.uint64).reshape(blocks, classes), axis=1)
+    return order.astype(np.int32).reshape(-1)[:count]
+
+
+def _draw(
+    labels: np.ndarray, indices: range, size: tuple[int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    height, width = size
+    spectrum = (_TEXTURES, height, width // 2 + 1)
+    numbers = _PARAMETERS + int(np.prod(spectrum))
+    raw = np.stack([_raw(numbers, seed, 1, index) for index in indices])
+    # The upper 53 bits make a float in [0, 1) with no rounding.
+    uniform = iter((raw[:, :_PARAMETERS] >> np.uint64(11)).T * 2.0**-53)
+
+    def between(low: float, high: float) -> np.ndarray:
+        return low + (high - low) * next(uniform)
+
+    radius = between(*_RADIUS) * min(size)
+    center_x = radius + between(0.0, 1.0) * (width - 2 * radius)
+    center_y = radius + between(0.0, 1.0) * (height - 2 * radius)
+    turn = between(0.0, 2 * np.pi)
+    # Pixel centres lie at half-integers.
+    x = (np.arange(width) + 0.5 - center_x[:, None]) / radius[:, None]
+    y = (np.arange(height) + 0.5 - center_y[:, None]) / radius[:, None]
+    cos, sin = np.cos(turn)[:, None], np.sin(turn)[:, None]
+    x, y = (
+        (cos * x)[:, None, :] + (sin * y)[:, :, None],
+        (cos * y)[:, :, None] - (sin * x)[:, None, :],
+    )
+    distance = np.empty((len(labels), *size))
+    for label, shape in enumerate(SHAPES.values()):
+        chosen = labels == label
+        distance[chosen] = shape(x[chosen], y[chosen])
+    coverage = np.clip(0.5 - distance * radius[:, None, None], 0, 1)
+
+    grey = between(*_BACKGROUND)
+    # Away from the nearer end of the range: a bright object over a bright background
+    # would be clipped to no contrast at all.
+    contrast = np.where(grey < 128, 1, -1) * between(*_CONTRAST)
+    hues = np.stack([between(-_CHROMA, _CHROMA) for _ in range(6)], 1)
+    hues = hues.reshape(-1, 2, 3)
+    hues -= hues.mean(axis=2, keepdims=True)
+    ground = grey[:, None] + hues[:, 0]
+    paint = np.clip((grey + contrast)[:, None] + hues[:, 1], 0, 255)
+    strength = between(*_TEXTURE)
+    tint = np.stack([between(-0.4, 0.4) for _ in range(3)], 1)
+
+    textures = _textures(raw[:, _PARAMETERS:].reshape(-1, *spectrum), size)
+    textures *= strength[:, None, None, None]
+    # Channel by channel until the end, as loops over three values are slow.
+    images = np.empty((len(labels), *size, 3), np.uint8)
+    for channel in range(3):
+        pixels = tint[:, channel, None, None] * textures[:, 1] + textures[:, 0]
+        pixels += ground[:, channel, None, None]
+        np.clip(pixels, 0, 255, out=pixels)
+        pixels += (paint[:, channel, None, None] - pixels) * coverage
+        images[..., channel] = np.floor(pixels + 0.5)
+    return images, distance <= 0
+
+
+def _textures(
+    raw: UInt64[np.ndarray, "n t h f"], size: tuple[int, int]
+) -> Float64[np.ndarray, "n t h w"]:
+    """Random fields of amplitude 1/f, zero mean and unit variance."""
+    # The halves of each number, as the real and the imaginary part.
+    spectrum = np.empty(raw.shape, np.complex128)
+    spectrum.real = (raw >> np.uint64(32)) * 2.0**-31 - 1
+    spectrum.imag = (raw & np.uint64(2**32 - 1)) * 2.0**-31 - 1
+    frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1]))
+    frequency[0, 0] = np.inf
+    spectrum /= frequency
+    fields = np.fft.irfft2(spectrum, s=size)
+    fields /= fields.std(axis=(-2, -1), keepdims=True)
+    return fields
+
+
+def _raw(numbers: int, *entropy: int) -> UInt64[np.ndarray, " numbers"]:
+    return np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(numbers)

@@ -1,0 +1,400 @@
+"""The operations of the network: convolution, max pooling with switches, normalisation.
+
+Each exists in the plain form that XLA runs best on an accelerator. On the CPU, XLA's
+own gradients of convolution and pooling are several times slower than they need to be,
+so convolution there has a form with its own vjp, chosen in one place (`fast_conv`).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from zfnet_jax.arch import ContrastNorm, Conv, MaxPool, Padding, Pair
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw i o"], spec: Conv
+) -> Float[Array, "b H W o"]:
+    """Cross-correlate with the kernel, without bias: XLA's own convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        spec.stride,
+        spec.padding,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=spec.groups,
+    )
+
+
+def fast_conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw i o"], spec: Conv
+) -> Float[Array, "b H W o"]:
+    """`conv` in the form that trains fastest here; equal to it to rounding.
+
+    On the CPU a 3 x 3 kernel of stride 1 goes by Winograd's F(4x4, 3x3), any other
+    ungrouped float32 kernel by a convolution whose gradients are matrix products. On
+    other platforms it is `conv`.
+    """
+    if jax.default_backend() != "cpu" or spec.groups > 1 or x.dtype != jnp.float32:
+        return conv(x, kernel, spec)
+    if spec.kernel == (3, 3) and spec.stride == (1, 1) and x.shape[-1] >= 16:
+        return _winograd(x, kernel, spec.padding)
+    return _direct(x, kernel, spec.stride, spec.padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _direct(x: Array, kernel: Array, stride: Pair, padding: Padding) -> Array:
+    # XLA's CPU convolution runs at a third of its speed when nothing at all is padded.
+    unpadded = padding == ((0, 0), (0, 0))
+    out = lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        ((0, 1), (0, 0)) if unpadded else padding,
+        dimension_numbers=_DIMENSIONS,
+    )
+    if unpadded:
+        out = out[:, : (x.shape[1] - kernel.shape[0]) // stride[0] + 1]
+    return out
+
+
+def _direct_forward(x, kernel, stride, padding):
+    return _direct(x, kernel, stride, padding), (x, kernel)
+
+
+def _direct_backward(stride, padding, residuals, grad):
+    x, kernel = residuals
+    kernel_grad = _kernel_gradient(x, grad, kernel.shape[:2], stride, padding)
+    return conv_transpose(grad, kernel, stride, padding, x.shape[1:3]), kernel_grad
+
+
+_direct.defvjp(_direct_forward, _direct_backward)
+
+
+def _kernel_gradient(
+    x: Array, grad: Array, kernel_hw: Pair, stride: Pair, padding: Padding
+) -> Array:
+    """Gradient of a convolution for its kernel, as matrix products over all pixels."""
+    *_, channels = x.shape
+    *_, rows, columns, features = grad.shape
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [
+        padded[
+            :,
+            i : i + (rows - 1) * stride[0] + 1 : stride[0],
+            j : j + (columns - 1) * stride[1] + 1 : stride[1],
+        ]
+        for i in range(kernel_hw[0])
+        for j in range(kernel_hw[1])
+    ]
+    pixels = grad.reshape(-1, features)
+
+    def product(patch: Array) -> Array:
+        patch = patch.reshape(-1, patch.shape[-1])
+        return lax.dot_general(pixels, patch, (((0,), (0,)), ((), ()))).T
+
+    # Few channels make each tap's product too thin: gather all taps into one.
+    thin = channels < 16
+    out = product(jnp.concatenate(taps, -1)) if thin else jnp.stack([*map(product, taps)])
+    return out.reshape(*kernel_hw, channels, features)
+
+
+def conv_transpose(
+    grad: Float[Array, "b H W o"],
+    kernel: Float[Array, "kh kw c o"],
+    stride: Pair,
+    padding: Padding,
+    out_hw: Pair,
+) -> Float[Array, "b h w c"]:
+    """The exact adjoint of an ungrouped convolution: the same kernel, flipped.
+
+    A strided convolution's adjoint is written as one convolution of stride 1 for each
+    phase of the output grid, since XLA's CPU backend is slow on dilated inputs.
+
+    Args:
+        grad: What to send back, in the shape of the convolution's output.
+        kernel: The kernel of the forward convolution, HWIO.
+        stride: Stride of the forward convolution.
+        padding: Padding of the forward convolution.
+        out_hw: Height and width of the forward convolution's input.
+    """
+    flipped = kernel.swapaxes(2, 3)
+    reach = [
+        -(-(extent + before) // step)
+        for extent, (before, _), step in zip(out_hw, padding, stride, strict=True)
+    ]
+
+    def phase(i: int, j: int) -> Array:
+        part = flipped[i :: stride[0], j :: stride[1]]
+        if 0 in part.shape:
+            return jnp.zeros((grad.shape[0], *reach, kernel.shape[2]), grad.dtype)
+        edges = [
+            (part.shape[axis] - 1, reach[axis] - grad.shape[axis + 1])
+            for axis in (0, 1)
+        ]
+        return lax.conv_general_dilated(
+            grad, part[::-1, ::-1], (1, 1), edges, dimension_numbers=_DIMENSIONS
+        )
+
+    return _interleave(phase, stride, padding, out_hw)
+
+
+def _interleave(phase, stride: Pair, padding: Padding, out_hw: Pair) -> Array:
+    """Assemble a padded map from its phases (every stride-th pixel) and crop it."""
+    rows = [
+        jnp.stack([phase(i, j) for j in range(stride[1])], 3) for i in range(stride[0])
+    ]
+    grid = jnp.stack(rows, 2)
+    batch, height, _, width, _, channels = grid.shape
+    full = grid.reshape(batch, height * stride[0], width * stride[1], channels)
+    (top, _), (left, _) = padding
+    return full[:, top : top + out_hw[0], left : left + out_hw[1]]
+
+
+# Winograd's minimal filtering F(4x4, 3x3), Lavin & Gray 2016 (arXiv 1509.09308), with
+# interpolation points 0, 1, -1, 2, -2: a tile of 6 x 6 inputs gives 4 x 4 outputs by 36
+# products for each pair of channels in place of 144.
+_TILE = 4
+_INPUT = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+_KERNEL = np.array(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)
+_OUTPUT = np.array(
+    [
+        [1, 1, 1, 1, 1, 0],
+        [0, 1, -1, 2, -2, 0],
+        [0, 1, 1, 4, 4, 0],
+        [0, 1, -1, 8, -8, 1],
+    ]
+)
+# The order in which `_tiles` lists the 36 pixels of a tile: those in the tile's own
+# 4 x 4 block, then those in the blocks to its right, below it, and diagonally below.
+_BLOCKS = ((range(4), range(4)), (range(4), (4, 5)), ((4, 5), range(4)), ((4, 5),) * 2)
+_TILE_ORDER = [6 * i + j for rows, cols in _BLOCKS for i in rows for j in cols]
+
+
+def _matrices(dtype) -> tuple[Array, Array, Array]:
+    """Both axes of a tile at once: Kronecker squares [36, 36], [36, 9] and [16, 36]."""
+    squares = (np.kron(m, m) for m in (_INPUT, _KERNEL, _OUTPUT))
+    inputs, kernel, output = (jnp.asarray(square, dtype) for square in squares)
+    return inputs[:, np.array(_TILE_ORDER)], kernel, output
+
+
+def _grid(extent: int, padding: Pair) -> int:
+    """Tiles along an axis."""
+    return -(-(extent + sum(padding) - 2) // _TILE)
+
+
+def _tiles(x: Array, padding: Padding) -> Array:
+    """Overlapping 6 x 6 tiles: [36, batch * rows * columns * channels]."""
+    batch, height, width, channels = x.shape
+    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    edges = [
+        (before, _TILE * (count + 1) - extent - before)
+        for extent, count, (before, _) in zip(
+            (height, width), (rows, columns), padding, strict=True
+        )
+    ]
+    blocks = jnp.pad(x, ((0, 0), *edges, (0, 0)))
+    blocks = blocks.reshape(batch, rows + 1, _TILE, columns + 1, _TILE, channels)
+    # Without the barrier XLA would redo this transposition inside each of four copies.
+    blocks = lax.optimization_barrier(blocks.transpose(2, 4, 0, 1, 3, 5))
+    parts = (
+        blocks[:, :, :, :rows, :columns],
+        blocks[:, :2, :, :rows, 1:],
+        blocks[:2, :, :, 1:, :columns],
+        blocks[:2, :2, :, 1:, 1:],
+    )
+    return jnp.concatenate([p.reshape(p.shape[0] * p.shape[1], -1) for p in parts])
+
+
+def _tiles_adjoint(tiles: Array, shape: tuple[int, ...], padding: Padding) -> Array:
+    """Adjoint of `_tiles`: add each tile's pixels back where they came from."""
+    batch, height, width, channels = shape
+    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    total: Array | float = 0.0
+    start = 0
+    for block_rows, block_columns in _BLOCKS:
+        down, right = int(block_rows[0] == 4), int(block_columns[0] == 4)
+        n, m = len(block_rows), len(block_columns)
+        part = tiles[start : start + n * m]
+        part = part.reshape(n, m, batch, rows, columns, channels)
+        start += n * m
+        edges = ((0, 4 - n), (0, 4 - m), (0, 0), (down, 1 - down), (right, 1 - right))
+        total += jnp.pad(part, (*edges, (0, 0)))
+    assert isinstance(total, jax.Array)
+    full = total.transpose(2, 3, 0, 4, 1, 5)
+    full = full.reshape(batch, _TILE * (rows + 1), _TILE * (columns + 1), channels)
+    (top, _), (left, _) = padding
+    return full[:, top : top + height, left : left + width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _winograd(x: Array, kernel: Array, padding: Padding) -> Array:
+    return _winograd_forward(x, kernel, padding)[0]
+
+
+def _winograd_forward(x, kernel, padding):
+    batch, height, width, channels = x.shape
+    features = kernel.shape[-1]
+    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    inputs, kernels, output = _matrices(x.dtype)
+    tiles = (inputs @ _tiles(x, padding)).reshape(36, -1, channels)
+    weights = (kernels @ kernel.reshape(9, -1)).reshape(36, channels, features)
+    out = output @ jnp.matmul(tiles, weights).reshape(36, -1)
+    out = out.reshape(_TILE, _TILE, batch, rows, columns, features)
+    out = out.transpose(2, 3, 0, 4, 1, 5)
+    out = out.reshape(batch, _TILE * rows, _TILE * columns, features)
+    out = out[:, : height + sum(padding[0]) - 2, : width + sum(padding[1]) - 2]
+    return out, (tiles, weights)
+
+
+def _winograd_backward(padding, residuals, grad):
+    tiles, weights = residuals
+    batch, height, width, features = grad.shape
+    channels = tiles.shape[-1]
+    shape = (batch, height + 2 - sum(padding[0]), width + 2 - sum(padding[1]), channels)
+    inputs, kernels, output = _matrices(grad.dtype)
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    edges = ((0, 0), (0, _TILE * rows - height), (0, _TILE * columns - width), (0, 0))
+    grad = jnp.pad(grad, edges)
+    grad = grad.reshape(batch, rows, _TILE, columns, _TILE, features)
+    grad = grad.transpose(2, 4, 0, 1, 3, 5).reshape(_TILE * _TILE, -1)
+    grad = (output.T @ grad).reshape(36, -1, features)
+    to_tiles = lax.dot_general(grad, weights, (((2,), (2,)), ((0,), (0,))))
+    to_weights = lax.dot_general(tiles, grad, (((1,), (1,)), ((0,), (0,))))
+    kernel_grad = kernels.T @ to_weights.reshape(36, -1)
+    x_grad = _tiles_adjoint(inputs.T @ to_tiles.reshape(36, -1), shape, padding)
+    return x_grad, kernel_grad.reshape(3, 3, channels, features)
+
+
+_winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool_with_switches(
+    x: Float[Array, "b h w c"], spec: MaxPool
+) -> tuple[Float[Array, "b H W c"], Int[Array, "b H W c"]]:
+    """Max pooling that also says where each maximum was (section 2.1, "switches").
+
+    On a tie the first position in row-major order wins, as in PyTorch: a position must
+    be strictly greater to replace an earlier one. Padding never wins.
+
+    Args:
+        x: Maps to pool.
+        spec: Window, stride and padding.
+
+    Returns:
+        The maxima, and their positions as flat row-major indices (int32) into the map
+        `h * w` before pooling.
+    """
+    return _pool_forward(x, spec)[0]
+
+
+def max_pool(x: Float[Array, "b h w c"], spec: MaxPool) -> Float[Array, "b H W c"]:
+    """The maxima of `max_pool_with_switches`, with the same gradient."""
+    return max_pool_with_switches(x, spec)[0]
+
+
+def _pool_forward(x, spec):
+    width = x.shape[2]
+    (kernel_h, kernel_w), (step_h, step_w) = spec.kernel, spec.stride
+    padded = jnp.pad(x, ((0, 0), *spec.padding, (0, 0)), constant_values=-jnp.inf)
+    rows = (padded.shape[1] - kernel_h) // step_h + 1
+    columns = (padded.shape[2] - kernel_w) // step_w + 1
+    best = tap = None
+    for index in range(kernel_h * kernel_w):
+        i, j = divmod(index, kernel_w)
+        value = padded[
+            :,
+            i : i + (rows - 1) * step_h + 1 : step_h,
+            j : j + (columns - 1) * step_w + 1 : step_w,
+        ]
+        if best is None or tap is None:
+            best, tap = value, jnp.zeros(value.shape, jnp.uint8)
+        else:
+            better = value > best
+            best = jnp.where(better, value, best)
+            tap = jnp.where(better, jnp.uint8(index), tap)
+    (top, _), (left, _) = spec.padding
+    offset_h, offset_w = jnp.divmod(tap.astype(jnp.int32), kernel_w)
+    row = jnp.arange(rows)[:, None, None] * step_h - top + offset_h
+    column = jnp.arange(columns)[:, None] * step_w - left + offset_w
+    # An empty slice carries the unpooled shape: residuals must be arrays.
+    return (best, row * width + column), (tap, x[:0])
+
+
+def _pool_backward(spec, residuals, cotangents):
+    tap, empty = residuals
+    grad, _ = cotangents
+    (kernel_h, kernel_w), (step_h, step_w) = spec.kernel, spec.stride
+    out_hw = empty.shape[1:3]
+    reach = [
+        -(-(extent + before) // step)
+        for extent, (before, _), step in zip(
+            out_hw, spec.padding, spec.stride, strict=True
+        )
+    ]
+
+    def phase(i: int, j: int) -> Array:
+        """Pixels whose padded position is (i, j) modulo the stride."""
+        total = jnp.zeros((grad.shape[0], *reach, grad.shape[-1]), grad.dtype)
+        for a in range(i, kernel_h, step_h):
+            for b in range(j, kernel_w, step_w):
+                won = jnp.where(tap == a * kernel_w + b, grad, 0)
+                shift = (a // step_h, b // step_w)
+                edges = [
+                    (shift[axis], reach[axis] - shift[axis] - won.shape[axis + 1], 0)
+                    for axis in (0, 1)
+                ]
+                zero = jnp.zeros((), grad.dtype)
+                total += lax.pad(won, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+        return total
+
+    return (_interleave(phase, spec.stride, spec.padding, out_hw),)
+
+
+max_pool_with_switches.defvjp(_pool_forward, _pool_backward)
+
+
+def contrast_norm(
+    x: Float[Array, "b h w c"], spec: ContrastNorm
+) -> Float[Array, "b h w c"]:
+    """Contrast normalisation across neighbouring feature maps (Fig. 3)."""
+    return x / contrast_scale(x, spec)
+
+
+def contrast_scale(
+    x: Float[Array, "b h w c"], spec: ContrastNorm
+) -> Float[Array, "b h w c"]:
+    """The divisor of `contrast_norm`: (k + alpha * local sum of squares) ** beta."""
+    before = (spec.size - 1) // 2
+    edges = ((0, 0), (0, 0), (0, 0), (before, spec.size - 1 - before))
+    squares = jnp.pad(jnp.square(x), edges)
+    channels = x.shape[-1]
+    local = sum(squares[..., i : i + channels] for i in range(spec.size))
+    return (spec.k + spec.alpha * local) ** spec.beta

@@ -1,0 +1,647 @@
+"""Training: the paper's recipe and a fast one, as one jitted program of many steps.
+
+Images stay on the device as uint8. Augmentation, the forward and backward pass and the
+update are one program, split over all local devices along the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree, UInt8
+
+from zfnet_jax import checkpoint
+from zfnet_jax.arch import Architecture, Dense
+from zfnet_jax.data import Dataset, Preprocessing
+from zfnet_jax.model import ConvNet, Initializer
+
+_MOMENTUM = 0.9
+_KERNEL_RMS = 1e-1
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random views of the training images.
+
+    Attributes:
+        margin: Pixels by which a crop may be shifted; reflected pixels fill the border.
+        corners: Take only the four corners and the centre, as in section 3, in place
+            of any shift.
+        cutout: Side in pixels of a random square that is set to the mean; 0 for none.
+    """
+
+    margin: int
+    corners: bool = False
+    cutout: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        name: As on the command line.
+        epochs: Passes over the training data unless told otherwise.
+        validation: Images split from the training data unless told otherwise.
+        scale: What pixels are multiplied by after the mean is subtracted.
+        init: Draws the kernels; biases start at 0.
+        dropout: Probability of dropping a unit of a hidden dense layer.
+        label_smoothing: Share of the target that is spread over all classes.
+        augmentation: Random views of the images.
+        average: Decay of the running average of the weights that is evaluated and
+            kept; 0 keeps the last weights.
+        optimizer: Builds the optax transformation from (steps in all, steps an epoch);
+            its update takes the keyword `value`, the last validation error in 0 to 1.
+        learning_rate: The learning rate from (step, optimizer state, steps in all).
+    """
+
+    name: str
+    epochs: int
+    validation: int
+    scale: float
+    init: Initializer
+    dropout: float
+    label_smoothing: float
+    augmentation: Augmentation
+    average: float
+    optimizer: Callable[[int, int], optax.GradientTransformationExtraArgs]
+    learning_rate: Callable[[Array, Any, int], Array]
+
+
+def limit_kernel_rms(limit: float = _KERNEL_RMS) -> optax.GradientTransformation:
+    """Scale convolution filters whose RMS passes `limit` back to it (section 3).
+
+    The last transformation of a chain: it changes the update so that the weights after
+    the step obey the limit. A filter is one output channel of an HWIO kernel.
+
+    Args:
+        limit: Largest root mean square of a filter.
+    """
+
+    def init(params: PyTree) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: optax.EmptyState, params: PyTree | None = None):
+        if params is None:
+            raise ValueError("limit_kernel_rms needs the parameters")
+
+        def limited(change: Array, weight: Array) -> Array:
+            if weight.ndim != 4:
+                return change
+            after = weight + change
+            rms = jnp.sqrt(jnp.mean(jnp.square(after), axis=(0, 1, 2)))
+            factor = limit / jnp.maximum(rms, limit)
+            # Exact where nothing is scaled: weight + change - weight would round.
+            return jnp.where(factor < 1, after * factor - weight, change)
+
+        return jax.tree.map(limited, updates, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _paper_optimizer(
+    total: int, steps_per_epoch: int
+) -> optax.GradientTransformationExtraArgs:
+    del total
+    return optax.chain(
+        optax.sgd(1e-2, momentum=_MOMENTUM),
+        optax.contrib.reduce_on_plateau(
+            factor=0.1, patience=5, accumulation_size=steps_per_epoch, min_scale=1e-3
+        ),
+        optax.with_extra_args_support(limit_kernel_rms()),
+    )
+
+
+def _paper_learning_rate(step: Array, state: Any, total: int) -> Array:
+    del step, total
+    return 1e-2 * optax.tree.get(state, "scale")
+
+
+def _fast_schedule(total: int) -> optax.Schedule:
+    warm_up = max(1, round(0.15 * total))
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(1 / warm_up, 1.0, warm_up),
+            optax.linear_schedule(1.0, 0.0, max(1, total - warm_up)),
+        ],
+        [warm_up],
+    )
+
+
+_FAST_RATE = 0.04
+
+
+def _fast_optimizer(
+    total: int, steps_per_epoch: int
+) -> optax.GradientTransformationExtraArgs:
+    del steps_per_epoch
+    schedule = _fast_schedule(total)
+    return optax.with_extra_args_support(
+        optax.chain(
+            optax.clip_by_global_norm(2.0),
+            optax.add_decayed_weights(5e-4),
+            optax.sgd(
+                lambda step: _FAST_RATE * schedule(step),
+                momentum=_MOMENTUM,
+                nesterov=True,
+            ),
+        )
+    )
+
+
+def _fast_learning_rate(step: Array, state: Any, total: int) -> Array:
+    del state
+    return jnp.asarray(_FAST_RATE * _fast_schedule(total)(step))
+
+
+PAPER = Recipe(
+    name="paper",
+    epochs=70,
+    validation=5_000,
+    scale=1.0,
+    init=nnx.initializers.normal(1e-2),
+    dropout=0.5,
+    label_smoothing=0.0,
+    augmentation=Augmentation(margin=2, corners=True),
+    average=0.0,
+    optimizer=_paper_optimizer,
+    learning_rate=_paper_learning_rate,
+)
+
+FAST = Recipe(
+    name="fast",
+    epochs=10,
+    validation=0,
+    scale=1 / 64,
+    init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+    dropout=0.2,
+    label_smoothing=0.05,
+    augmentation=Augmentation(margin=4),
+    average=0.99,
+    optimizer=_fast_optimizer,
+    learning_rate=_fast_learning_rate,
+)
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (PAPER, FAST)}
+
+
+class NonFiniteLossError(Exception):
+    """The loss became infinite or not a number; the last checkpoint is still good."""
+
+
+class TrainState(NamedTuple):
+    """Everything a step reads and writes.
+
+    Attributes:
+        params: Weights by layer name.
+        average: Running average of the weights, or None without one.
+        opt_state: Momentum and schedule state.
+        step: Updates done so far, int32 [].
+        key: Key data from which all randomness of the run is derived, uint32 [2].
+        validation_error: Error on the validation images after the last epoch, 1.0
+            before it.
+    """
+
+    params: PyTree
+    average: PyTree
+    opt_state: PyTree
+    step: Int[Array, ""]
+    key: Array
+    validation_error: Float32[Array, ""]
+
+    @property
+    def evaluated(self) -> PyTree:
+        """The weights to evaluate and to keep."""
+        return self.params if self.average is None else self.average
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A trained network and how it came about.
+
+    Attributes:
+        model: The network with the weights to keep.
+        preprocess: The preprocessing it was trained with.
+        history: For each epoch: epoch, train_loss, train_accuracy, learning_rate and,
+            with validation images, validation_loss and validation_accuracy.
+        train_seconds: Time in training steps, without compilation and evaluation.
+        compile_seconds: Time to compile them.
+        images_per_second: Training images a second.
+        damaged: Newer checkpoints that were skipped on resuming, a line each.
+    """
+
+    model: ConvNet
+    preprocess: Preprocessing
+    history: list[dict[str, float]]
+    train_seconds: float
+    compile_seconds: float
+    images_per_second: float
+    damaged: tuple[str, ...]
+
+
+def split_validation(
+    dataset: Dataset, count: int, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """Set `count` random images apart for validation; the same for the same seed.
+
+    Raises:
+        ValueError: nothing would be left to train on.
+    """
+    if not 0 <= count < len(dataset):
+        raise ValueError(
+            f"cannot set {count} of {len(dataset)} training images apart for validation"
+        )
+    if count == 0:
+        return dataset, None
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.take(np.sort(order[count:])), dataset.take(np.sort(order[:count]))
+
+
+def data_mesh() -> Mesh:
+    """All local devices along one axis, `data`."""
+    return jax.make_mesh(
+        (jax.local_device_count(),),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.local_devices(),
+    )
+
+
+def augment(
+    images: UInt8[Array, "b h w c"], key: PRNGKeyArray, how: Augmentation
+) -> tuple[UInt8[Array, "b h w c"], Float[Array, "b h w 1"]]:
+    """A random crop and flip of each image, and the mask that cut-out leaves.
+
+    Returns:
+        The views, in the size of the images, and 0 inside the cut-out square, 1 outside.
+    """
+    batch, height, width, channels = images.shape
+    margin = how.margin
+    edges = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    padded = jnp.pad(images, edges, mode="reflect") if margin else images
+
+    def one(image: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        shift_key, flip_key, hole_key = jax.random.split(key, 3)
+        if how.corners:
+            places = np.array([(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]) * margin
+            shift = jnp.asarray(places)[jax.random.randint(shift_key, (), 0, 5)]
+        else:
+            shift = jax.random.randint(shift_key, (2,), 0, 2 * margin + 1)
+        size = (height, width, channels)
+        view = jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), size)
+        view = jnp.where(jax.random.bernoulli(flip_key), view[:, ::-1], view)
+        if not how.cutout:
+            return view, jnp.ones((height, width, 1))
+        hole = jax.random.randint(
+            hole_key, (2,), 0, jnp.array([height, width]) - how.cutout + 1
+        )
+        inside = [
+            (jnp.arange(extent) >= start) & (jnp.arange(extent) < start + how.cutout)
+            for extent, start in zip((height, width), hole, strict=True)
+        ]
+        kept = ~(inside[0][:, None] & inside[1][None, :])
+        return view, kept[..., None].astype(jnp.float32)
+
+    return jax.vmap(one)(padded, jax.random.split(key, batch))
+
+
+class _Program:
+    """The pure functions of one training run, compiled once."""
+
+    def __init__(
+        self,
+        model: ConvNet,
+        recipe: Recipe,
+        preprocess: Preprocessing,
+        batch_size: int,
+        steps_per_epoch: int,
+        epochs: int,
+    ):
+        self.graph, self.initial = nnx.split(model, nnx.Param)
+        self.recipe = recipe
+        self.preprocess = preprocess
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.total = epochs * steps_per_epoch
+        self.optimizer = recipe.optimizer(self.total, steps_per_epoch)
+        self.mesh = data_mesh()
+        if batch_size % self.mesh.size:
+            raise ValueError(
+                f"batch size {batch_size} does not split over {self.mesh.size} devices"
+            )
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def start(self, seed: int) -> TrainState:
+        params = nnx.to_pure_dict(self.initial)
+        state = TrainState(
+            params=params,
+            average=jax.tree.map(jnp.copy, params) if self.recipe.average else None,
+            opt_state=self.optimizer.init(params),
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key_data(jax.random.key(seed)),
+            validation_error=jnp.ones((), jnp.float32),
+        )
+        return self.replicate(state)
+
+    def model(self, params: PyTree) -> ConvNet:
+        return nnx.merge(self.graph, params)
+
+    def order(self, state: TrainState, epoch: int, count: int) -> np.ndarray:
+        """The images of each step of an epoch, int32 [steps, batch]."""
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), epoch)
+        chosen = np.asarray(jax.random.permutation(key, count))
+        chosen = chosen[: self.steps_per_epoch * self.batch_size].astype(np.int32)
+        return chosen.reshape(self.steps_per_epoch, self.batch_size)
+
+    def loss(self, params, images, labels, keys):
+        logits = self.model(params)(images, dropout_keys=keys)
+        classes = logits.shape[-1]
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(labels, classes), self.recipe.label_smoothing
+        )
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits.argmax(-1) == labels).mean()
+
+    def gradients(self, params, images, labels, keys):
+        def local(params, images, labels, keys):
+            value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
+            return jax.lax.pmean(value_and_grad(params, images, labels, keys), "data")
+
+        split, whole = PartitionSpec("data"), PartitionSpec()
+        return jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(whole, split, split, split),
+            out_specs=whole,
+            check_vma=False,
+        )(params, images, labels, keys)
+
+    def step(self, state: TrainState, images: Array, labels: Array):
+        run_key = jax.random.wrap_key_data(state.key)
+        # Epochs use the same key folded with their number: keep steps apart from them.
+        key = jax.random.fold_in(jax.random.fold_in(run_key, 2**31), state.step)
+        view_key, dropout_key = jax.random.split(key)
+        views, kept = augment(images, view_key, self.recipe.augmentation)
+        inputs = self.preprocess(views)
+        if self.recipe.augmentation.cutout:
+            inputs = inputs * kept
+        (loss, accuracy), grads = self.gradients(
+            state.params,
+            inputs,
+            labels,
+            jax.random.split(dropout_key, self.batch_size),
+        )
+        updates, opt_state = self.optimizer.update(
+            grads, state.opt_state, state.params, value=state.validation_error
+        )
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            # A short memory at first, so that the starting weights are soon forgotten.
+            seen = state.step.astype(jnp.float32)
+            decay = jnp.minimum(self.recipe.average, (1 + seen) / (10 + seen))
+            average = optax.incremental_update(params, average, 1 - decay)
+        state = state._replace(
+            params=params, average=average, opt_state=opt_state, step=state.step + 1
+        )
+        return state, jnp.stack([loss, accuracy])
+
+    def run(
+        self,
+        state: TrainState,
+        images: UInt8[Array, "n h w c"],
+        labels: Int[Array, " n"],
+        order: Int[Array, "steps batch"],
+        start: Int[Array, ""],
+        stop: Int[Array, ""],
+    ) -> tuple[TrainState, Float[Array, " 2"]]:
+        """Steps `start` to `stop` of an epoch; sums of their losses and accuracies."""
+
+        def body(index: Array, carry):
+            state, totals = carry
+            chosen = order[index]
+            state, values = self.step(state, images[chosen], labels[chosen])
+            return state, totals + values
+
+        return jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(2)))
+
+
+def evaluate(
+    model: ConvNet,
+    preprocess: Preprocessing,
+    images: UInt8[np.ndarray, "n h w c"],
+    batch_size: int = 500,
+) -> Float32[np.ndarray, "n classes"]:
+    """Logits of one view of each image, with dropout off.
+
+    Args:
+        model: The network.
+        preprocess: Its preprocessing.
+        images: Images of the size that `preprocess` takes.
+        batch_size: Images at a time; it does not change the result.
+    """
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def run(params: PyTree, batch: Array) -> Array:
+        return nnx.merge(graph, params)(preprocess(batch))
+
+    size = min(batch_size, len(images))
+    logits = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        missing = size - len(batch)
+        batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        logits.append(np.asarray(run(params, batch))[: size - missing])
+    return np.concatenate(logits)
+
+
+def loss_and_accuracy(
+    logits: Float32[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats, and the share of images classified correctly."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return float(losses.mean()), float((logits.argmax(-1) == labels).mean())
+
+
+def train(
+    arch: Architecture,
+    dataset: Dataset,
+    validation: Dataset | None = None,
+    *,
+    recipe: Recipe = FAST,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    target_accuracy: float | None = None,
+    checkpoints: Path | None = None,
+    resume: bool = False,
+    on_progress: Callable[[float, Mapping[str, float]], None] = lambda *_: None,
+) -> TrainResult:
+    """Train a network from scratch, or go on from its newest good checkpoint.
+
+    Args:
+        arch: The architecture; its classifier takes the width of the dataset. Images
+            of another size than its input are resized on the device.
+        dataset: Training images.
+        validation: Images to measure after each epoch; never trained on.
+        recipe: How to train.
+        epochs: Passes over the data; the recipe's own number if None.
+        batch_size: Images a step; what does not fill a last batch is left out of that
+            epoch.
+        seed: Determines weights, data order, augmentation and dropout.
+        dtype: Type of the computation, float32 or bfloat16.
+        target_accuracy: Stop after the epoch whose validation accuracy reaches this.
+        checkpoints: Folder for one checkpoint an epoch; None keeps none.
+        resume: Go on from the newest good checkpoint, if there is one.
+        on_progress: Called about ten times an epoch with the number of epochs done and
+            the running values.
+
+    Raises:
+        ValueError: the arguments do not fit each other or the checkpoint.
+        NonFiniteLossError: the loss is not finite.
+        DamagedFileError: resuming, and every checkpoint is damaged.
+    """
+    epochs = recipe.epochs if epochs is None else epochs
+    steps_per_epoch = len(dataset) // batch_size
+    if min(epochs, batch_size) < 1 or steps_per_epoch < 1:
+        raise ValueError(
+            f"{epochs} epochs of {len(dataset)} images in batches of {batch_size} "
+            "hold no step"
+        )
+    if target_accuracy is not None and validation is None:
+        raise ValueError("a target accuracy needs validation images")
+    arch = _with_dropout(arch, recipe.dropout).with_classes(len(dataset.class_names))
+    preprocess = Preprocessing.fit(dataset.images, recipe.scale, arch.input_hw)
+    model = ConvNet(arch, dtype=dtype, init=recipe.init, rngs=nnx.Rngs(seed))
+    program = _Program(model, recipe, preprocess, batch_size, steps_per_epoch, epochs)
+    state = program.start(seed)
+
+    run_is = {
+        "arch": repr(arch),
+        "recipe": recipe.name,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "dtype": str(jnp.dtype(dtype)),
+        "data": dataset.digest(),
+    }
+    history: list[dict[str, float]] = []
+    train_seconds = 0.0
+    damaged: tuple[str, ...] = ()
+    if resume and checkpoints is not None and checkpoint.steps(checkpoints):
+        restored = checkpoint.restore_latest(checkpoints, state)
+        _same_run(restored.metadata["run"], run_is)
+        state, damaged = restored.state, restored.damaged
+        history = restored.metadata["history"]
+        train_seconds = restored.metadata["train_seconds"]
+
+    images = program.replicate(dataset.images)
+    labels = program.replicate(dataset.labels)
+    order = program.replicate(np.zeros((steps_per_epoch, batch_size), np.int32))
+    began = time.perf_counter()
+    run = jax.jit(program.run, donate_argnums=0).lower(
+        state, images, labels, order, np.int32(0), np.int32(0)
+    )
+    run = run.compile()
+    compile_seconds = time.perf_counter() - began
+
+    for epoch in range(len(history), epochs):
+        if _reached(history, target_accuracy):
+            break
+        order = program.replicate(program.order(state, epoch, len(dataset)))
+        totals = np.zeros(2)
+        for start in range(0, steps_per_epoch, -(-steps_per_epoch // 10)):
+            stop = min(start + -(-steps_per_epoch // 10), steps_per_epoch)
+            began = time.perf_counter()
+            state, sums = run(
+                state, images, labels, order, np.int32(start), np.int32(stop)
+            )
+            totals += np.asarray(sums)
+            train_seconds += time.perf_counter() - began
+            if not np.isfinite(totals).all():
+                raise NonFiniteLossError(
+                    f"the loss is not finite in epoch {epoch + 1}, "
+                    f"step {start + 1} to {stop}: a smaller learning rate or another "
+                    "seed may help; checkpoints of earlier epochs are kept"
+                )
+            on_progress(
+                epoch + stop / steps_per_epoch,
+                {"train_loss": totals[0] / stop, "train_accuracy": totals[1] / stop},
+            )
+        rate = recipe.learning_rate(state.step - 1, state.opt_state, program.total)
+        record = {
+            "epoch": epoch + 1,
+            "train_loss": totals[0] / steps_per_epoch,
+            "train_accuracy": totals[1] / steps_per_epoch,
+            "learning_rate": float(rate),
+        }
+        if validation is not None:
+            kept = program.model(jax.device_get(state.evaluated))
+            logits = evaluate(kept, preprocess, validation.images)
+            loss, accuracy = loss_and_accuracy(logits, validation.labels)
+            record |= {"validation_loss": loss, "validation_accuracy": accuracy}
+            error = program.replicate(np.float32(1 - accuracy))
+            state = state._replace(validation_error=error)
+        history.append(record)
+        on_progress(epoch + 1.0, record)
+        if checkpoints is not None:
+            metadata = {
+                "run": run_is,
+                "history": history,
+                "train_seconds": train_seconds,
+            }
+            checkpoint.save(checkpoints, epoch + 1, state, metadata)
+
+    trained = len(history) * steps_per_epoch * batch_size
+    return TrainResult(
+        model=program.model(jax.device_get(state.evaluated)),
+        preprocess=preprocess,
+        history=history,
+        train_seconds=train_seconds,
+        compile_seconds=compile_seconds,
+        images_per_second=trained / train_seconds if train_seconds else math.nan,
+        damaged=damaged,
+    )
+
+
+def _with_dropout(arch: Architecture, rate: float) -> Architecture:
+    layers = tuple(
+        dataclasses.replace(layer, dropout=rate)
+        if isinstance(layer, Dense) and layer.relu
+        else layer
+        for layer in arch.layers
+    )
+    return dataclasses.replace(arch, layers=layers)
+
+
+def _reached(history: list[dict[str, float]], target: float | None) -> bool:
+    if target is None or not history:
+        return False
+    return history[-1]["validation_accuracy"] >= target
+
+
+def _same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [name for name in wanted if saved.get(name) != wanted[name]]
+    if differing:
+        raise ValueError(
+            "the checkpoint is of another run: "
+            + ", ".join(f"{n} was {saved.get(n)}, now {wanted[n]}" for n in differing)
+        )

@@ -1,0 +1,333 @@
+"""Weights in safetensors files, under the names and in the layout of PyTorch.
+
+`conv1.weight` is (out, in / groups, rows, columns), `fc6.weight` is (out, in), and the
+first dense layer takes its map in (channel, row, column) order. The classifier, here
+`logits`, is called by its number: `fc8` after `fc7`. A file written by `save_weights`
+also holds the mean image, and in its header the architecture as data, the class names
+and the origin of the weights, so that it needs nothing else to be used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.resources
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.checkpoint import DamagedFileError
+from zfnet_jax.data import Preprocessing
+from zfnet_jax.model import ConvNet
+
+_SUFFIX = ".safetensors"
+_MEAN = "preprocessing.mean"
+# One entry of the header holds everything: safetensors writes several in random order.
+_HEADER = "zfnet_jax"
+_KINDS = {kind.__name__: kind for kind in (Conv, MaxPool, ContrastNorm, Dense)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A trained network with all that is needed to use it.
+
+    Attributes:
+        model: The network.
+        preprocess: From uint8[b, h, w, 3] to the float32[b, h, w, 3] it was trained on.
+        class_names: By label.
+        metadata: Where the weights come from: command, seed, accuracy and the like.
+    """
+
+    model: ConvNet
+    preprocess: Preprocessing
+    class_names: tuple[str, ...]
+    metadata: dict[str, str | int | float]
+
+
+def load_weights(
+    source: str | os.PathLike[str] | Mapping[str, np.ndarray],
+    arch: Architecture,
+    num_classes: int | None = None,
+) -> ConvNet:
+    """Build a network with given weights, every one of which must fit.
+
+    Args:
+        source: A safetensors file, or arrays by PyTorch name. The classifier may be
+            called by its number, as in `fc8.weight`, or `logits`.
+        arch: What the weights are for.
+        num_classes: Width of the classifier; the architecture's own if None.
+
+    Returns:
+        The network, its weights in float32.
+
+    Raises:
+        DamagedFileError: the file is truncated, changed or no safetensors file.
+        FileNotFoundError: there is no such file.
+        ValueError: tensors are missing, unexpected, of another shape or not finite;
+            the message names them all.
+    """
+    if num_classes is not None:
+        arch = arch.with_classes(num_classes)
+    if isinstance(source, Mapping):
+        return _build("the mapping", source, arch)
+    arrays, _ = _read(Path(source))
+    return _build(str(source), arrays, arch)
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    model: ConvNet,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    metadata: Mapping[str, str | int | float],
+) -> None:
+    """Write a network so that `load_pretrained` gives it back, in float32.
+
+    The same content is the same bytes. The file appears whole or not at all.
+
+    Args:
+        path: The file, usually `*.safetensors`; replaced if it is there.
+        model: The network.
+        preprocessing: What its images go through.
+        class_names: One for each class.
+        metadata: Where the weights come from: command, seed, accuracy and the like.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: weights are not finite, or the names are not as many as the classes.
+    """
+    arch = model.arch
+    if len(class_names) != arch.num_classes:
+        raise ValueError(
+            f"{arch.name} has {arch.num_classes} classes, not {len(class_names)}"
+        )
+    arrays = {_MEAN: preprocessing.mean}
+    for layer in _layers(arch):
+        affine = getattr(model, layer.name)
+        kernel = np.asarray(affine.kernel[...]).reshape(*layer.window, layer.features)
+        weight = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(layer.shape)
+        arrays[f"{layer.names[0]}.weight"] = weight
+        arrays[f"{layer.names[0]}.bias"] = np.asarray(affine.bias[...])
+    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} is not finite; {path} is not written")
+    header: dict[str, Any] = {
+        "architecture": _to_data(arch),
+        "class_names": list(class_names),
+        "preprocessing": {"scale": float(preprocessing.scale)},
+        "metadata": dict(metadata),
+    }
+    header["sha256"] = _digest(header, arrays)
+    text = json.dumps(header, sort_keys=True)
+    _write_whole(Path(path), safetensors.numpy.save(arrays, {_HEADER: text}))
+
+
+def load_pretrained(name_or_path: str | os.PathLike[str]) -> Pretrained:
+    """Load a trained network: one that ships with the package, or one's own.
+
+    Args:
+        name_or_path: A shipped name such as "zfnet32-cifar10", or the path of a file
+            that `save_weights` wrote.
+
+    Raises:
+        DamagedFileError: the file is truncated, changed or no safetensors file.
+        FileNotFoundError: there is no such file.
+        ValueError: no weights of that name, or the file holds weights and no more.
+    """
+    name = os.fspath(name_or_path)
+    folder = importlib.resources.files("zfnet_jax") / "pretrained"
+    files = folder.iterdir() if folder.is_dir() else ()
+    shipped = {f.name.removesuffix(_SUFFIX): f for f in files if _SUFFIX in f.name}
+    if name in shipped:
+        with importlib.resources.as_file(shipped[name]) as path:
+            return _load_described(path)
+    path = Path(name)
+    if not path.exists() and path.name == name and path.suffix != _SUFFIX:
+        there = ", ".join(sorted(shipped)) or "none"
+        raise ValueError(f"no pretrained weights called {name!r}; there are: {there}")
+    return _load_described(path)
+
+
+class _Layer(NamedTuple):
+    """Where a layer's weights are in a PyTorch state.
+
+    Attributes:
+        name: In `Architecture`.
+        names: In PyTorch; the first is written, each of them is read.
+        window: What one unit sees: (rows, columns, channels) or (units,).
+        features: Number of units.
+        shape: Of the weight in PyTorch.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    window: tuple[int, ...]
+    features: int
+    shape: tuple[int, ...]
+
+
+def _layers(arch: Architecture) -> Iterator[_Layer]:
+    before = ""
+    for layer, inputs, _ in arch.walk():
+        if isinstance(layer, Conv):
+            window = (*layer.kernel, inputs[-1] // layer.groups)
+            shape = (layer.features, window[2], *layer.kernel)
+        elif isinstance(layer, Dense):
+            # A dense layer sees a map as a convolution with a window of its size.
+            window, shape = inputs, (layer.features, math.prod(inputs))
+        else:
+            continue
+        names = (layer.name,)
+        if layer.name == "logits" and (number := re.search(r"\d+$", before)):
+            names = (f"fc{int(number[0]) + 1}", layer.name)
+        yield _Layer(layer.name, names, window, layer.features, shape)
+        before = layer.name
+
+
+def _build(
+    source: str, arrays: Mapping[str, np.ndarray], arch: Architecture
+) -> ConvNet:
+    left = {name: array for name, array in arrays.items() if name != _MEAN}
+    problems: list[str] = []
+    fitting: dict[str, np.ndarray] = {}
+    for layer in _layers(arch):
+        for kind, shape in (("weight", layer.shape), ("bias", (layer.features,))):
+            names = [f"{name}.{kind}" for name in layer.names]
+            name = next((name for name in names if name in left), names[0])
+            problem, array = _fit(left.pop(name, None), shape)
+            fitting[f"{layer.name}.{kind}"] = array
+            if problem:
+                problems.append(f"{name} {problem}")
+    problems += [f"{name} is not expected" for name in left]
+    if problems:
+        raise ValueError(f"{source} does not fit {arch.name}: {'; '.join(problems)}")
+
+    model = ConvNet(arch, init=_no_init, rngs=nnx.Rngs(0))
+    for layer in _layers(arch):
+        window = (layer.features, layer.window[-1], *layer.window[:-1])
+        weight = fitting[f"{layer.name}.weight"].reshape(window)
+        kernel = np.moveaxis(weight, (0, 1), (-1, -2))
+        affine = getattr(model, layer.name)
+        # Copied, as jax may share memory with an array that its owner changes later.
+        affine.kernel[...] = jnp.array(kernel.reshape(affine.kernel.shape))
+        affine.bias[...] = jnp.array(fitting[f"{layer.name}.bias"])
+    return model
+
+
+def _fit(
+    array: np.ndarray | None, shape: tuple[int, ...]
+) -> tuple[str | None, np.ndarray]:
+    """What is wrong with an array, if anything, and the array in float32."""
+    if array is None:
+        return "is missing", np.zeros(shape)
+    array = np.asarray(array)
+    if array.shape != shape:
+        return f"has shape {array.shape}, expected {shape}", array
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return f"has dtype {array.dtype}, expected a float", array
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    return None if np.isfinite(array).all() else "is not finite in float32", array
+
+
+def _no_init(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    return jnp.zeros(shape, dtype)
+
+
+def _load_described(path: Path) -> Pretrained:
+    arrays, header = _read(path)
+    if header is None:
+        raise ValueError(
+            f"{path} has no description beside its weights; give load_weights one"
+        )
+    try:
+        arch = _from_data(header["architecture"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is described for another version of zfnet_jax: {error!r}"
+        ) from error
+    return Pretrained(
+        _build(str(path), arrays, arch),
+        Preprocessing(arrays[_MEAN], header["preprocessing"]["scale"]),
+        tuple(header["class_names"]),
+        header["metadata"],
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """Tensors of a safetensors file, and its header if `save_weights` wrote it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weight file {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            text = (file.metadata() or {}).get(_HEADER)
+    except safetensors.SafetensorError as error:
+        raise DamagedFileError(
+            f"{path} is truncated, damaged or no safetensors file: {error}"
+        ) from error
+    if text is None:
+        return arrays, None
+    header: Any = None
+    try:
+        header = json.loads(text)
+        intact = header.pop("sha256") == _digest(header, arrays)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        intact = False
+    if not intact:
+        raise DamagedFileError(f"{path} is damaged: it does not match its sha256")
+    return arrays, header
+
+
+def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _to_data(arch: Architecture) -> dict[str, Any]:
+    data = dataclasses.asdict(arch)
+    data["layers"] = [
+        {"kind": type(layer).__name__, **dataclasses.asdict(layer)}
+        for layer in arch.layers
+    ]
+    return data
+
+
+def _from_data(data: Mapping[str, Any]) -> Architecture:
+    layers = []
+    for layer in data["layers"]:
+        fields = {name: _tuples(value) for name, value in layer.items()}
+        layers.append(_KINDS[fields.pop("kind")](**fields))
+    fields = {name: _tuples(value) for name, value in data.items()}
+    return Architecture(**{**fields, "layers": tuple(layers)})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
