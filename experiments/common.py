@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,7 @@ import zfnet_jax
 from zfnet_jax import viz
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError
+from zfnet_jax.training import NonFiniteLossError
 
 Options = TypeVar("Options")
 
@@ -77,7 +79,9 @@ def main(
 ) -> int:
     """Parse the command line, run the experiment and name any failure in one line.
 
-    An exception of another kind is a fault of the program and keeps its traceback.
+    A ValueError raised by the library itself names an argument, so it counts as a wrong
+    command line. An exception of another kind is a fault of the program and keeps its
+    traceback.
 
     Args:
         run: The experiment.
@@ -153,7 +157,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (UsageError, 2),
     (DataNotFoundError, 3),
     (DamagedFileError, 4),
-    (FloatingPointError, 1),
+    (NonFiniteLossError, 1),
 )
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -164,6 +168,8 @@ def _explain(error: Exception) -> tuple[int | None, str]:
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code, str(error)
+    if isinstance(error, ValueError) and _origin(error) == "zfnet_jax":
+        return 2, str(error)
     causes = list(_causes(error))
     for cause in causes:
         # Libraries that write in the background pass on the system's words only.
@@ -183,6 +189,12 @@ def _explain(error: Exception) -> tuple[int | None, str]:
         file = f"{error.filename}: " if error.filename else ""
         return 1, f"{file}{error.strerror or error}"
     return None, ""
+
+
+def _origin(error: Exception) -> str:
+    """The top-level package of the code that raised."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__", "").partition(".")[0]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -396,7 +408,7 @@ class Progress:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        traceback: TracebackType | None,
+        trace: TracebackType | None,
     ) -> None:
         """Leave the bar as it stands."""
         if self._bar:

@@ -355,6 +355,17 @@ def test_predictions_stand_below_their_pictures():
             np.testing.assert_array_equal(edge, np.broadcast_to(frame, (3, 3)))
 
 
+def test_long_names_are_cut_short():
+    fig, ax = viz.prediction_grid(*predictions(3, 8, 8, names=LONG_NAMES))
+    rendered(fig)
+    names = [text for text in ax.texts if text.get_text().startswith("Staff")]
+    assert len(names) == 3
+    for text in names:
+        assert text.get_text().endswith("…")
+        assert LONG_NAMES[0].startswith(text.get_text()[:-1])
+        assert 100 < text.get_window_extent().width < 132
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

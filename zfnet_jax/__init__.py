@@ -16,6 +16,7 @@ from zfnet_jax.arch import (
     receptive_field,
 )
 from zfnet_jax.model import AlexNet, ConvNet, Features, ZFNet, ZFNet32
+from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
 
 __version__ = "0.1.0"
 
@@ -33,9 +34,13 @@ __all__ = [
     "Dense",
     "Features",
     "MaxPool",
+    "Pretrained",
     "ReceptiveField",
     "ZFNet",
     "ZFNet32",
     "ablate",
+    "load_pretrained",
+    "load_weights",
     "receptive_field",
+    "save_weights",
 ]

@@ -104,7 +104,7 @@ def save(
     if target.exists() and not _damage(target):
         raise FileExistsError(f"step {step} is already in {directory}, and is good")
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(_UNFINISHED + "*"):
+    for leftover in directory.glob(_UNFINISHED + "*step_*"):
         shutil.rmtree(leftover)
 
     unfinished = directory / f"{_UNFINISHED}{target.name}"
@@ -210,17 +210,14 @@ def _flush_one(path: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file but the list of digests, or why it cannot be read."""
+    """sha256 of every file but the list of digests."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or name == _DIGESTS:
             continue
-        try:
-            with path.open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            digests[name] = f"unreadable: {error.strerror}"
+        with path.open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
@@ -232,11 +229,11 @@ def _damage(path: Path) -> list[str]:
     """What is wrong with the files of a step; empty if it is whole."""
     try:
         listed = (path / _DIGESTS).read_bytes()
-    except FileNotFoundError:
-        return [f"{_DIGESTS} is missing"]
+        found = _digests(path)
+    except FileNotFoundError as error:
+        return [f"{Path(error.filename).name} is missing"]
     except OSError as error:
-        return [f"{_DIGESTS} cannot be read: {error.strerror}"]
-    found = _digests(path)
+        return [f"{error.filename} cannot be read: {error.strerror}"]
     if listed == _format(found):
         return []
     lines = (

@@ -112,7 +112,8 @@ def save_weights(
         raise ValueError(
             f"{arch.name} has {arch.num_classes} classes, not {len(class_names)}"
         )
-    arrays = {_MEAN: preprocessing.mean}
+    settings = dataclasses.asdict(preprocessing)
+    arrays = {_MEAN: settings.pop("mean")}
     for layer in _layers(arch):
         affine = getattr(model, layer.name)
         kernel = np.asarray(affine.kernel[...]).reshape(*layer.window, layer.features)
@@ -126,7 +127,7 @@ def save_weights(
     header: dict[str, Any] = {
         "architecture": _to_data(arch),
         "class_names": list(class_names),
-        "preprocessing": {"scale": float(preprocessing.scale)},
+        "preprocessing": settings,
         "metadata": dict(metadata),
     }
     header["sha256"] = _digest(header, arrays)
@@ -220,9 +221,8 @@ def _build(
         weight = fitting[f"{layer.name}.weight"].reshape(window)
         kernel = np.moveaxis(weight, (0, 1), (-1, -2))
         affine = getattr(model, layer.name)
-        # Copied, as jax may share memory with an array that its owner changes later.
-        affine.kernel[...] = jnp.array(kernel.reshape(affine.kernel.shape))
-        affine.bias[...] = jnp.array(fitting[f"{layer.name}.bias"])
+        affine.kernel[...] = jnp.asarray(kernel.reshape(affine.kernel.shape))
+        affine.bias[...] = jnp.asarray(fitting[f"{layer.name}.bias"])
     return model
 
 
@@ -238,6 +238,7 @@ def _fit(
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return f"has dtype {array.dtype}, expected a float", array
     with np.errstate(over="ignore"):
+        # A copy in any case: jax may share its memory, and the owner change the array.
         array = array.astype(np.float32)
     return None if np.isfinite(array).all() else "is not finite in float32", array
 
@@ -252,15 +253,17 @@ def _load_described(path: Path) -> Pretrained:
         raise ValueError(
             f"{path} has no description beside its weights; give load_weights one"
         )
+    settings = {name: _tuples(x) for name, x in header["preprocessing"].items()}
     try:
         arch = _from_data(header["architecture"])
+        preprocessing = Preprocessing(arrays[_MEAN], **settings)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is described for another version of zfnet_jax: {error!r}"
         ) from error
     return Pretrained(
         _build(str(path), arrays, arch),
-        Preprocessing(arrays[_MEAN], header["preprocessing"]["scale"]),
+        preprocessing,
         tuple(header["class_names"]),
         header["metadata"],
     )

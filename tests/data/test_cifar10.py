@@ -87,7 +87,7 @@ def serve(*bodies: bytes | int | Callable[[], bytes]):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -46,6 +46,20 @@ def test_numpy_and_jitted_jax_agree():
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+def test_preprocessing_resizes_after_the_mean():
+    images = random_images(3, 4, 6, 3)
+    plain = Preprocessing.fit(images, scale=0.5)
+    larger = Preprocessing.fit(images, scale=0.5, size=(8, 18))
+    ours, theirs = larger(images), jax.jit(larger)(jnp.asarray(images))
+    assert isinstance(ours, np.ndarray)
+    assert ours.shape == theirs.shape == (3, 8, 18, 3)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    # Three times as wide: the middle one of each three columns keeps its place.
+    rows = Preprocessing.fit(images, scale=0.5, size=(4, 18))(images)
+    np.testing.assert_allclose(rows[:, :, 1::3], plain(images), rtol=1e-5, atol=1e-5)
+    assert Preprocessing.fit(images, size=(4, 6)).size is None
+
+
 def test_preprocessing_names_sizes_that_do_not_fit():
     preprocess = Preprocessing.fit(random_images(2, 6, 5, 3))
     with pytest.raises(ValueError, match=r"5 x 6 .* 6 x 5"):

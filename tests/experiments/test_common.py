@@ -22,6 +22,7 @@ from experiments import common
 from experiments.common import Progress, Results, UsageError, main
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError
+from zfnet_jax.training import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,7 +119,7 @@ def test_help_goes_to_stdout_with_every_option(capsys):
         (UsageError("--epochs must be at least 1, got 0"), 2),
         (DataNotFoundError("CIFAR-10 is not in data/"), 3),
         (DamagedFileError("weights.safetensors is truncated"), 4),
-        (FloatingPointError("the loss is nan in epoch 3"), 1),
+        (NonFiniteLossError("the loss is nan in epoch 3"), 1),
     ],
 )
 def test_each_failure_has_its_code_and_its_own_words(capsys, error, code):

@@ -8,6 +8,7 @@ any rectangle does as well.
 from dataclasses import dataclass
 from typing import overload
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float32, Shaped, UInt8
 from PIL import Image
@@ -21,20 +22,27 @@ class Preprocessing:
         mean: Per-pixel mean over the training set, in grey levels, 0 to 255.
         scale: What the difference is multiplied by; 1.0 keeps the paper's range of
             about -128 to 128.
+        size: Rows and columns that the result is resized to (bilinear), for a network
+            that takes larger images; None keeps the size of the mean image.
     """
 
     mean: Float32[np.ndarray, "h w 3"]
     scale: float = 1.0
+    size: tuple[int, int] | None = None
 
     @classmethod
     def fit(
-        cls, images: UInt8[np.ndarray, "n h w 3"], scale: float = 1.0
+        cls,
+        images: UInt8[np.ndarray, "n h w 3"],
+        scale: float = 1.0,
+        size: tuple[int, int] | None = None,
     ) -> "Preprocessing":
         """Take the mean over training images.
 
         Args:
             images: The training images, of one size, at least one.
             scale: See the attribute.
+            size: See the attribute; the size of the images counts as None.
 
         Raises:
             ValueError: There are no images.
@@ -43,26 +51,28 @@ class Preprocessing:
             raise ValueError("the mean image needs at least one training image, not 0")
         # Sums of bytes are exact in int64, so that no order of summation shows.
         total = images.sum(axis=0, dtype=np.int64)
-        return cls((total / len(images)).astype(np.float32), scale)
+        mean = (total / len(images)).astype(np.float32)
+        return cls(mean, scale, None if size == mean.shape[:2] else size)
 
     @overload
     def __call__(
         self, images: UInt8[np.ndarray, "b h w 3"]
-    ) -> Float32[np.ndarray, "b h w 3"]: ...
+    ) -> Float32[np.ndarray, "b H W 3"]: ...
     @overload
     def __call__(
         self, images: UInt8[Array, "b h w 3"]
-    ) -> Float32[Array, "b h w 3"]: ...
+    ) -> Float32[Array, "b H W 3"]: ...
     def __call__(
         self, images: UInt8[np.ndarray | Array, "b h w 3"]
-    ) -> Float32[np.ndarray | Array, "b h w 3"]:
+    ) -> Float32[np.ndarray | Array, "b H W 3"]:
         """Preprocess a batch, of NumPy or of JAX, also under `jax.jit`.
 
         Args:
             images: uint8[b, h, w, 3], of the size of the mean image.
 
         Returns:
-            float32[b, h, w, 3], (images - mean) * scale, of the same library.
+            float32[b, h, w, 3], (images - mean) * scale, of the same library, resized
+            where the attribute `size` says so.
 
         Raises:
             ValueError: The images differ in size from the mean image.
@@ -72,7 +82,11 @@ class Preprocessing:
                 f"images of {_size(images.shape[1:3])} do not fit the mean image "
                 f"of {_size(self.mean.shape[:2])}"
             )
-        return (images.astype(np.float32) - self.mean) * self.scale
+        out = (images.astype(np.float32) - self.mean) * self.scale
+        if self.size is None:
+            return out
+        resized = jax.image.resize(out, (len(out), *self.size, 3), "bilinear")
+        return resized if isinstance(out, jax.Array) else np.asarray(resized)
 
 
 def resize_shortest_side(
