@@ -112,10 +112,20 @@ def _fail(code: int, message: str) -> int:
     return code
 
 
+def command() -> str:
+    """The command line of this process, without the machine's own paths before it."""
+    return shlex.join([*_program().split(), *sys.argv[1:]])
+
+
 def _program() -> str:
     """How this process was started, without the machine's own paths."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+
+
+def command() -> str:
+    """The command line of this process, as one would type it."""
+    return shlex.join([*_program().split(), *sys.argv[1:]])
 
 
 def _parse(options: type[Options], argv: Sequence[str] | None) -> Options | None:
@@ -302,7 +312,7 @@ class Results:
         self.json(
             "manifest.json",
             {
-                "command": shlex.join([*_program().split(), *sys.argv[1:]]),
+                "command": command(),
                 "device": {
                     "count": jax.device_count(),
                     "kind": device.device_kind,

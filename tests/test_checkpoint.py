@@ -177,6 +177,10 @@ def test_a_missing_truncated_or_extra_file_is_caught(two_steps, tmp_path):
     (copy / "step_00000012" / "state" / "more").write_text("")
     (line,) = checkpoint.restore_latest(copy, small_state(0)).damaged
     assert line == "step 12 is damaged: state/more is not listed in SHA256SUMS"
+    (copy / "step_00000012" / "SHA256SUMS").unlink()
+    (copy / "step_00000012" / "SHA256SUMS").mkdir()
+    (line,) = checkpoint.restore_latest(copy, small_state(0)).damaged
+    assert "SHA256SUMS cannot be read: Is a directory" in line
 
 
 def test_all_damaged(two_steps, tmp_path):

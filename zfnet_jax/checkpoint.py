@@ -233,7 +233,7 @@ def _damage(path: Path) -> list[str]:
     except FileNotFoundError as error:
         return [f"{Path(error.filename).name} is missing"]
     except OSError as error:
-        return [f"{error.filename} cannot be read: {error.strerror}"]
+        return [f"{error.filename or 'a file'} cannot be read: {error.strerror}"]
     if listed == _format(found):
         return []
     lines = (

@@ -1,0 +1,243 @@
+"""Train a network of the paper's family and draw what it learned.
+
+    python -m experiments.train_cifar10 --data-dir FOLDER
+
+With no other option: ZFNET32 on all 50,000 images of CIFAR-10 by the fast recipe. The
+expected accuracy and time stand in BENCHMARKS.md. The result folder holds metrics.json
+(test accuracy, times, history), the weights, checkpoints, training curves, a confusion
+matrix, test images with their predicted classes, the feature maps of each layer for a
+few images, and the first layer's filters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from experiments.common import Progress, Results, UsageError, command, main
+from zfnet_jax import checkpoint, training, viz
+from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32, Dense
+from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.weights import save_weights
+
+MODELS = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
+
+SHAPES_TRAIN, SHAPES_TEST = 20_000, 2_000
+_GRID_IMAGES, _MAP_IMAGES = 40, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train a network and draw what it learned; figures go to --out."""
+
+    model: Literal["zfnet32", "zfnet", "alexnet"] = "zfnet32"
+    """The network; zfnet and alexnet resize the images to 224 on the device."""
+    recipe: Literal["fast", "paper"] = "fast"
+    """How to train: as section 3 of the paper, or as fast as we know how."""
+    dataset: Literal["cifar10", "shapes"] = "cifar10"
+    """Where images come from; shapes are generated and need no download."""
+    data_dir: Path | None = None
+    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
+    epochs: int | None = None
+    """Passes over the training images; the recipe's own number if not given."""
+    batch_size: int | None = None
+    """Images a step; the recipe's own number if not given."""
+    limit: int | None = None
+    """Take only the first N training images, and as many test images."""
+    validation: int | None = None
+    """Training images set apart to measure each epoch; if not given, 5,000 (a tenth
+    of fewer) where the recipe or --target-accuracy needs them, else none."""
+    target_accuracy: float | None = None
+    """Stop after the epoch that reaches this accuracy, 0 to 1, on validation images."""
+    seed: int = 0
+    """Determines weights, split, data order, augmentation and dropout."""
+    out: Path = Path("results/train_cifar10")
+    """Folder for results and checkpoints."""
+    resume: bool = False
+    """Go on from the newest good checkpoint in --out."""
+
+
+def load(options: Options, split: Literal["train", "test"]) -> Dataset:
+    """One half of the dataset that the options name, cut to --limit images."""
+    if options.dataset == "cifar10":
+        part = split if options.limit is None else f"{split}[:{options.limit}]"
+        return load_cifar10(part, options.data_dir)
+    count, seed = (SHAPES_TRAIN, 0) if split == "train" else (SHAPES_TEST, 1)
+    return make_shapes(min(count, options.limit or count), seed=seed)
+
+
+def run(options: Options) -> None:
+    """Train, measure on the test images once, and write everything down."""
+    check(options)
+    results = Results(options.out)
+    checkpoints = results.path / "checkpoints"
+    if not options.resume and checkpoint.steps(checkpoints):
+        raise UsageError(
+            f"--out {options.out} holds the checkpoints of an earlier run: "
+            "add --resume to go on with it, or choose another folder"
+        )
+    recipe = training.RECIPES[options.recipe]
+    dataset = load(options, "train")
+    count = _validation_count(options, recipe, len(dataset))
+    train, validation = training.split_validation(dataset, count, options.seed)
+    epochs = recipe.epochs if options.epochs is None else options.epochs
+    with Progress("training", epochs) as progress:
+        result = training.train(
+            MODELS[options.model],
+            train,
+            validation,
+            recipe=recipe,
+            epochs=epochs,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            target_accuracy=options.target_accuracy,
+            checkpoints=checkpoints,
+            resume=options.resume,
+            on_progress=lambda done, values: progress.update(done, **values),
+        )
+    for line in result.damaged:
+        print(f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True)
+    report(results, options, result, train, load(options, "test"))
+
+
+def report(
+    results: Results,
+    options: Options,
+    result: training.TrainResult,
+    train: Dataset,
+    test: Dataset,
+) -> float:
+    """Measure on the test images, write numbers, weights and figures.
+
+    Returns:
+        Test accuracy, 0 to 1.
+    """
+    logits = training.evaluate(result.model, result.preprocess, test.images)
+    loss, accuracy = training.loss_and_accuracy(logits, test.labels)
+    results.metrics(
+        {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "test_images": len(test),
+            "train_images": len(train),
+            "train_seconds": result.train_seconds,
+            "compile_seconds": result.compile_seconds,
+            "images_per_second": result.images_per_second,
+            "history": result.history,
+            "data": test.source,
+        }
+    )
+    weights = results.path / "weights.safetensors"
+    save_weights(
+        weights,
+        result.model,
+        result.preprocess,
+        train.class_names,
+        {
+            "command": command(),
+            "dataset": test.name,
+            "data": test.source,
+            "seed": options.seed,
+            "epochs": len(result.history),
+            "test_accuracy": accuracy,
+            "test_images": len(test),
+        },
+    )
+    _write_figures(results, result, test, logits)
+    _write_tensorboard(results.path / "tensorboard", result.history)
+    results.config(options)
+    results.manifest(
+        seed=options.seed,
+        digests={
+            "train": train.digest(),
+            "test": test.digest(),
+            "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        },
+    )
+    print(
+        f"test accuracy {accuracy:.2%} on {len(test):,} images, "
+        f"{result.train_seconds:.0f} s of training; figures in {results.path}",
+        flush=True,
+    )
+    return accuracy
+
+
+def check(options: Options) -> None:
+    for name in ("epochs", "batch_size", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} must be 1 or more, not {value}")
+    if options.validation is not None and options.validation < 0:
+        raise UsageError(f"--validation must be 0 or more, not {options.validation}")
+    target = options.target_accuracy
+    if target is not None and not 0 < target <= 1:
+        raise UsageError(f"--target-accuracy must lie in 0 to 1, not {target}")
+
+
+def _validation_count(options: Options, recipe: training.Recipe, images: int) -> int:
+    if options.validation is not None:
+        return options.validation
+    wanted = recipe.validation
+    if options.target_accuracy is not None:
+        wanted = max(wanted, 5_000)
+    return min(wanted, images // 10)
+
+
+def _write_figures(
+    results: Results, result: training.TrainResult, test: Dataset, logits: np.ndarray
+) -> None:
+    predictions = logits.argmax(-1)
+    classes = len(test.class_names)
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (test.labels, predictions), 1)
+    results.figure("training_curves", viz.training_curves(result.history)[0])
+    results.figure(
+        "confusion_matrix", viz.confusion_matrix(matrix, test.class_names)[0]
+    )
+    shown = slice(_GRID_IMAGES)
+    probabilities = np.asarray(jax.nn.softmax(logits[shown])).max(-1)
+    grid, _ = viz.prediction_grid(
+        test.images[shown],
+        test.labels[shown],
+        predictions[shown],
+        probabilities,
+        test.class_names,
+    )
+    results.figure("predictions", grid)
+    first = result.model.arch.layers[0].name
+    kernels = np.asarray(getattr(result.model, first).kernel[...])
+    results.figure("first_layer_filters", viz.first_layer_filters(kernels)[0])
+
+    images = test.images[:_MAP_IMAGES]
+    features = result.model.features(result.preprocess(images)).features
+    for layer in result.model.arch.layers:
+        if isinstance(layer, Dense):
+            continue
+        for index, maps in enumerate(np.asarray(features[layer.name])):
+            figure, _ = viz.feature_maps(images[index], maps, layer.name)
+            results.figure(f"feature_maps_{layer.name}_image{index}", figure)
+
+
+def _write_tensorboard(folder: Path, history: list[dict[str, float]]) -> None:
+    """Event files of the history, where the extra `tensorboard` is installed."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        return
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for record in history:
+            for name, value in record.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, int(record["epoch"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, Options))
