@@ -123,11 +123,6 @@ def _program() -> str:
     return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
 
 
-def command() -> str:
-    """The command line of this process, as one would type it."""
-    return shlex.join([*_program().split(), *sys.argv[1:]])
-
-
 def _parse(options: type[Options], argv: Sequence[str] | None) -> Options | None:
     """The options, or None when help was asked for and shown."""
     stderr = io.StringIO()
@@ -138,8 +133,9 @@ def _parse(options: type[Options], argv: Sequence[str] | None) -> Options | None
         if not stop.code:
             return None
         message = _unbox(stderr.getvalue())
-        # tyro's words for a ValueError of a dataclass's own checks.
+        # What is left names the option, or is a message of the dataclass itself.
         message = message.removeprefix(f"Error parsing {options.__name__}: ")
+        message = message.removeprefix("Error parsing ")
         raise UsageError(f"{message} (--help lists the options)") from None
 
 

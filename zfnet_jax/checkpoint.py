@@ -60,7 +60,7 @@ class Restored:
 
 def steps(directory: str | os.PathLike[str]) -> list[int]:
     """Numbers of the steps in a directory, ascending, verified or not."""
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     if not directory.is_dir():
         return []
     names = (re.fullmatch(r"step_(\d+)", entry.name) for entry in directory.iterdir())
@@ -98,7 +98,7 @@ def save(
     """
     if step < 0 or (keep is not None and keep < 1):
         raise ValueError(f"a step >= 0 and keep >= 1 are needed, not {step} and {keep}")
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     leaves = {name: _to_numpy(name, leaf) for name, leaf in _named(state).items()}
     target = _step_path(directory, step)
     if target.exists() and not _damage(target):
@@ -169,7 +169,7 @@ def restore_latest(directory: str | os.PathLike[str], template: PyTree) -> Resto
         FileNotFoundError: there is no step.
         ValueError: the template differs from what was saved.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     damaged: list[str] = []
     for step in reversed(steps(directory)):
         path = _step_path(directory, step)

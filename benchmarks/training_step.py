@@ -1,0 +1,167 @@
+"""Time one training step against the same network in PyTorch eager, side by side.
+
+    pip install -e ".[parity]" && python -m benchmarks.training_step
+
+Both sides do forward, backward and an SGD update with momentum on the same random
+images, in float32, with as many threads as there are processors; PyTorch in
+channels_last. They take turns, after a warm-up, and the ratio PyTorch / ours is taken
+turn by turn, so that a machine whose speed drifts still gives a fair figure: above 1
+our step is the faster one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+
+import zfnet_jax as zf
+
+CASES = {
+    "zfnet32": (zf.ZFNET32, 128),
+    "zfnet-plain": (zf.ZFNET_PLAIN, 32),
+    "zfnet": (zf.ZFNET, 32),
+    "alexnet": (zf.ALEXNET, 32),
+}
+_RATE, _MOMENTUM = 1e-3, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Time training steps against PyTorch eager."""
+
+    cases: tuple[str, ...] = ("zfnet32", "zfnet-plain")
+    """Which networks: zfnet32, zfnet-plain, zfnet, alexnet."""
+    turns: int = 7
+    """How often the two sides take turns."""
+    steps: int = 3
+    """Steps in one turn."""
+
+
+def jax_side(
+    arch: zf.Architecture, images: np.ndarray, labels: np.ndarray
+) -> Callable[[int], None]:
+    """A function that does some steps in one jitted program, and waits for them."""
+    graph, params = nnx.split(zf.ConvNet(arch, rngs=nnx.Rngs(0)))
+    optimizer = optax.sgd(_RATE, _MOMENTUM)
+
+    def loss(params, images, labels):
+        logits = nnx.merge(graph, params)(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def run(params, opt_state, images, labels, count):
+        def step(_, carry):
+            params, opt_state = carry
+            grads = jax.grad(loss)(params, images, labels)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return optax.apply_updates(params, updates), opt_state
+
+        return jax.lax.fori_loop(0, count, step, (params, opt_state))
+
+    state = [params, optimizer.init(params)]
+    batch = (jnp.asarray(images), jnp.asarray(labels))
+
+    def steps(count: int) -> None:
+        state[:] = jax.block_until_ready(run(*state, *batch, count))
+
+    return steps
+
+
+def torch_side(
+    arch: zf.Architecture, images: np.ndarray, labels: np.ndarray
+) -> Callable[[int], None]:
+    """The same network and step in PyTorch eager."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    layers: list[nn.Module] = []
+    for layer, shape, _ in arch.walk():
+        match layer:
+            case zf.Conv():
+                (top, _), (left, _) = layer.padding
+                conv = nn.Conv2d(
+                    shape[-1],
+                    layer.features,
+                    layer.kernel,
+                    layer.stride,
+                    (top, left),
+                    groups=layer.groups,
+                )
+                layers += [conv, nn.ReLU(inplace=True)]
+            case zf.MaxPool():
+                (top, _), (left, _) = layer.padding
+                layers.append(nn.MaxPool2d(layer.kernel, layer.stride, (top, left)))
+            case zf.ContrastNorm():
+                # PyTorch divides alpha by the number of channels in the window.
+                alpha = layer.alpha * layer.size
+                layers.append(
+                    nn.LocalResponseNorm(layer.size, alpha, layer.beta, layer.k)
+                )
+            case zf.Dense():
+                if len(shape) == 3:
+                    layers.append(nn.Flatten())
+                layers.append(nn.Linear(int(np.prod(shape)), layer.features))
+                if layer.relu:
+                    layers.append(nn.ReLU(inplace=True))
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), _RATE, _MOMENTUM)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.from_numpy(labels).long()
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    return steps
+
+
+def timed(steps: Callable[[int], None], count: int) -> float:
+    """Seconds for one step."""
+    began = time.perf_counter()
+    steps(count)
+    return (time.perf_counter() - began) / count
+
+
+def main(options: Options) -> None:
+    """Print one row for each network: median times, and the ratio's spread."""
+    print(f"{'network':>12} {'batch':>5} {'PyTorch':>9} {'ours':>9}  ratio (min..max)")
+    for name in options.cases:
+        arch, batch = CASES[name]
+        rng = np.random.default_rng(0)
+        shape = (batch, *arch.input_hw, arch.channels)
+        images = rng.standard_normal(shape, np.float32)
+        labels = rng.integers(0, arch.num_classes, batch).astype(np.int32)
+        theirs = torch_side(arch, images, labels)
+        ours = jax_side(arch, images, labels)
+        theirs(1)
+        ours(1)
+        pairs = [
+            (timed(theirs, options.steps), timed(ours, options.steps))
+            for _ in range(options.turns)
+        ]
+        ratios = [a / b for a, b in pairs]
+        their_time, our_time = (statistics.median(side) for side in zip(*pairs))
+        print(
+            f"{name:>12} {batch:>5} {their_time * 1e3:>6.0f} ms {our_time * 1e3:>6.0f} "
+            f"ms  {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
