@@ -155,10 +155,12 @@ def main(options: Options) -> None:
             for _ in range(options.turns)
         ]
         ratios = [a / b for a, b in pairs]
-        their_time, our_time = (statistics.median(side) for side in zip(*pairs))
+        their_ms = 1e3 * statistics.median(a for a, _ in pairs)
+        our_ms = 1e3 * statistics.median(b for _, b in pairs)
+        spread = f"({min(ratios):.2f}..{max(ratios):.2f})"
         print(
-            f"{name:>12} {batch:>5} {their_time * 1e3:>6.0f} ms {our_time * 1e3:>6.0f} "
-            f"ms  {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})",
+            f"{name:>12} {batch:>5} {their_ms:>6.0f} ms {our_ms:>6.0f} ms  "
+            f"{statistics.median(ratios):.2f} {spread}",
             flush=True,
         )
 

@@ -115,7 +115,7 @@ class ContrastNorm:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """A fully connected layer; the first one flattens its map in (row, column, channel).
+    """A fully connected layer; the first flattens its map in (row, column, channel).
 
     Attributes:
         name: Layer name.
@@ -338,7 +338,7 @@ def ablate(
 ) -> Architecture:
     """A variant with layers removed or resized, as in the paper's Table 3.
 
-    `ablate(ZFNET, remove=("fc7",))`, `ablate(ZFNET, widths={"fc6": 2048, "fc7": 2048})`.
+    `ablate(ZFNET, remove=("fc7",))` or `ablate(ZFNET, widths={"fc6": 2048})`.
 
     Args:
         arch: The architecture to vary.

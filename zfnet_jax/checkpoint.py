@@ -145,7 +145,7 @@ def restore(directory: str | os.PathLike[str], step: int, template: PyTree) -> R
         FileNotFoundError: there is no such step.
         ValueError: the template differs from what was saved.
     """
-    path = _step_path(Path(directory), step)
+    path = _step_path(Path(directory).absolute(), step)
     if not path.is_dir():
         there = ", ".join(map(str, steps(directory))) or "none"
         raise FileNotFoundError(f"no step {step} in {directory}; there: {there}")

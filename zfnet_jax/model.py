@@ -180,7 +180,8 @@ class ConvNet(nnx.Module):
 
     def _weights(self, name: str) -> tuple[Array, Array]:
         affine: Affine = getattr(self, name)
-        return affine.kernel[...].astype(self.dtype), affine.bias[...].astype(self.dtype)
+        kernel, bias = affine.kernel[...], affine.bias[...]
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
     def _dense(self, x: Array, layer: Dense) -> Array:
         kernel, bias = self._weights(layer.name)
@@ -203,18 +204,18 @@ def _dropout(x: Array, keys: PRNGKeyArray, rate: float) -> Array:
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-def ZFNet(  # noqa: N802 - reads as the class of network it builds
+def ZFNet(
     num_classes: int = 1000, *, contrast_norm: bool = True, rngs: nnx.Rngs
 ) -> ConvNet:
     """The paper's network for 224 x 224 images (Fig. 3)."""
     return ConvNet(ZFNET if contrast_norm else ZFNET_PLAIN, num_classes, rngs=rngs)
 
 
-def ZFNet32(num_classes: int = 10, *, rngs: nnx.Rngs) -> ConvNet:  # noqa: N802
+def ZFNet32(num_classes: int = 10, *, rngs: nnx.Rngs) -> ConvNet:
     """The same family for 32 x 32 images."""
     return ConvNet(ZFNET32, num_classes, rngs=rngs)
 
 
-def AlexNet(num_classes: int = 1000, *, rngs: nnx.Rngs) -> ConvNet:  # noqa: N802
+def AlexNet(num_classes: int = 1000, *, rngs: nnx.Rngs) -> ConvNet:
     """The paper's single-tower comparison (Krizhevsky et al. 2012)."""
     return ConvNet(ALEXNET, num_classes, rngs=rngs)

@@ -8,6 +8,7 @@ so convolution there has a form with its own vjp, chosen in one place (`fast_con
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +40,49 @@ def fast_conv(
 ) -> Float[Array, "b H W o"]:
     """`conv` in the form that trains fastest here; equal to it to rounding.
 
-    On the CPU a 3 x 3 kernel of stride 1 goes by Winograd's F(4x4, 3x3), any other
+    On the CPU a kernel of three strides goes by Winograd's F(4x4, 3x3), any other
     ungrouped float32 kernel by a convolution whose gradients are matrix products. On
     other platforms it is `conv`.
     """
     if jax.default_backend() != "cpu" or spec.groups > 1 or x.dtype != jnp.float32:
         return conv(x, kernel, spec)
-    if spec.kernel == (3, 3) and spec.stride == (1, 1) and x.shape[-1] >= 16:
-        return _winograd(x, kernel, spec.padding)
+    strides = [-(-k // s) for k, s in zip(spec.kernel, spec.stride, strict=True)]
+    if strides == [3, 3] and x.shape[-1] * math.prod(spec.stride) >= 16:
+        if spec.stride == (1, 1):
+            return _winograd(x, kernel, spec.padding)
+        return _winograd(*_fold(x, kernel, spec), ((0, 0), (0, 0)))
     return _direct(x, kernel, spec.stride, spec.padding)
+
+
+def _fold(x: Array, kernel: Array, spec: Conv) -> tuple[Array, Array]:
+    """Input and kernel of the same convolution with stride 1.
+
+    Each stride x stride block of pixels becomes one pixel of that many more channels.
+    """
+    (step_h, step_w), channels = spec.stride, x.shape[-1]
+    rows, columns = (
+        (extent + sum(edges) - size) // step + 3
+        for extent, edges, size, step in zip(
+            x.shape[1:3], spec.padding, spec.kernel, spec.stride, strict=True
+        )
+    )
+    edges = [
+        (before, count * step - extent - before, 0)
+        for extent, (before, _), count, step in zip(
+            x.shape[1:3], spec.padding, (rows, columns), spec.stride, strict=True
+        )
+    ]
+    zero = jnp.zeros((), x.dtype)
+    blocks = lax.pad(x, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+    blocks = blocks.reshape(-1, rows, step_h, columns, step_w, channels)
+    blocks = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), rows, columns, -1)
+    missing = [
+        (0, 3 * step - size)
+        for size, step in zip(spec.kernel, spec.stride, strict=True)
+    ]
+    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0)))
+    kernel = kernel.reshape(3, step_h, 3, step_w, channels, -1)
+    return blocks, kernel.transpose(0, 2, 1, 3, 4, 5).reshape(3, 3, -1, spec.features)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -79,11 +114,28 @@ def _direct_backward(stride, padding, residuals, grad):
 _direct.defvjp(_direct_forward, _direct_backward)
 
 
+# With fewer channels each tap's product is too thin, and all taps are gathered into
+# one; gathered patches of more bytes than these fall out of the processor's cache.
+_THIN = 16
+_PATCH_BYTES = 1 << 25
+
+
 def _kernel_gradient(
     x: Array, grad: Array, kernel_hw: Pair, stride: Pair, padding: Padding
 ) -> Array:
     """Gradient of a convolution for its kernel, as matrix products over all pixels."""
-    *_, channels = x.shape
+    batch, *_, channels = x.shape
+    patches = 4 * math.prod(grad.shape[1:3]) * math.prod(kernel_hw) * channels
+    at_once = max(1, _PATCH_BYTES // patches)
+    if channels < _THIN and at_once < batch:
+        at_once = max(n for n in range(1, at_once + 1) if batch % n == 0)
+
+        def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            return total + _kernel_gradient(*part, kernel_hw, stride, padding), None
+
+        parts = [a.reshape(-1, at_once, *a.shape[1:]) for a in (x, grad)]
+        start = jnp.zeros((*kernel_hw, channels, grad.shape[-1]), grad.dtype)
+        return lax.scan(add, start, tuple(parts))[0]
     *_, rows, columns, features = grad.shape
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     taps = [
@@ -101,9 +153,10 @@ def _kernel_gradient(
         patch = patch.reshape(-1, patch.shape[-1])
         return lax.dot_general(pixels, patch, (((0,), (0,)), ((), ()))).T
 
-    # Few channels make each tap's product too thin: gather all taps into one.
-    thin = channels < 16
-    out = product(jnp.concatenate(taps, -1)) if thin else jnp.stack([*map(product, taps)])
+    if channels < _THIN:
+        out = product(jnp.concatenate(taps, -1))
+    else:
+        out = jnp.stack([*map(product, taps)])
     return out.reshape(*kernel_hw, channels, features)
 
 

@@ -170,9 +170,7 @@ def _fast_optimizer(
         )
 
     muon = optax.chain(
-        optax.contrib.scale_by_muon(
-            beta=_MOMENTUM, weight_dimension_numbers=as_matrix
-        ),
+        optax.contrib.scale_by_muon(beta=_MOMENTUM, weight_dimension_numbers=as_matrix),
         optax.add_decayed_weights(0.02),
         optax.scale_by_learning_rate(_warm_up_and_decay(_MUON_RATE, total)),
     )
@@ -314,7 +312,8 @@ def augment(
     """A random crop and flip of each image, and the mask that cut-out leaves.
 
     Returns:
-        The views, in the size of the images, and 0 inside the cut-out square, 1 outside.
+        The views, in the size of the images, and a mask that is 0 inside the cut-out
+        square and 1 outside.
     """
     batch, height, width, channels = images.shape
     margin = how.margin

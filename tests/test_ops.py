@@ -1,0 +1,496 @@
+"""The operations against hand-worked cases, their laws, and loops in NumPy.
+
+Random data are small integers wherever float32 then computes exactly, so that most
+comparisons need no tolerance.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from zfnet_jax import ops
+from zfnet_jax.arch import ContrastNorm, Conv, MaxPool
+
+
+def integers(*shape, seed=0, top=4):
+    values = np.random.default_rng(seed).integers(-top, top + 1, shape)
+    return values.astype(np.float32)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def distinct(*shape, seed=0):
+    """Integers of which no two are equal."""
+    size = int(np.prod(shape))
+    values = np.random.default_rng(seed).permutation(size) - size // 2
+    return values.reshape(shape).astype(np.float32)
+
+
+def distance(actual, expected):
+    """Relative L2 distance."""
+    expected = np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-30)
+
+
+def windows(shape, spec):
+    """Each output position with the slices of the padded map that it looks at."""
+    (kernel_h, kernel_w), (step_h, step_w) = spec.kernel, spec.stride
+    rows = (shape[1] + sum(spec.padding[0]) - kernel_h) // step_h + 1
+    columns = (shape[2] + sum(spec.padding[1]) - kernel_w) // step_w + 1
+    for i, j in np.ndindex(rows, columns):
+        top, left = i * step_h, j * step_w
+        yield i, j, slice(top, top + kernel_h), slice(left, left + kernel_w)
+
+
+def output_hw(shape, spec):
+    *_, (rows, columns, *_) = windows(shape, spec)
+    return rows + 1, columns + 1
+
+
+def padded(x, spec, value=0.0):
+    return np.pad(x, ((0, 0), *spec.padding, (0, 0)), constant_values=value)
+
+
+def loop_conv(x, kernel, spec):
+    """Cross-correlation in float64, one output position at a time."""
+    out = np.zeros((len(x), *output_hw(x.shape, spec), spec.features))
+    source = padded(x.astype(np.float64), spec)
+    inputs, outputs = x.shape[-1] // spec.groups, spec.features // spec.groups
+    for i, j, rows, columns in windows(x.shape, spec):
+        for group in range(spec.groups):
+            maps = slice(group * outputs, (group + 1) * outputs)
+            patch = source[:, rows, columns, group * inputs : (group + 1) * inputs]
+            out[:, i, j, maps] = np.tensordot(patch, kernel[..., maps], 3)
+    return out
+
+
+def loop_conv_gradients(x, kernel, grad, spec):
+    """Gradients of <loop_conv(x, kernel), grad> for x and for an ungrouped kernel."""
+    source = padded(x.astype(np.float64), spec)
+    x_grad, kernel_grad = np.zeros_like(source), np.zeros(kernel.shape)
+    for i, j, rows, columns in windows(x.shape, spec):
+        here = grad[:, i, j]
+        x_grad[:, rows, columns] += np.tensordot(here, kernel, (1, 3))
+        kernel_grad += np.einsum("bhwc,bo->hwco", source[:, rows, columns], here)
+    (top, _), (left, _) = spec.padding
+    return x_grad[:, top : top + x.shape[1], left : left + x.shape[2]], kernel_grad
+
+
+def value_and_gradients(function, spec, x, kernel, grad):
+    @jax.jit
+    def run(x, kernel, grad):
+        out, vjp = jax.vjp(lambda x, kernel: function(x, kernel, spec), x, kernel)
+        return out, *vjp(grad)
+
+    return run(x, kernel, grad)
+
+
+def pair(low, high):
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+def padding(high):
+    return st.tuples(pair(0, high), pair(0, high))
+
+
+def fits(hw, spec):
+    return all(
+        extent + sum(edges) >= kernel
+        for extent, edges, kernel in zip(hw, spec.padding, spec.kernel, strict=True)
+    )
+
+
+# --- convolution ---
+
+
+def test_conv_does_not_flip_its_kernel():
+    x = np.zeros((1, 3, 4, 1), np.float32)
+    x[0, 1, 1] = 1
+    kernel = np.arange(1, 7, dtype=np.float32).reshape(2, 3, 1, 1)
+    # The pixel meets the kernel's last entry first: correlation, not convolution.
+    expected = [[0, 6, 5, 4], [0, 3, 2, 1]]
+    spec = Conv("conv", 1, (2, 3), padding=((0, 0), (2, 0)))
+    for function in (ops.conv, ops.fast_conv):
+        out = function(jnp.asarray(x), jnp.asarray(kernel), spec)
+        np.testing.assert_array_equal(out[0, ..., 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "hw", "channels"),
+    [
+        (Conv("conv", 2, 3, padding=1), (5, 4), 2),
+        (Conv("conv", 3, (1, 4), stride=(3, 2), padding=((2, 0), (0, 1))), (5, 7), 2),
+        (Conv("conv", 2, 2, stride=3), (7, 8), 1),
+        (Conv("conv", 6, (3, 2), padding=1, groups=2), (4, 5), 4),
+    ],
+)
+def test_conv_is_a_loop_over_windows(spec, hw, channels):
+    x = integers(2, *hw, channels)
+    kernel = integers(*spec.kernel, channels // spec.groups, spec.features, seed=1)
+    expected = loop_conv(x, kernel, spec)
+    out = ops.conv(jnp.asarray(x), jnp.asarray(kernel), spec)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        # Winograd: whole tiles, one output pixel, tiles cut on both sides.
+        pytest.param(Conv("conv", 8, 3, padding=1), (2, 8, 8, 16), id="tiles"),
+        pytest.param(Conv("conv", 3, 3), (1, 3, 3, 24), id="one-pixel"),
+        pytest.param(Conv("conv", 5, 3, 1, ((0, 2), (1, 0))), (2, 7, 10, 17), id="cut"),
+        pytest.param(Conv("conv", 4, 3, padding=4), (1, 5, 2, 16), id="more-padding"),
+        # Kernels of three strides.
+        pytest.param(Conv("conv", 4, 5, 2), (2, 10, 13, 20), id="zfnet-conv2"),
+        pytest.param(Conv("conv", 4, 11, 4, 2), (1, 25, 34, 3), id="alexnet-conv1"),
+        # Other kernels with many channels, and with few.
+        pytest.param(Conv("conv", 4, (2, 3), (1, 2), 1), (2, 6, 7, 16), id="rectangle"),
+        pytest.param(Conv("conv", 4, 3, padding=1), (2, 6, 7, 15), id="thin"),
+        pytest.param(Conv("conv", 4, 7, 2, 1), (2, 13, 16, 3), id="zfnet-conv1"),
+        pytest.param(Conv("conv", 2, 9), (15, 96, 96, 1), id="more-than-one-batch"),
+        # Kernels smaller than the stride leave pixels that nothing reads.
+        pytest.param(Conv("conv", 3, 2, stride=3), (2, 8, 10, 2), id="gaps"),
+        pytest.param(Conv("conv", 3, 1, (4, 2), 1), (2, 7, 5, 18), id="wide-gaps"),
+    ],
+)
+def test_fast_conv_is_conv(spec, shape):
+    x = normal(*shape)
+    kernel = normal(*spec.kernel, shape[-1], spec.features, seed=1)
+    grad = normal(shape[0], *output_hw(shape, spec), spec.features, seed=2)
+    fast = value_and_gradients(ops.fast_conv, spec, x, kernel, grad)
+    plain = value_and_gradients(ops.conv, spec, x, kernel, grad)
+    for ours, expected in zip(fast, plain, strict=True):
+        assert distance(ours, expected) < 1e-5
+
+
+def check_against_loops(spec, hw, channels, batch):
+    assume(fits(hw, spec))
+    x = integers(batch, *hw, channels)
+    kernel = integers(*spec.kernel, channels, spec.features, seed=1)
+    out = loop_conv(x, kernel, spec)
+    grad = integers(*out.shape, seed=2)
+    expected = out, *loop_conv_gradients(x, kernel, grad, spec)
+    ours = value_and_gradients(ops.fast_conv, spec, x, kernel, grad)
+    for actual, value in zip(ours, expected, strict=True):
+        assert distance(actual, value) < 1e-5
+
+
+@settings(max_examples=6)
+@given(pair(1, 11), pair(1, 3), pair(0, 2), padding(3), st.integers(1, 5))
+def test_winograd_is_a_loop_over_windows(hw, stride, short, edges, features):
+    kernel = tuple(
+        3 * step - min(less, step - 1) for step, less in zip(stride, short, strict=True)
+    )
+    spec = Conv("conv", features, kernel, stride, edges)
+    check_against_loops(spec, hw, channels=16, batch=2)
+
+
+@settings(max_examples=5)
+@given(
+    pair(1, 9),
+    pair(1, 4),
+    st.sampled_from([(1, 1), (2, 2), (4, 4), (1, 4), (2, 1)]),
+    padding(2),
+    st.sampled_from([1, 3, 16]),
+)
+def test_direct_conv_is_a_loop_over_windows(hw, kernel, stride, edges, channels):
+    check_against_loops(Conv("conv", 2, kernel, stride, edges), hw, channels, batch=1)
+
+
+def program(function, spec, channels, dtype=np.float32):
+    x = jnp.zeros((1, 8, 8, channels), dtype)
+    kernel = jnp.zeros((*spec.kernel, channels // spec.groups, spec.features), dtype)
+    return str(jax.make_jaxpr(lambda x, kernel: function(x, kernel, spec))(x, kernel))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use conv")
+@pytest.mark.parametrize(
+    ("kernel", "stride", "channels", "convolves"),
+    [
+        (3, 1, 16, False),
+        (3, 1, 15, True),
+        (3, 2, 16, True),
+        (5, 1, 16, True),
+        (5, 2, 4, False),
+        (6, 2, 4, False),
+        (7, 2, 4, True),
+        (5, 2, 3, True),
+        (11, 4, 3, False),
+    ],
+)
+def test_winograd_is_chosen_where_it_pays(kernel, stride, channels, convolves):
+    spec = Conv("conv", 4, kernel, stride, 2)
+    assert (
+        "conv_general_dilated" in program(ops.fast_conv, spec, channels)
+    ) == convolves
+
+
+@pytest.mark.parametrize(
+    ("groups", "dtype"), [(2, np.float32), (1, jnp.bfloat16), (2, jnp.bfloat16)]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_groups_and_bfloat16_are_left_to_xla(groups, dtype, stride):
+    spec = Conv("conv", 4, 3, stride, 1, groups)
+    ours, plain = (program(f, spec, 32, dtype) for f in (ops.fast_conv, ops.conv))
+    assert ours == plain
+
+
+def test_fast_conv_maps_over_a_batch():
+    spec = Conv("conv", 2, 3, padding=1)
+    x, kernel = integers(3, 1, 5, 6, 16), integers(3, 3, 16, 2, seed=1)
+    apply = jax.vmap(lambda x, kernel: ops.fast_conv(x, kernel, spec), (0, None))
+    mapped = jax.jit(apply)(x, kernel)
+    assert distance(mapped[:, 0], loop_conv(x[:, 0], kernel, spec)) < 1e-5
+
+
+# --- its adjoint ---
+
+
+transposed = jax.jit(ops.conv_transpose, static_argnums=(2, 3, 4))
+
+
+def test_conv_transpose_by_hand():
+    """One value, stride 2: the kernel's copy lies at twice its place, less padding."""
+    grad = np.zeros((1, 2, 2, 1), np.float32)
+    grad[0, 1, 0] = 10
+    kernel = np.array([[1, 2, 3], [4, 5, 6]], np.float32).reshape(2, 3, 1, 1)
+    out = transposed(grad, kernel, (2, 2), ((0, 0), (1, 1)), (4, 4))
+    # Window (1, 0) reads rows 2 and 3, columns -1 to 1; column -1 is padding.
+    np.testing.assert_array_equal(
+        out[0, ..., 0],
+        [[0, 0, 0, 0], [0, 0, 0, 0], [20, 30, 0, 0], [50, 60, 0, 0]],
+    )
+
+
+@settings(max_examples=10)
+@given(pair(1, 9), pair(1, 4), pair(1, 4), padding(3), st.integers(1, 3))
+def test_conv_transpose_is_the_adjoint(hw, kernel, stride, edges, channels):
+    """<conv(x), y> = <x, conv_transpose(y)>, exactly."""
+    spec = Conv("conv", 2, kernel, stride, edges)
+    assume(fits(hw, spec))
+    x = integers(2, *hw, channels)
+    weights = integers(*kernel, channels, 2, seed=1)
+    out = loop_conv(x, weights, spec)
+    y = integers(*out.shape, seed=2)
+    back = transposed(y, weights, stride, edges, hw)
+    assert back.shape == x.shape
+    assert np.vdot(out, y) == np.vdot(x, np.asarray(back, np.float64))
+
+
+# --- max pooling ---
+
+
+def loop_pool(x, spec):
+    """Maxima, and the first place in row-major order of each, in the unpadded map."""
+    out = np.zeros((len(x), *output_hw(x.shape, spec), x.shape[-1]), np.float32)
+    switches = np.zeros(out.shape, np.int32)
+    (top, _), (left, _) = spec.padding
+    batch, height, width, channels = x.shape
+    for i, j, rows, columns in windows(x.shape, spec):
+        for n, c in np.ndindex(batch, channels):
+            places = [
+                (row, column)
+                for row in range(rows.start - top, rows.stop - top)
+                for column in range(columns.start - left, columns.stop - left)
+                if 0 <= row < height and 0 <= column < width
+            ]
+            values = [x[n, row, column, c] for row, column in places]
+            row, column = places[values.index(max(values))]
+            out[n, i, j, c] = max(values)
+            switches[n, i, j, c] = row * width + column
+    return out, switches
+
+
+def scatter(grad, switches, hw):
+    """Each value added at its switch."""
+    batch, *_, channels = grad.shape
+    out = np.zeros((batch, hw[0] * hw[1], channels), np.float32)
+    for n, i, j, c in np.ndindex(*grad.shape):
+        out[n, switches[n, i, j, c], c] += grad[n, i, j, c]
+    return out.reshape(batch, *hw, channels)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def pool_and_gradient(x, grad, spec):
+    out, vjp, switches = jax.vjp(
+        lambda x: ops.max_pool_with_switches(x, spec), x, has_aux=True
+    )
+    return out, switches, vjp(grad)[0]
+
+
+def one_map(*rows):
+    return np.array(rows, np.float32)[None, ..., None]
+
+
+def test_overlapping_windows_by_hand():
+    x = one_map([1, 5, 2, 0], [3, 4, 9, 7], [8, 6, 9, 2], [0, 1, 3, 4])
+    spec = MaxPool("pool", 3, 2, 1)
+    # The windows cover rows and columns -1 to 1 and 1 to 3. The last one holds 9 twice.
+    grad = one_map([10, 20], [30, 40])
+    out, switches, back = pool_and_gradient(x, grad, spec)
+    np.testing.assert_array_equal(out[0, ..., 0], [[5, 9], [8, 9]])
+    np.testing.assert_array_equal(switches[0, ..., 0], [[1, 6], [8, 6]])
+    np.testing.assert_array_equal(
+        back[0, ..., 0], [[0, 10, 0, 0], [0, 0, 60, 0], [30, 0, 0, 0], [0, 0, 0, 0]]
+    )
+    assert switches.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0])
+def test_the_first_of_equals_wins(value):
+    """Most windows of a rectified map hold only zeros: this order is what is seen."""
+    x = np.full((1, 5, 4, 1), value, np.float32)
+    spec = MaxPool("pool", 3, 2, 1)
+    # First pixels inside the image: rows 0, 1 and 3, columns 0 and 1, four to a row.
+    expected = [[0, 1], [4, 5], [12, 13]]
+    grad = one_map([1, 2], [3, 4], [5, 6])
+    out, switches, back = pool_and_gradient(x, grad, spec)
+    np.testing.assert_array_equal(switches[0, ..., 0], expected)
+    np.testing.assert_array_equal(out[0, ..., 0], np.full((3, 2), value))
+    sent = np.zeros((5, 4))
+    sent[[0, 0, 1, 1, 3, 3], [0, 1, 0, 1, 0, 1]] = [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(back[0, ..., 0], sent)
+
+
+def test_signed_zeros_are_equal():
+    spec = MaxPool("pool", (1, 2), 1)
+    x = one_map([-0.0, 0.0, -0.0])
+    _, switches, _ = pool_and_gradient(x, one_map([0, 0]), spec)
+    np.testing.assert_array_equal(switches[0, 0, :, 0], [0, 1])
+
+
+def test_a_gap_between_windows_gets_no_gradient():
+    x = np.ones((1, 5, 5, 1), np.float32)
+    _, switches, back = pool_and_gradient(
+        x, one_map([1, 2], [3, 4]), MaxPool("pool", 1, 4)
+    )
+    np.testing.assert_array_equal(switches[0, ..., 0], [[0, 4], [20, 24]])
+    assert np.flatnonzero(back).tolist() == [0, 4, 20, 24]
+
+
+@st.composite
+def pools(draw):
+    kernel = draw(pair(1, 4))
+    edges = tuple(
+        (min(before, extent - 1), min(after, extent - 1))
+        for extent, (before, after) in zip(kernel, draw(padding(3)), strict=True)
+    )
+    return MaxPool("pool", kernel, draw(pair(1, 4)), edges)
+
+
+@settings(max_examples=9)
+@given(pair(1, 8), pools(), st.sampled_from([0, 1, 9]), st.integers(-9, 9))
+def test_pooling_is_a_loop_over_windows(hw, spec, top, shift):
+    """From all equal (`top` 0), by way of many ties, to few; of either sign."""
+    assume(fits(hw, spec))
+    x = integers(2, *hw, 3, top=top) + np.float32(shift)
+    expected, places = loop_pool(x, spec)
+    grad = integers(*expected.shape, seed=1)
+    out, switches, back = pool_and_gradient(x, grad, spec)
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(switches, places)
+    np.testing.assert_array_equal(back, scatter(grad, places, hw))
+    # The switches say where the maxima are.
+    flat = x.reshape(2, -1, 3)
+    at = np.take_along_axis(flat, np.asarray(switches).reshape(2, -1, 3), 1)
+    np.testing.assert_array_equal(at.reshape(out.shape), out)
+
+
+@pytest.mark.parametrize(
+    ("spec", "hw"),
+    [
+        (MaxPool("pool", 3, 2, 1), (9, 8)),
+        (MaxPool("pool", (2, 3), (1, 4), ((1, 0), (0, 2))), (5, 9)),
+    ],
+)
+def test_without_ties_pooling_is_xlas(spec, hw):
+    def plain(x):
+        return lax.reduce_window(
+            x,
+            -jnp.inf,
+            lax.max,
+            (1, *spec.kernel, 1),
+            (1, *spec.stride, 1),
+            ((0, 0), *spec.padding, (0, 0)),
+        )
+
+    def value_and_gradient(function, x, grad):
+        out, vjp = jax.vjp(function, x)
+        return out, vjp(grad)[0]
+
+    @jax.jit
+    def run(x, grad):
+        ours = value_and_gradient(lambda x: ops.max_pool(x, spec), x, grad)
+        return ours, value_and_gradient(plain, x, grad)
+
+    x = distinct(2, *hw, 3)
+    ours, expected = run(x, integers(2, *output_hw(x.shape, spec), 3))
+    for actual, value in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(actual, value)
+
+
+def test_max_pool_has_the_same_values_and_gradient():
+    x, spec = integers(2, 6, 5, 2, top=1), MaxPool("pool", 3, 2, 1)
+    expected, switches = loop_pool(x, spec)
+    pooled = jax.value_and_grad(lambda x: ops.max_pool(x, spec).sum())
+    total, back = jax.jit(pooled)(x)
+    assert total == expected.sum()
+    np.testing.assert_array_equal(
+        back, scatter(np.ones_like(expected), switches, (6, 5))
+    )
+
+
+def test_pooling_keeps_bfloat16():
+    x = jnp.asarray(integers(1, 5, 5, 2), jnp.bfloat16)
+    spec = MaxPool("pool", 3, 2, 1)
+    out, switches, back = pool_and_gradient(x, jnp.ones((1, 3, 3, 2), x.dtype), spec)
+    expected, places = loop_pool(np.asarray(x, np.float32), spec)
+    assert out.dtype == back.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(np.float32), expected)
+    np.testing.assert_array_equal(switches, places)
+
+
+def test_pooling_maps_over_a_batch():
+    x, spec = integers(3, 1, 5, 6, 2, top=1), MaxPool("pool", 3, 2, 1)
+    mapped = jax.jit(jax.vmap(lambda image: ops.max_pool_with_switches(image, spec)))(x)
+    for ours, expected in zip(mapped, loop_pool(x[:, 0], spec), strict=True):
+        np.testing.assert_array_equal(ours[:, 0], expected)
+
+
+# --- contrast normalisation ---
+
+
+def test_contrast_norm_of_one_pixel_by_hand():
+    x = jnp.asarray([1, 2, 3, 4], jnp.float32).reshape(1, 1, 1, 4)
+    spec = ContrastNorm("norm", size=3, k=2.0, alpha=0.5, beta=2.0)
+    # Sums of squares over each channel and its two neighbours: 5, 14, 29, 25.
+    divisors = [4.5**2, 9**2, 16.5**2, 14.5**2]
+    np.testing.assert_allclose(ops.contrast_scale(x, spec).ravel(), divisors, rtol=1e-6)
+    np.testing.assert_allclose(
+        ops.contrast_norm(x, spec).ravel(),
+        [1 / divisors[0], 2 / divisors[1], 3 / divisors[2], 4 / divisors[3]],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_contrast_norm_is_a_loop_over_channels(channels):
+    spec = ContrastNorm("norm")
+    x = 100 * normal(2, 3, 2, channels)
+    expected = np.zeros(x.shape)
+    for place in np.ndindex(*x.shape):
+        *pixel, c = place
+        near = [x[(*pixel, d)] for d in range(channels) if abs(d - c) <= 2]
+        squares = sum(float(value) ** 2 for value in near)
+        expected[place] = x[place] / (2 + 1e-4 * squares) ** 0.75
+    out = ops.contrast_norm(jnp.asarray(x), spec)
+    np.testing.assert_allclose(out, expected, rtol=1e-5)

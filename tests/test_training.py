@@ -1,0 +1,826 @@
+"""Training: what a step computes, what a recipe does, and runs that are killed."""
+
+import dataclasses
+import io
+import itertools
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+from zfnet_jax import checkpoint, training
+from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.checkpoint import DamagedFileError
+from zfnet_jax.data import Dataset
+from zfnet_jax.model import ConvNet
+from zfnet_jax.training import (
+    FAST,
+    PAPER,
+    Augmentation,
+    NonFiniteLossError,
+    Recipe,
+    TrainResult,
+    augment,
+    evaluate,
+    limit_kernel_rms,
+    loss_and_accuracy,
+    split_validation,
+)
+
+ROOT = Path(__file__).parents[1]
+
+TINY = Architecture(
+    "tiny",
+    (8, 8),
+    (
+        Conv("conv1", 4, kernel=3, padding=1),
+        MaxPool("pool1", kernel=2, stride=2),
+        Conv("conv2", 8, kernel=3, padding=1),
+        Dense("fc3", 16),
+        Dense("logits", 10, relu=False),
+    ),
+)
+EPOCHS, BATCH = 5, 16
+
+
+def colours(count: int, seed: int, side: int = 8) -> Dataset:
+    """Noise that is brighter in red, in green, in blue, or in none of them."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % 4
+    images = rng.integers(0, 160, (count, side, side, 3))
+    images += 60 * (np.arange(3) == labels[:, None])[:, None, None, :]
+    names = ("red", "green", "blue", "grey")
+    return Dataset(images.astype(np.uint8), labels, names, "colours")
+
+
+DATA, VALIDATION = colours(4 * BATCH, seed=0), colours(32, seed=1)
+
+
+def decaying_on_plateau(total: int, steps_per_epoch: int) -> Any:
+    return optax.chain(
+        optax.sgd(optax.linear_schedule(0.1, 0.0, total), momentum=0.9),
+        optax.contrib.reduce_on_plateau(
+            factor=0.5, patience=1, accumulation_size=steps_per_epoch
+        ),
+    )
+
+
+# A bit of all that a recipe can ask for, so that all of it must be kept and restored.
+RECIPE = Recipe(
+    name="test",
+    epochs=EPOCHS,
+    batch_size=BATCH,
+    validation=0,
+    scale=1 / 64,
+    init=FAST.init,
+    dropout=0.2,
+    label_smoothing=0.05,
+    augmentation=Augmentation(margin=2, cutout=2),
+    average=0.5,
+    optimizer=decaying_on_plateau,
+    learning_rate=lambda step, state, total: (
+        optax.tree.get(state, "scale") * (1 - step / total)
+    ),
+)
+
+
+def fit(**changes: Any) -> TrainResult:
+    arguments: dict[str, Any] = {"recipe": RECIPE, "seed": 3, "validation": VALIDATION}
+    arguments |= changes
+    dataset = arguments.pop("dataset", DATA)
+    return training.train(TINY, dataset, **arguments)
+
+
+def fixed_rate(rate: Any) -> dict[str, Any]:
+    """What makes a recipe one of plain SGD, at a rate or a schedule of it."""
+    sgd = optax.with_extra_args_support(optax.sgd(rate))
+    return {
+        "optimizer": lambda total, steps_per_epoch: sgd,
+        "learning_rate": lambda step, state, total: jnp.zeros(()),
+    }
+
+
+def weights(model: ConvNet) -> dict[str, np.ndarray]:
+    return {
+        f"{layer}.{kind}": np.array(getattr(getattr(model, layer), kind)[...])
+        for layer in model.arch.kernel_shapes()
+        for kind in ("kernel", "bias")
+    }
+
+
+def kept_state(folder: Path, result: TrainResult) -> tuple[int, list[np.ndarray]]:
+    """Number and leaves of the newest good checkpoint."""
+    params = nnx.to_pure_dict(nnx.state(result.model, nnx.Param))
+    template = training.TrainState(
+        params=params,
+        average=params,
+        opt_state=RECIPE.optimizer(1, 1).init(params),
+        step=jnp.zeros((), jnp.int32),
+        key=jnp.zeros(2, jnp.uint32),
+        validation_error=jnp.zeros(()),
+    )
+    restored = checkpoint.restore_latest(folder, template)
+    return restored.step, [np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)]
+
+
+def assert_same(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].tobytes() == two[name].tobytes(), name
+
+
+def assert_same_run(
+    one: TrainResult, folder: Path, other: TrainResult, other_folder: Path
+) -> None:
+    """Bit for bit: weights, history, and momentum, schedule and key of the state."""
+    assert_same(weights(one.model), weights(other.model))
+    assert one.history == other.history
+    step, leaves = kept_state(folder, one)
+    other_step, other_leaves = kept_state(other_folder, other)
+    assert step == other_step
+    for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
+        assert leaf.dtype == other_leaf.dtype
+        assert leaf.tobytes() == other_leaf.tobytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Each call of `train` compiles anew: let the same program be taken from disk."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in options.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@dataclasses.dataclass
+class Whole:
+    """A run that nothing interrupted."""
+
+    result: TrainResult
+    folder: Path
+    progress: list[tuple[float, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def whole(compiled_once, tmp_path_factory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    progress = []
+    result = fit(
+        checkpoints=folder,
+        on_progress=lambda done, values: progress.append((done, dict(values))),
+    )
+    return Whole(result, folder, progress)
+
+
+# The paper's recipe.
+
+
+def test_a_filter_past_the_limit_is_scaled_back_and_no_other_is_touched():
+    params = {
+        # Two filters of two weights; the RMS of (0.3, 0.4) is the root of 0.125.
+        "conv": jnp.array([[0.2, 0.01], [0.5, -0.02]]).reshape(1, 2, 1, 2),
+        "dense": jnp.array([[3.0, 4.0]]),
+        "bias": jnp.array([5.0]),
+    }
+    updates = {
+        "conv": jnp.array([[0.1, 1 / 3], [-0.1, 1e-9]]).reshape(1, 2, 1, 2) * 0.1,
+        "dense": jnp.array([[1 / 3, 1.0]]),
+        "bias": jnp.array([1 / 3]),
+    }
+    updates["conv"] = updates["conv"].at[..., 0].multiply(10)
+    limit = limit_kernel_rms(0.1)
+    changed, _ = limit.update(updates, limit.init(params), params)
+    after = optax.apply_updates(params, changed)
+    expected = np.array([0.3, 0.4]) * 0.1 / math.sqrt(0.125)
+    np.testing.assert_allclose(after["conv"][0, :, 0, 0], expected, rtol=1e-5)
+    # Under the limit, and where there is no filter, the update is what it was.
+    assert_same(
+        {
+            "conv": np.asarray(changed["conv"][..., 1]),
+            "dense": np.asarray(changed["dense"]),
+            "bias": np.asarray(changed["bias"]),
+        },
+        {
+            "conv": np.asarray(updates["conv"][..., 1]),
+            "dense": np.asarray(updates["dense"]),
+            "bias": np.asarray(updates["bias"]),
+        },
+    )
+
+
+def test_no_filter_passes_the_limit_and_none_turns():
+    rng = np.random.default_rng(0)
+    sizes = rng.uniform(0.01, 0.3, 24)
+    params = {"conv": jnp.asarray(rng.normal(0, sizes, (3, 5, 4, 24)), jnp.float32)}
+    updates = {"conv": jnp.asarray(rng.normal(0, 0.05, (3, 5, 4, 24)), jnp.float32)}
+    limit = limit_kernel_rms()
+    changed, _ = limit.update(updates, limit.init(params), params)
+    free = np.asarray(optax.apply_updates(params, updates)["conv"]).reshape(-1, 24)
+    held = np.asarray(optax.apply_updates(params, changed)["conv"]).reshape(-1, 24)
+    before, after = (np.sqrt((x.astype(float) ** 2).mean(0)) for x in (free, held))
+    assert (before > 0.1).any() and (before < 0.1).any()
+    np.testing.assert_allclose(after, np.minimum(before, 0.1), rtol=1e-5)
+    cosine = (free * held).sum(0) / np.sqrt((free**2).sum(0) * (held**2).sum(0))
+    np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+
+
+def test_the_limit_needs_the_weights():
+    limit = limit_kernel_rms()
+    with pytest.raises(ValueError, match="needs the parameters"):
+        limit.update({}, limit.init({}))
+
+
+def test_the_paper_divides_its_rate_by_10_when_the_error_stalls():
+    steps_per_epoch = 3
+    optimizer = PAPER.optimizer(99, steps_per_epoch)
+    params = {"bias": jnp.zeros(1)}
+    update = jax.jit(optimizer.update)
+    state = optimizer.init(params)
+    # An error that improves, then stalls for five epochs; thrice over, and then on.
+    errors = [1.0, 0.5, *[0.5] * 5, 0.4, *[0.45, 0.4] * 2, 0.41, *[0.4] * 15]
+    stalled = {6: 1e-3, 12: 1e-4, 17: 1e-5}
+    rate, momentum = 1e-2, 0.0
+    for epoch, error in enumerate(errors):
+        for step in range(steps_per_epoch):
+            updates, state = update(
+                {"bias": jnp.ones(1)}, state, params, value=jnp.float32(error)
+            )
+            if step == steps_per_epoch - 1:
+                rate = stalled.get(epoch, rate)
+            momentum = 0.9 * momentum + 1
+            np.testing.assert_allclose(updates["bias"], -rate * momentum, rtol=1e-5)
+        shown = PAPER.learning_rate(jnp.int32(0), state, 99)
+        np.testing.assert_allclose(shown, rate, rtol=1e-5)
+
+
+def test_a_run_of_the_paper_lowers_its_rate_on_a_plateau():
+    # No training image has the class of the only validation image.
+    never = Dataset(DATA.images[:1], np.int32([4]), (*DATA.class_names, "x"), "never")
+    dataset = dataclasses.replace(DATA, class_names=never.class_names)
+    result = fit(
+        dataset=dataset, validation=never, recipe=PAPER, epochs=7, batch_size=BATCH
+    )
+    assert [record["validation_accuracy"] for record in result.history] == [0.0] * 7
+    rates = [record["learning_rate"] for record in result.history]
+    # An error of 1 is where the first epoch starts from; five more and it has stalled.
+    np.testing.assert_allclose(rates, [1e-2] * 5 + [1e-3] * 2, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def untrained(compiled_once) -> TrainResult:
+    recipe = dataclasses.replace(PAPER, **fixed_rate(0.0))
+    return fit(recipe=recipe, epochs=1, batch_size=BATCH, validation=None)
+
+
+def test_the_paper_starts_from_normal_weights_and_zero_biases(untrained):
+    for name, values in weights(untrained.model).items():
+        if name.endswith("bias"):
+            assert not values.any(), name
+    kernel = weights(untrained.model)["fc3.kernel"]
+    assert kernel.size == 2048
+    assert abs(kernel.mean()) < 1e-3
+    assert kernel.std() == pytest.approx(1e-2, rel=0.06)
+    # Beyond two standard deviations: 4.6% of a normal, none of one that is cut there.
+    assert 0.02 < (abs(kernel) > 2e-2).mean() < 0.08
+
+
+def test_the_paper_drops_half_of_each_hidden_dense_layer(untrained):
+    arch = untrained.model.arch
+    dropped = {x.name: x.dropout for x in arch.layers if isinstance(x, Dense)}
+    assert dropped == {"fc3": 0.5, "logits": 0.0}
+    assert (PAPER.batch_size, PAPER.augmentation.corners) == (128, True)
+
+
+def test_a_step_is_that_of_a_plain_loop():
+    # Mirror images of themselves, all in one batch: flips and order change nothing.
+    half = DATA.images[:BATCH, :, :4]
+    images = np.concatenate([half, half[:, :, ::-1]], axis=2)
+    dataset = dataclasses.replace(DATA.take(np.arange(BATCH)), images=images)
+    recipe = dataclasses.replace(
+        PAPER,
+        scale=0.01,
+        init=nnx.initializers.normal(0.15),
+        dropout=0.0,
+        label_smoothing=0.1,
+        augmentation=Augmentation(margin=0),
+        average=0.4,
+    )
+    run = {"dataset": dataset, "epochs": 4, "batch_size": BATCH, "validation": None}
+    result = fit(recipe=recipe, **run)
+    still = dataclasses.replace(recipe, **fixed_rate(0.0))
+    start = fit(recipe=still, **run).model
+
+    inputs = (images - images.mean(axis=0)) * np.float32(0.01)
+    targets = np.full((BATCH, 4), 0.1 / 4) + 0.9 * np.eye(4)[dataset.labels]
+    graph, params = nnx.split(start, nnx.Param)
+
+    @jax.jit
+    @jax.value_and_grad
+    def value_and_grad(params):
+        logits = nnx.merge(graph, params).features(inputs.astype(np.float32)).logits
+        assert logits is not None
+        return -(targets * jax.nn.log_softmax(logits)).sum() / BATCH
+
+    momentum = jax.tree.map(np.zeros_like, params)
+    average = params
+    clipped = 0
+    for step in range(4):
+        loss, grads = value_and_grad(params)
+        assert result.history[step]["train_loss"] == pytest.approx(float(loss), 1e-5)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
+        params = jax.tree.map(lambda w, m: w - 1e-2 * m, params, momentum)
+        for layer in ("conv1", "conv2"):
+            kernel = np.array(params[layer]["kernel"][...])
+            rms = np.sqrt((kernel**2).mean((0, 1, 2)))
+            clipped += (rms > 0.1).sum()
+            params[layer]["kernel"][...] = kernel * np.minimum(1, 0.1 / rms)
+        decay = min(0.4, (1 + step) / (10 + step))
+        average = jax.tree.map(
+            lambda a, w, d=decay: d * a + (1 - d) * w, average, params
+        )
+    assert clipped
+    expected = weights(nnx.merge(graph, average))
+    for name, values in weights(result.model).items():
+        np.testing.assert_allclose(
+            values, expected[name], rtol=1e-4, atol=1e-6, err_msg=name
+        )
+        assert not np.allclose(values, weights(start)[name], rtol=1e-3, atol=1e-6)
+
+
+# Random views.
+
+VIEWS = np.random.default_rng(4).integers(0, 256, (600, 6, 9, 3), np.uint8)
+
+
+def places(how: Augmentation) -> tuple[list[tuple[int, int, bool]], np.ndarray]:
+    """Row, column and flip of each view, in the reflected image, and the masks."""
+    views, kept = augment(jnp.asarray(VIEWS), jax.random.key(0), how)
+    assert (views.dtype, views.shape) == (jnp.uint8, VIEWS.shape)
+    edges = [(how.margin, how.margin)] * 2
+    found = []
+    for image, view in zip(VIEWS, np.asarray(views), strict=True):
+        padded = np.pad(image, [*edges, (0, 0)], mode="reflect")
+        matches = []
+        for row, column in itertools.product(range(2 * how.margin + 1), repeat=2):
+            window = padded[row : row + 6, column : column + 9]
+            for flip in (False, True):
+                if (view == (window[:, ::-1] if flip else window)).all():
+                    matches.append((row, column, flip))
+        assert len(matches) == 1
+        found += matches
+    return found, np.asarray(kept)
+
+
+def test_views_are_all_windows_of_the_reflected_image_and_their_mirrors():
+    found, kept = places(Augmentation(margin=2))
+    assert set(found) == set(itertools.product(range(5), range(5), (False, True)))
+    # 600 tosses of a fair coin: 300, with a standard deviation of 12.
+    assert 250 < sum(flip for *_, flip in found) < 350
+    assert kept.shape == (600, 6, 9, 1)
+    assert (kept == 1).all()
+
+
+def test_the_paper_takes_the_corners_and_the_centre_only():
+    found, _ = places(Augmentation(margin=3, corners=True))
+    corners = [(0, 0), (0, 6), (6, 0), (6, 6), (3, 3)]
+    assert set(found) == {(*place, flip) for place in corners for flip in (False, True)}
+
+
+def test_without_a_margin_there_are_only_flips():
+    found, _ = places(Augmentation(margin=0))
+    assert set(found) == {(0, 0, False), (0, 0, True)}
+
+
+def test_cut_out_is_a_square_inside_the_image():
+    side = 4
+    _, kept = places(Augmentation(margin=1, cutout=side))
+    corners = set()
+    for mask in kept[..., 0]:
+        rows, columns = np.nonzero(mask == 0)
+        top, left = int(rows.min()), int(columns.min())
+        corners.add((top, left))
+        expected = np.ones((6, 9))
+        expected[top : top + side, left : left + side] = 0
+        np.testing.assert_array_equal(mask, expected)
+        assert len(rows) == side**2
+    assert corners == set(itertools.product(range(6 - side + 1), range(9 - side + 1)))
+
+
+def test_views_depend_on_the_key_alone():
+    images, how = jnp.asarray(VIEWS[:50]), Augmentation(margin=2, cutout=3)
+    one, again, other = (
+        jax.tree.map(np.asarray, augment(images, jax.random.key(seed), how))
+        for seed in (1, 1, 2)
+    )
+    for first, second, third in zip(one, again, other, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert (first != third).any()
+
+
+# Validation and evaluation.
+
+
+def numbered(count: int) -> Dataset:
+    images = np.empty((count, 8, 8, 3), np.uint8)
+    images[:] = np.arange(count)[:, None, None, None]
+    masks = images[..., 0] > 0
+    labels = np.arange(count, dtype=np.int32) % 10
+    return Dataset(images, labels, tuple("0123456789"), "numbered", masks)
+
+
+def numbers(dataset: Dataset | None) -> list[int]:
+    assert dataset is not None and dataset.masks is not None
+    found = dataset.images[:, 0, 0, 0]
+    np.testing.assert_array_equal(dataset.labels, found % 10)
+    np.testing.assert_array_equal(dataset.masks[:, 0, 0], found > 0)
+    return found.tolist()
+
+
+def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
+    dataset = numbered(100)
+    train, validation = split_validation(dataset, 30, seed=5)
+    kept, apart = numbers(train), numbers(validation)
+    assert (len(kept), len(apart)) == (70, 30)
+    assert sorted(kept + apart) == list(range(100))
+    # Random, not one end of the data.
+    assert 20 < np.mean(apart) < 80 and np.ptp(apart) > 60
+    again = split_validation(dataset, 30, seed=5)
+    assert (numbers(again[0]), numbers(again[1])) == (kept, apart)
+    assert numbers(split_validation(dataset, 30, seed=6)[1]) != apart
+
+
+def test_a_split_of_nothing_leaves_the_data_alone():
+    dataset = numbered(10)
+    train, validation = split_validation(dataset, 0, seed=5)
+    assert numbers(train) == list(range(10))
+    assert validation is None
+
+
+@pytest.mark.parametrize("count", [10, 11, -1])
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(count):
+    with pytest.raises(ValueError, match=f"cannot set {count} of 10 training images"):
+        split_validation(numbered(10), count, seed=0)
+
+
+def test_evaluation_does_not_depend_on_the_batch_and_drops_nothing(whole):
+    model, preprocess = whole.result.model, whole.result.preprocess
+    assert model.arch.layer("fc3").dropout == 0.2
+    images = VALIDATION.images[:21]
+    expected = model.features(jnp.asarray(preprocess(images))).logits
+    for batch_size in (1, 7, 8, 21, 500):
+        logits = evaluate(model, preprocess, images, batch_size)
+        assert (logits.dtype, logits.shape) == (np.float32, (21, 4))
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_and_accuracy_by_hand():
+    logits = np.log(np.float32([[1, 1, 2], [3, 1, 0.5], [1, 7, 2]]))
+    labels = np.int32([2, 1, 1])
+    # The probabilities of the labels are 2/4, 1/4.5 and 7/10.
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    assert loss == pytest.approx(np.log([2, 4.5, 10 / 7]).mean(), rel=1e-6)
+    assert accuracy == pytest.approx(2 / 3)
+
+
+# Whole runs.
+
+
+def test_the_history_says_what_each_epoch_reached(whole):
+    result = whole.result
+    assert [record["epoch"] for record in result.history] == [1, 2, 3, 4, 5]
+    for record in result.history:
+        assert record.keys() == {
+            "epoch",
+            "train_loss",
+            "train_accuracy",
+            "learning_rate",
+            "validation_loss",
+            "validation_accuracy",
+        }
+        assert all(math.isfinite(value) for value in record.values())
+    logits = evaluate(result.model, result.preprocess, VALIDATION.images)
+    last = result.history[-1]
+    assert loss_and_accuracy(logits, VALIDATION.labels) == pytest.approx(
+        (last["validation_loss"], last["validation_accuracy"]), rel=1e-5
+    )
+    assert min(result.train_seconds, result.compile_seconds) > 0
+    assert result.images_per_second == pytest.approx(
+        EPOCHS * len(DATA) / result.train_seconds
+    )
+    assert result.damaged == ()
+
+
+def test_progress_runs_to_the_end_and_shows_each_record(whole):
+    done = [step for step, _ in whole.progress]
+    assert done == sorted(done) and done[-1] == EPOCHS
+    assert done[0] == 0.25
+    shown = {step: values for step, values in whole.progress}
+    assert [shown[epoch + 1.0] for epoch in range(EPOCHS)] == whole.result.history
+    # Whoever shows the first values of an epoch that is over shows its record.
+    first = {step: values for step, values in reversed(whole.progress)}
+    assert [first[epoch + 1.0] for epoch in range(EPOCHS)] == whole.result.history
+
+
+def test_a_run_without_validation_has_no_such_values(untrained):
+    (record,) = untrained.history
+    assert record.keys() == {"epoch", "train_loss", "train_accuracy", "learning_rate"}
+    # Weights close to zero say nothing: each of the four classes is as likely.
+    assert record["train_loss"] == pytest.approx(math.log(4), rel=1e-2)
+
+
+def test_it_learns(whole):
+    first, last = whole.result.history[0], whole.result.history[-1]
+    assert last["train_loss"] < first["train_loss"]
+    assert last["validation_accuracy"] > 0.8
+
+
+def test_the_fast_recipe_learns():
+    result = fit(recipe=FAST, epochs=6, batch_size=BATCH, validation=None)
+    logits = evaluate(result.model, result.preprocess, VALIDATION.images)
+    assert loss_and_accuracy(logits, VALIDATION.labels)[1] > 0.8
+    rates = [record["learning_rate"] for record in result.history]
+    # Warmed up within the first epoch, then down in equal steps to about 0.
+    np.testing.assert_allclose(np.diff(rates), (rates[-1] - rates[0]) / 5, rtol=1e-3)
+    assert rates[-1] < 0.1 * rates[0]
+
+
+def test_the_seed_decides_everything(whole, tmp_path):
+    again = fit(checkpoints=tmp_path)
+    assert_same_run(again, tmp_path, whole.result, whole.folder)
+    other = fit(seed=4)
+    assert other.history != whole.result.history
+    for name, values in weights(other.model).items():
+        assert (values != weights(whole.result.model)[name]).any(), name
+
+
+def test_images_of_another_size_are_resized(compiled_once):
+    dataset = colours(BATCH, seed=0, side=12)
+    recipe = dataclasses.replace(RECIPE, augmentation=Augmentation(margin=2))
+    result = fit(dataset=dataset, validation=None, recipe=recipe, epochs=1)
+    assert result.model.arch.input_hw == (8, 8)
+    assert result.preprocess(dataset.images).shape == (BATCH, 8, 8, 3)
+    assert evaluate(result.model, result.preprocess, dataset.images).shape == (BATCH, 4)
+
+
+def test_cut_out_works_on_images_that_are_resized(compiled_once):
+    dataset = colours(BATCH, seed=0, side=12)
+    result = fit(dataset=dataset, validation=None, epochs=1)
+    assert math.isfinite(result.history[0]["train_loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "0 epochs of 64 images in batches of 16 hold no step"),
+        ({"batch_size": 65}, "batches of 65 hold no step"),
+        ({"batch_size": 0}, "batches of 0 hold no step"),
+        ({"validation": None, "target_accuracy": 0.5}, "needs validation images"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**changes)
+
+
+def test_a_target_ends_the_run_and_resuming_without_it_goes_on(whole, tmp_path):
+    reached = fit(target_accuracy=0.0, checkpoints=tmp_path)
+    assert reached.history == whole.result.history[:1]
+    again = fit(target_accuracy=0.0, checkpoints=tmp_path, resume=True)
+    assert again.history == reached.history
+    assert_same(weights(again.model), weights(reached.model))
+    result = fit(target_accuracy=1.1, checkpoints=tmp_path, resume=True)
+    assert_same_run(result, tmp_path, whole.result, whole.folder)
+
+
+# Runs that stop.
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt_after(moment: float):
+    def on_progress(done: float, values: Mapping[str, float]) -> None:
+        if done > moment:
+            raise Interruption
+
+    return on_progress
+
+
+@pytest.fixture(scope="module")
+def interrupted(compiled_once, tmp_path_factory) -> Path:
+    """Checkpoints of epochs 2 and 3, left by a run that stopped within the fourth."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(Interruption):
+        fit(checkpoints=folder, on_progress=interrupt_after(3.3))
+    assert checkpoint.steps(folder) == [2, 3]
+    return folder
+
+
+def flip_a_byte(step: Path) -> None:
+    largest = max(step.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    whole, interrupted, tmp_path
+):
+    folder = shutil.copytree(interrupted, tmp_path / "copy")
+    done = []
+    result = fit(
+        checkpoints=folder, resume=True, on_progress=lambda step, _: done.append(step)
+    )
+    # It goes on after the third epoch: nothing is trained twice.
+    assert done[0] == 3.25
+    assert result.damaged == ()
+    assert_same_run(result, folder, whole.result, whole.folder)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(
+    whole, interrupted, tmp_path
+):
+    folder = shutil.copytree(interrupted, tmp_path / "copy")
+    flip_a_byte(folder / "step_00000003")
+    done = []
+    result = fit(
+        checkpoints=folder, resume=True, on_progress=lambda step, _: done.append(step)
+    )
+    assert done[0] == 2.25
+    (line,) = result.damaged
+    assert line.startswith("step 3 is damaged") and "\n" not in line
+    assert_same_run(result, folder, whole.result, whole.folder)
+
+
+def test_when_every_checkpoint_is_damaged_the_run_says_so(interrupted, tmp_path):
+    folder = shutil.copytree(interrupted, tmp_path / "copy")
+    for step in folder.iterdir():
+        flip_a_byte(step)
+    with pytest.raises(DamagedFileError, match="every checkpoint in") as error:
+        fit(checkpoints=folder, resume=True)
+    assert "\n" not in str(error.value)
+    assert checkpoint.steps(folder) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 4}, "seed was 3, now 4$"),
+        ({"batch_size": 32}, "batch_size was 16, now 32$"),
+        ({"epochs": 9}, "epochs was 5, now 9$"),
+        ({"dtype": jnp.bfloat16}, "dtype was float32, now bfloat16$"),
+        ({"dataset": colours(64, seed=9)}, "data was "),
+        # Another state altogether, as its optimizer has another.
+        ({"recipe": FAST, "epochs": 5, "batch_size": 16}, "recipe was test, now fast"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(changes, named, interrupted):
+    with pytest.raises(ValueError, match=named) as error:
+        fit(checkpoints=interrupted, resume=True, **changes)
+    assert "\n" not in str(error.value)
+    assert checkpoint.steps(interrupted) == [2, 3]
+
+
+def test_resuming_where_there_is_nothing_starts_a_run(whole, tmp_path):
+    result = fit(checkpoints=tmp_path / "new", resume=True)
+    assert_same_run(result, tmp_path / "new", whole.result, whole.folder)
+
+
+def child(script: str, *argv: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *argv],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+TO_BE_KILLED = """
+import sys
+from pathlib import Path
+from tests.test_training import fit
+fit(
+    checkpoints=Path(sys.argv[1]),
+    resume=True,
+    on_progress=lambda done, values: print(done, flush=True),
+)
+"""
+
+
+def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
+    moments = random.Random(7)
+    for epochs in (1, 2):
+        with child(TO_BE_KILLED, str(tmp_path)) as process:
+            try:
+                assert process.stdout is not None
+                log = io.StringIO()
+                # A moment after this one: within a step, an evaluation, or a save.
+                for line in process.stdout:
+                    log.write(line)
+                    if line.strip() == f"{epochs + 0.25}":
+                        break
+                else:
+                    pytest.fail(log.getvalue())
+                time.sleep(moments.uniform(0, 0.3))
+            finally:
+                process.kill()
+    result = fit(checkpoints=tmp_path, resume=True)
+    assert result.damaged == ()
+    assert_same_run(result, tmp_path, whole.result, whole.folder)
+
+
+def exploding(step: int, **changes: Any) -> TrainResult:
+    rate = lambda count: jnp.where(count < step, 0.01, jnp.inf)  # noqa: E731
+    return fit(recipe=dataclasses.replace(RECIPE, **fixed_rate(rate)), **changes)
+
+
+def test_an_exploding_run_stops_and_keeps_its_good_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"not finite in epoch 2, step 3") as e:
+        exploding(5, checkpoints=tmp_path)
+    assert "\n" not in str(e.value)
+    assert checkpoint.steps(tmp_path) == [1]
+    # It is whole, and with the same recipe and seed the run ends as before.
+    done = []
+    with pytest.raises(NonFiniteLossError, match="not finite in epoch 2"):
+        exploding(
+            5,
+            checkpoints=tmp_path,
+            resume=True,
+            on_progress=lambda step, _: done.append(step),
+        )
+    assert done[0] == 1.25
+
+
+@pytest.mark.parametrize("validation", [VALIDATION, None])
+def test_weights_that_explode_in_the_last_step_are_not_kept(validation, tmp_path):
+    with pytest.raises(NonFiniteLossError, match="not finite"):
+        exploding(7, epochs=2, validation=validation, checkpoints=tmp_path)
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+# Many devices.
+
+ON_DEVICES = """
+import sys
+import jax
+import numpy as np
+from tests.test_training import fit, weights
+result = fit(epochs=1)
+np.savez(
+    sys.argv[1],
+    devices=jax.local_device_count(),
+    loss=result.history[0]["validation_loss"],
+    **weights(result.model),
+)
+try:
+    fit(batch_size=6)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_many_devices_train_as_one(tmp_path):
+    runs, outputs = [], []
+    for count in (1, 4):
+        path = tmp_path / f"{count}.npz"
+        flags = f"--xla_force_host_platform_device_count={count}"
+        process = child(ON_DEVICES, str(path), XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        outputs.append(output)
+        with np.load(path) as arrays:
+            runs.append(dict(arrays))
+    one, four = runs
+    assert (one.pop("devices"), four.pop("devices")) == (1, 4)
+    for name in one:
+        difference = abs(four[name] - one[name]).max() / abs(one[name]).max()
+        assert difference < 1e-5, name
+    assert outputs == ["", "batch size 6 does not split over 4 devices\n"]
