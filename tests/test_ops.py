@@ -147,8 +147,7 @@ def test_conv_is_a_loop_over_windows(spec, hw, channels):
         # Winograd: whole tiles, one output pixel, tiles cut on both sides.
         pytest.param(Conv("conv", 8, 3, padding=1), (2, 8, 8, 16), id="tiles"),
         pytest.param(Conv("conv", 3, 3), (1, 3, 3, 24), id="one-pixel"),
-        pytest.param(Conv("conv", 5, 3, 1, ((0, 2), (1, 0))), (2, 7, 10, 17), id="cut"),
-        pytest.param(Conv("conv", 4, 3, padding=4), (1, 5, 2, 16), id="more-padding"),
+        pytest.param(Conv("conv", 5, 3, 1, ((0, 4), (1, 0))), (2, 7, 10, 17), id="cut"),
         # Kernels of three strides.
         pytest.param(Conv("conv", 4, 5, 2), (2, 10, 13, 20), id="zfnet-conv2"),
         pytest.param(Conv("conv", 4, 11, 4, 2), (1, 25, 34, 3), id="alexnet-conv1"),
@@ -156,10 +155,9 @@ def test_conv_is_a_loop_over_windows(spec, hw, channels):
         pytest.param(Conv("conv", 4, (2, 3), (1, 2), 1), (2, 6, 7, 16), id="rectangle"),
         pytest.param(Conv("conv", 4, 3, padding=1), (2, 6, 7, 15), id="thin"),
         pytest.param(Conv("conv", 4, (4, 7), 2, 1), (2, 13, 16, 3), id="stride"),
-        pytest.param(Conv("conv", 2, 4), (15, 200, 200, 1), id="in-parts"),
-        # Kernels smaller than the stride leave pixels that nothing reads.
+        pytest.param(Conv("conv", 2, 2), (6, 600, 600, 1), id="in-parts"),
+        # A kernel smaller than the stride leaves pixels that nothing reads.
         pytest.param(Conv("conv", 3, 2, stride=3), (2, 8, 10, 2), id="gaps"),
-        pytest.param(Conv("conv", 3, 1, (4, 2), 1), (2, 7, 5, 18), id="wide-gaps"),
     ],
 )
 def test_fast_conv_is_conv(spec, shape):
@@ -184,7 +182,7 @@ def check_against_loops(spec, hw, channels, batch):
         assert distance(actual, value) < 1e-5
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(pair(1, 11), pair(1, 3), pair(0, 2), padding(3), st.integers(1, 5))
 def test_winograd_is_a_loop_over_windows(hw, stride, short, edges, features):
     kernel = tuple(
@@ -377,13 +375,17 @@ def test_a_gap_between_windows_gets_no_gradient():
     assert np.flatnonzero(back).tolist() == [0, 4, 20, 24]
 
 
+def test_a_window_may_have_more_places_than_a_byte():
+    x = np.arange(259.0, dtype=np.float32).reshape(1, 1, 259, 1)
+    spec = MaxPool("pool", (1, 258), 1)
+    out, switches = jax.jit(ops.max_pool_with_switches, static_argnums=1)(x, spec)
+    assert out.ravel().tolist() == switches.ravel().tolist() == [257, 258]
+
+
 @st.composite
 def pools(draw):
     kernel = draw(pair(1, 4))
-    edges = tuple(
-        (min(before, extent - 1), min(after, extent - 1))
-        for extent, (before, after) in zip(kernel, draw(padding(3)), strict=True)
-    )
+    edges = draw(pair(0, kernel[0] - 1)), draw(pair(0, kernel[1] - 1))
     return MaxPool("pool", kernel, draw(pair(1, 4)), edges)
 
 

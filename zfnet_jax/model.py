@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -94,7 +95,7 @@ class ConvNet(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "b h w c"],
+        images: Float[Array | np.ndarray, "b h w c"],
         *,
         dropout_keys: PRNGKeyArray | None = None,
     ) -> Float[Array, "b classes"]:
@@ -131,7 +132,7 @@ class ConvNet(nnx.Module):
         return x.astype(jnp.float32)
 
     def features(
-        self, images: Float[Array, "b h w c"], until: str | None = None
+        self, images: Float[Array | np.ndarray, "b h w c"], until: str | None = None
     ) -> Features:
         """Every named feature, and the switches of every pooling.
 
@@ -169,14 +170,14 @@ class ConvNet(nnx.Module):
             logits = logits.astype(jnp.float32)
         return Features(features, switches, logits)
 
-    def _check(self, images: Array) -> Array:
+    def _check(self, images: Array | np.ndarray) -> Array:
         expected = (*self.arch.input_hw, self.arch.channels)
         if images.shape[1:] != expected:
             raise ValueError(
                 f"{self.arch.name} takes images of shape (batch, "
                 f"{', '.join(map(str, expected))}), not {images.shape}"
             )
-        return images.astype(self.dtype)
+        return jnp.asarray(images, self.dtype)
 
     def _weights(self, name: str) -> tuple[Array, Array]:
         affine: Affine = getattr(self, name)

@@ -133,20 +133,13 @@ def _kernel_gradient(
         def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
             return total + _kernel_gradient(*part, kernel_hw, stride, padding), None
 
-        parts = [a.reshape(-1, at_once, *a.shape[1:]) for a in (x, grad)]
+        x = x.reshape(-1, at_once, *x.shape[1:])
+        grad = grad.reshape(-1, at_once, *grad.shape[1:])
         start = jnp.zeros((*kernel_hw, channels, grad.shape[-1]), grad.dtype)
-        return lax.scan(add, start, tuple(parts))[0]
+        return lax.scan(add, start, (x, grad))[0]
     *_, rows, columns, features = grad.shape
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    taps = [
-        padded[
-            :,
-            i : i + (rows - 1) * stride[0] + 1 : stride[0],
-            j : j + (columns - 1) * stride[1] + 1 : stride[1],
-        ]
-        for i in range(kernel_hw[0])
-        for j in range(kernel_hw[1])
-    ]
+    taps = _taps(padded, kernel_hw, stride, (rows, columns))
     pixels = grad.reshape(-1, features)
 
     def product(patch: Array) -> Array:
@@ -158,6 +151,19 @@ def _kernel_gradient(
     else:
         out = jnp.stack([*map(product, taps)])
     return out.reshape(*kernel_hw, channels, features)
+
+
+def _taps(padded: Array, window: Pair, stride: Pair, out_hw: Pair) -> list[Array]:
+    """What each position of a sliding window sees, in row-major order."""
+    return [
+        padded[
+            :,
+            i : i + (out_hw[0] - 1) * stride[0] + 1 : stride[0],
+            j : j + (out_hw[1] - 1) * stride[1] + 1 : stride[1],
+        ]
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
 
 
 def conv_transpose(
@@ -348,7 +354,6 @@ def _winograd_backward(padding, residuals, grad):
 _winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool_with_switches(
     x: Float[Array, "b h w c"], spec: MaxPool
 ) -> tuple[Float[Array, "b H W c"], Int[Array, "b H W c"]]:
@@ -365,12 +370,17 @@ def max_pool_with_switches(
         The maxima, and their positions as flat row-major indices (int32) into the map
         `h * w` before pooling.
     """
-    return _pool_forward(x, spec)[0]
+    return _pool(x, spec)
 
 
 def max_pool(x: Float[Array, "b h w c"], spec: MaxPool) -> Float[Array, "b H W c"]:
     """The maxima of `max_pool_with_switches`, with the same gradient."""
     return max_pool_with_switches(x, spec)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool(x, spec):
+    return _pool_forward(x, spec)[0]
 
 
 def _pool_forward(x, spec):
@@ -379,20 +389,12 @@ def _pool_forward(x, spec):
     padded = jnp.pad(x, ((0, 0), *spec.padding, (0, 0)), constant_values=-jnp.inf)
     rows = (padded.shape[1] - kernel_h) // step_h + 1
     columns = (padded.shape[2] - kernel_w) // step_w + 1
-    best = tap = None
-    for index in range(kernel_h * kernel_w):
-        i, j = divmod(index, kernel_w)
-        value = padded[
-            :,
-            i : i + (rows - 1) * step_h + 1 : step_h,
-            j : j + (columns - 1) * step_w + 1 : step_w,
-        ]
-        if best is None or tap is None:
-            best, tap = value, jnp.zeros(value.shape, jnp.uint8)
-        else:
-            better = value > best
-            best = jnp.where(better, value, best)
-            tap = jnp.where(better, jnp.uint8(index), tap)
+    best, *others = _taps(padded, spec.kernel, spec.stride, (rows, columns))
+    tap = jnp.zeros(best.shape, np.min_scalar_type(kernel_h * kernel_w - 1))
+    for index, value in enumerate(others, 1):
+        better = value > best
+        best = jnp.where(better, value, best)
+        tap = jnp.where(better, tap.dtype.type(index), tap)
     (top, _), (left, _) = spec.padding
     offset_h, offset_w = jnp.divmod(tap.astype(jnp.int32), kernel_w)
     row = jnp.arange(rows)[:, None, None] * step_h - top + offset_h
@@ -431,7 +433,7 @@ def _pool_backward(spec, residuals, cotangents):
     return (_interleave(phase, spec.stride, spec.padding, out_hw),)
 
 
-max_pool_with_switches.defvjp(_pool_forward, _pool_backward)
+_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def contrast_norm(

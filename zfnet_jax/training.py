@@ -97,7 +97,7 @@ def limit_kernel_rms(limit: float = _KERNEL_RMS) -> optax.GradientTransformation
         del params
         return optax.EmptyState()
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree | None = None):
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None):
         if params is None:
             raise ValueError("limit_kernel_rms needs the parameters")
 
