@@ -175,8 +175,10 @@ def check(options: Options) -> None:
         if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} must be 1 or more, not {value}")
-    if options.validation is not None and options.validation < 0:
-        raise UsageError(f"--validation must be 0 or more, not {options.validation}")
+    for name in ("validation", "seed"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise UsageError(f"--{name} must be 0 or more, not {value}")
     target = options.target_accuracy
     if target is not None and not 0 < target <= 1:
         raise UsageError(f"--target-accuracy must lie in 0 to 1, not {target}")
