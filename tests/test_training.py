@@ -106,13 +106,28 @@ def fit(**changes: Any) -> TrainResult:
     return training.train(TINY, dataset, **arguments)
 
 
-def fixed_rate(rate: Any) -> dict[str, Any]:
-    """What makes a recipe one of plain SGD, at a rate or a schedule of it."""
-    sgd = optax.with_extra_args_support(optax.sgd(rate))
-    return {
-        "optimizer": lambda total, steps_per_epoch: sgd,
-        "learning_rate": lambda step, state, total: jnp.zeros(()),
-    }
+def idle(explode_at: int = 2**31 - 1, **changes: Any) -> Recipe:
+    """The paper's recipe, but its weights stay as they are, until they explode."""
+
+    def init(params: Any) -> jax.Array:
+        # The step is part of the state, so that one program serves all of them.
+        return jnp.array([0, explode_at])
+
+    def update(updates: Any, state: jax.Array, params: Any = None) -> tuple[Any, Any]:
+        rate = jnp.where(state[0] < state[1], 0.0, jnp.inf)
+        updates = jax.tree.map(lambda x: jnp.where(rate > 0, x * rate, 0.0), updates)
+        return updates, state + jnp.array([1, 0])
+
+    optimizer = optax.with_extra_args_support(
+        optax.GradientTransformation(init, update)
+    )
+    return dataclasses.replace(
+        PAPER,
+        batch_size=BATCH,
+        optimizer=lambda total, steps_per_epoch: optimizer,
+        learning_rate=lambda step, state, total: jnp.zeros(()),
+        **changes,
+    )
 
 
 def weights(model: ConvNet) -> dict[str, np.ndarray]:
@@ -162,7 +177,7 @@ def assert_same_run(
 def compiled_once(tmp_path_factory) -> Iterator[None]:
     """Each call of `train` compiles anew: let the same program be taken from disk."""
     options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -294,8 +309,7 @@ def test_a_run_of_the_paper_lowers_its_rate_on_a_plateau():
 
 @pytest.fixture(scope="module")
 def untrained(compiled_once) -> TrainResult:
-    recipe = dataclasses.replace(PAPER, **fixed_rate(0.0))
-    return fit(recipe=recipe, epochs=1, batch_size=BATCH, validation=None)
+    return fit(recipe=idle(), epochs=1, validation=None)
 
 
 def test_the_paper_starts_from_normal_weights_and_zero_biases(untrained):
@@ -333,9 +347,8 @@ def test_a_step_is_that_of_a_plain_loop():
     )
     run = {"dataset": dataset, "epochs": 4, "batch_size": BATCH, "validation": None}
     result = fit(recipe=recipe, **run)
-    still = dataclasses.replace(PAPER, init=recipe.init, **fixed_rate(0.0))
     # The seed alone decides where a run starts, not the data.
-    start = fit(recipe=still, **run | {"dataset": DATA, "epochs": 1}).model
+    start = fit(recipe=idle(init=recipe.init), epochs=1, validation=None).model
 
     inputs = jnp.asarray((images - images.mean(axis=0)) * 0.01, jnp.float32)
     targets = np.full((BATCH, 4), 0.1 / 4) + 0.9 * np.eye(4)[dataset.labels]
@@ -754,31 +767,22 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
     assert_same_run(result, tmp_path, whole.result, whole.folder)
 
 
-def exploding(step: int, **changes: Any) -> TrainResult:
-    rate = lambda count: jnp.where(count < step, 0.01, jnp.inf)  # noqa: E731
-    return fit(recipe=dataclasses.replace(RECIPE, **fixed_rate(rate)), **changes)
-
-
 def test_an_exploding_run_stops_and_keeps_its_good_checkpoint(tmp_path):
+    run: dict[str, Any] = {"recipe": idle(5), "epochs": 3, "checkpoints": tmp_path}
     with pytest.raises(NonFiniteLossError, match=r"not finite in epoch 2, step 3") as e:
-        exploding(5, checkpoints=tmp_path)
+        fit(**run)
     assert "\n" not in str(e.value)
     assert checkpoint.steps(tmp_path) == [1]
-    # It is whole, and with the same recipe and seed the run ends as before.
+    # It is whole, and from it the run ends as before.
     done = []
-    with pytest.raises(NonFiniteLossError, match="not finite in epoch 2"):
-        exploding(
-            5,
-            checkpoints=tmp_path,
-            resume=True,
-            on_progress=lambda step, _: done.append(step),
-        )
-    assert done[0] == 1.25
+    with pytest.raises(NonFiniteLossError, match="not finite in epoch 2, step 3"):
+        fit(**run, resume=True, on_progress=lambda step, _: done.append(step))
+    assert done == [1.25, 1.5]
 
 
 def test_weights_that_explode_in_the_last_step_are_not_kept(tmp_path):
     with pytest.raises(NonFiniteLossError, match="not finite"):
-        exploding(7, epochs=2, validation=None, checkpoints=tmp_path)
+        fit(recipe=idle(7), epochs=2, validation=None, checkpoints=tmp_path)
     assert checkpoint.steps(tmp_path) == [1]
 
 
