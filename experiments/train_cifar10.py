@@ -228,7 +228,7 @@ def _write_figures(
             results.figure(f"feature_maps_{layer.name}_image{index}", figure)
 
 
-def _write_tensorboard(folder: Path, history: list[dict[str, float]]) -> None:
+def _write_tensorboard(folder: Path, history: list[training.Record]) -> None:
     """Event files of the history, where the extra `tensorboard` is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         return

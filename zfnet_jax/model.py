@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from zfnet_jax import ops
 from zfnet_jax.arch import (
@@ -97,7 +97,7 @@ class ConvNet(nnx.Module):
         self,
         images: Float[Array | np.ndarray, "b h w c"],
         *,
-        dropout_keys: PRNGKeyArray | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b classes"]:
         """Logits.
 
@@ -194,12 +194,16 @@ class ConvNet(nnx.Module):
         return isinstance(before, Conv)
 
 
-def _split_each(keys: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+def _split_each(
+    keys: Key[Array, " b"],
+) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _dropout(x: Array, keys: PRNGKeyArray, rate: float) -> Array:
+def _dropout(
+    x: Float[Array, "b features"], keys: Key[Array, " b"], rate: float
+) -> Float[Array, "b features"]:
     """Zero units at random and scale the rest, so that nothing changes at test time."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1 - rate), 0)

@@ -28,6 +28,9 @@ from zfnet_jax.arch import Architecture, Dense
 from zfnet_jax.data import Dataset, Preprocessing
 from zfnet_jax.model import ConvNet, Initializer
 
+# The values of one epoch, by name.
+Record = dict[str, int | float]
+
 _MOMENTUM = 0.9
 _KERNEL_RMS = 1e-1
 
@@ -271,7 +274,7 @@ class TrainResult:
 
     model: ConvNet
     preprocess: Preprocessing
-    history: list[dict[str, float]]
+    history: list[Record]
     train_seconds: float
     compile_seconds: float
     images_per_second: float
@@ -387,6 +390,10 @@ class _Program:
 
     def model(self, params: PyTree) -> ConvNet:
         return nnx.merge(self.graph, params)
+
+    def kept(self, state: TrainState) -> ConvNet:
+        """The network to evaluate and to keep, on the default device."""
+        return self.model(jax.tree.map(jnp.asarray, jax.device_get(state.evaluated)))
 
     def order(self, state: TrainState, epoch: int, count: int) -> np.ndarray:
         """The images of each step of an epoch, int32 [steps, batch]."""
@@ -519,7 +526,7 @@ def train(
     target_accuracy: float | None = None,
     checkpoints: Path | None = None,
     resume: bool = False,
-    on_progress: Callable[[float, Mapping[str, float]], None] = lambda *_: None,
+    on_progress: Callable[[float, Mapping[str, int | float]], None] = lambda *_: None,
 ) -> TrainResult:
     """Train a network from scratch, or go on from its newest good checkpoint.
 
@@ -570,7 +577,7 @@ def train(
         "dtype": str(jnp.dtype(dtype)),
         "data": dataset.digest(),
     }
-    history: list[dict[str, float]] = []
+    history: list[Record] = []
     train_seconds = 0.0
     damaged: tuple[str, ...] = ()
     if resume and checkpoints is not None and checkpoint.steps(checkpoints):
@@ -614,15 +621,14 @@ def train(
                 {"train_loss": totals[0] / stop, "train_accuracy": totals[1] / stop},
             )
         rate = recipe.learning_rate(state.step - 1, state.opt_state, program.total)
-        record = {
+        record: Record = {
             "epoch": epoch + 1,
             "train_loss": totals[0] / steps_per_epoch,
             "train_accuracy": totals[1] / steps_per_epoch,
             "learning_rate": float(rate),
         }
         if validation is not None:
-            kept = program.model(jax.device_get(state.evaluated))
-            logits = evaluate(kept, preprocess, validation.images)
+            logits = evaluate(program.kept(state), preprocess, validation.images)
             loss, accuracy = loss_and_accuracy(logits, validation.labels)
             record |= {"validation_loss": loss, "validation_accuracy": accuracy}
             error = program.replicate(np.float32(1 - accuracy))
@@ -639,7 +645,7 @@ def train(
 
     trained = len(history) * steps_per_epoch * batch_size
     return TrainResult(
-        model=program.model(jax.device_get(state.evaluated)),
+        model=program.kept(state),
         preprocess=preprocess,
         history=history,
         train_seconds=train_seconds,
@@ -659,7 +665,7 @@ def _with_dropout(arch: Architecture, rate: float) -> Architecture:
     return dataclasses.replace(arch, layers=layers)
 
 
-def _reached(history: list[dict[str, float]], target: float | None) -> bool:
+def _reached(history: list[Record], target: float | None) -> bool:
     if target is None or not history:
         return False
     return history[-1]["validation_accuracy"] >= target
