@@ -115,7 +115,9 @@ def torch_side(
                 layers.append(nn.Linear(int(np.prod(shape)), layer.features))
                 if layer.relu:
                     layers.append(nn.ReLU(inplace=True))
-    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    model = nn.Sequential(*layers)
+    # PyTorch's stubs lack the form of `to` that takes a memory format alone.
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(model.parameters(), _RATE, _MOMENTUM)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     x = x.contiguous(memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ def run(options: Options) -> None:
         dataset="shapes",
         epochs=options.epochs,
         limit=options.limit,
-        batch_size=64,
+        batch_size=128,
         seed=options.seed,
         out=options.out,
     )

@@ -29,7 +29,10 @@ from zfnet_jax.weights import save_weights
 
 MODELS = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
 
-SHAPES_TRAIN, SHAPES_TEST = 20_000, 2_000
+_SIZES = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "shapes": {"train": 10_000, "test": 2_000},
+}
 _GRID_IMAGES, _MAP_IMAGES = 40, 3
 
 
@@ -66,10 +69,12 @@ class Options:
 
 def load(options: Options, split: Literal["train", "test"]) -> Dataset:
     """One half of the dataset that the options name, cut to --limit images."""
+    count = _SIZES[options.dataset][split]
     if options.dataset == "cifar10":
-        part = split if options.limit is None else f"{split}[:{options.limit}]"
+        limited = options.limit is not None and options.limit < count
+        part = f"{split}[:{options.limit}]" if limited else split
         return load_cifar10(part, options.data_dir)
-    count, seed = (SHAPES_TRAIN, 0) if split == "train" else (SHAPES_TEST, 1)
+    seed = 0 if split == "train" else 1
     return make_shapes(min(count, options.limit or count), seed=seed)
 
 
@@ -179,6 +184,8 @@ def check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UsageError(f"--{name} must be 0 or more, not {value}")
+    if options.seed >= 2**32:
+        raise UsageError(f"--seed must be below 2 to the 32, not {options.seed}")
     target = options.target_accuracy
     if target is not None and not 0 < target <= 1:
         raise UsageError(f"--target-accuracy must lie in 0 to 1, not {target}")

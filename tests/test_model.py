@@ -52,9 +52,12 @@ ODD = Architecture(
 
 # Inputs of the paper lie within about ±128, and only there does normalisation matter.
 NETS = {
-    "zfnet32": (narrow(ZFNET32, "conv4"), 1.0),
+    "zfnet32": (narrow(ZFNET32, "conv3", "conv4"), 1.0),
     "zfnet": (narrow(ZFNET, "conv3", "conv4", "fc7", input_hw=(64, 80)), 100.0),
-    "alexnet": (narrow(ALEXNET, "conv3", "conv4", "conv5", "fc7", input_hw=64), 100.0),
+    "alexnet": (
+        narrow(ALEXNET, "conv3", "conv4", "conv5", "pool5", "fc7", input_hw=64),
+        100.0,
+    ),
     "odd": (ODD, 1.0),
 }
 

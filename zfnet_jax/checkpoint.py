@@ -154,12 +154,18 @@ def restore(directory: str | os.PathLike[str], step: int, template: PyTree) -> R
     return _read(path, step, template)
 
 
-def restore_latest(directory: str | os.PathLike[str], template: PyTree) -> Restored:
+def restore_latest(
+    directory: str | os.PathLike[str],
+    template: PyTree,
+    check: Callable[[Mapping[str, Any]], None] = lambda metadata: None,
+) -> Restored:
     """Read the newest step that is whole.
 
     Args:
         directory: Where the steps are kept.
         template: As for `restore`.
+        check: Called with the step's metadata before its arrays are read; raises to
+            refuse it with a better reason than a template that does not fit.
 
     Returns:
         The state, with one line in `damaged` for each newer step passed over.
@@ -176,6 +182,7 @@ def restore_latest(directory: str | os.PathLike[str], template: PyTree) -> Resto
         if problems := _damage(path):
             damaged.append(_describe(step, problems))
             continue
+        check(_read_metadata(path))
         return dataclasses.replace(_read(path, step, template), damaged=tuple(damaged))
     if damaged:
         raise DamagedFileError(
@@ -333,8 +340,11 @@ def _read(path: Path, step: int, template: PyTree) -> Restored:
         return _like(leaf, value)
 
     state = jax.tree_util.tree_map_with_path(fill, template)
-    metadata = json.loads((path / _METADATA).read_text(encoding="utf-8"))
-    return Restored(step, state, metadata)
+    return Restored(step, state, _read_metadata(path))
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    return json.loads((path / _METADATA).read_text(encoding="utf-8"))
 
 
 def _orbax(use: Callable[[Any], Any]) -> Any:

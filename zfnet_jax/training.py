@@ -562,6 +562,11 @@ def train(
         )
     if target_accuracy is not None and validation is None:
         raise ValueError("a target accuracy needs validation images")
+    if recipe.validation and validation is None:
+        raise ValueError(
+            f"the {recipe.name} recipe follows the validation error: "
+            "it needs validation images"
+        )
     arch = _with_dropout(arch, recipe.dropout).with_classes(len(dataset.class_names))
     preprocess = Preprocessing.fit(dataset.images, recipe.scale, arch.input_hw)
     model = ConvNet(arch, dtype=dtype, init=recipe.init, rngs=nnx.Rngs(seed))
@@ -581,8 +586,9 @@ def train(
     train_seconds = 0.0
     damaged: tuple[str, ...] = ()
     if resume and checkpoints is not None and checkpoint.steps(checkpoints):
-        restored = checkpoint.restore_latest(checkpoints, state)
-        _same_run(restored.metadata["run"], run_is)
+        restored = checkpoint.restore_latest(
+            checkpoints, state, lambda metadata: _same_run(metadata["run"], run_is)
+        )
         state, damaged = restored.state, restored.damaged
         history = restored.metadata["history"]
         train_seconds = restored.metadata["train_seconds"]
@@ -616,10 +622,12 @@ def train(
                     f"step {start + 1} to {stop}: a smaller learning rate or another "
                     "seed may help; checkpoints of earlier epochs are kept"
                 )
-            on_progress(
-                epoch + stop / steps_per_epoch,
-                {"train_loss": totals[0] / stop, "train_accuracy": totals[1] / stop},
-            )
+            if stop < steps_per_epoch:
+                running = totals / stop
+                on_progress(
+                    epoch + stop / steps_per_epoch,
+                    {"train_loss": running[0], "train_accuracy": running[1]},
+                )
         rate = recipe.learning_rate(state.step - 1, state.opt_state, program.total)
         record: Record = {
             "epoch": epoch + 1,
