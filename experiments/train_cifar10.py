@@ -91,6 +91,11 @@ def run(options: Options) -> None:
     recipe = training.RECIPES[options.recipe]
     dataset = load(options, "train")
     count = _validation_count(options, recipe, len(dataset))
+    if recipe.validation and count == 0:
+        raise UsageError(
+            f"--recipe {recipe.name} follows the validation error: it needs "
+            "--validation of 1 or more"
+        )
     train, validation = training.split_validation(dataset, count, options.seed)
     epochs = recipe.epochs if options.epochs is None else options.epochs
     with Progress("training", epochs) as progress:

@@ -113,7 +113,7 @@ def idle(explode_at: int = 2**31 - 1, **changes: Any) -> Recipe:
         # The step is part of the state, so that one program serves all of them.
         return jnp.array([0, explode_at])
 
-    def update(updates: Any, state: jax.Array, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         rate = jnp.where(state[0] < state[1], 0.0, jnp.inf)
         updates = jax.tree.map(lambda x: jnp.where(rate > 0, x * rate, 0.0), updates)
         return updates, state + jnp.array([1, 0])
@@ -124,6 +124,7 @@ def idle(explode_at: int = 2**31 - 1, **changes: Any) -> Recipe:
     return dataclasses.replace(
         PAPER,
         batch_size=BATCH,
+        validation=0,
         optimizer=lambda total, steps_per_epoch: optimizer,
         learning_rate=lambda step, state, total: jnp.zeros(()),
         **changes,
@@ -338,6 +339,7 @@ def test_a_step_is_that_of_a_plain_loop():
     dataset = dataclasses.replace(DATA.take(np.arange(BATCH)), images=images)
     recipe = dataclasses.replace(
         PAPER,
+        validation=0,
         scale=0.01,
         init=nnx.initializers.normal(0.15),
         dropout=0.0,
@@ -611,6 +613,8 @@ def test_images_of_another_size_are_resized(compiled_once):
         ({"batch_size": 65}, "batches of 65 hold no step"),
         ({"batch_size": 0}, "batches of 0 hold no step"),
         ({"validation": None, "target_accuracy": 0.5}, "needs validation images"),
+        # Its learning rate follows the error on these.
+        ({"validation": None, "recipe": PAPER, "batch_size": 8}, "validation images"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(changes, message):

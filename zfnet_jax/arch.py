@@ -298,8 +298,13 @@ class ReceptiveField:
         bottom, right = top + self.size[0], left + self.size[1]
         if not clip:
             return top, left, bottom, right
-        height, width = self.input_hw
-        return max(top, 0), max(left, 0), min(bottom, height), min(right, width)
+        rows, columns = (
+            [min(max(edge, 0), extent) for edge in edges]
+            for edges, extent in zip(
+                ((top, bottom), (left, right)), self.input_hw, strict=True
+            )
+        )
+        return rows[0], columns[0], rows[1], columns[1]
 
 
 def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:

@@ -562,11 +562,6 @@ def train(
         )
     if target_accuracy is not None and validation is None:
         raise ValueError("a target accuracy needs validation images")
-    if recipe.validation and validation is None:
-        raise ValueError(
-            f"the {recipe.name} recipe follows the validation error: "
-            "it needs validation images"
-        )
     arch = _with_dropout(arch, recipe.dropout).with_classes(len(dataset.class_names))
     preprocess = Preprocessing.fit(dataset.images, recipe.scale, arch.input_hw)
     model = ConvNet(arch, dtype=dtype, init=recipe.init, rngs=nnx.Rngs(seed))
@@ -642,7 +637,7 @@ def train(
             error = program.replicate(np.float32(1 - accuracy))
             state = state._replace(validation_error=error)
         history.append(record)
-        on_progress(epoch + 1.0, record)
+        on_progress(epoch + 1.0, {k: v for k, v in record.items() if k != "epoch"})
         if checkpoints is not None:
             metadata = {
                 "run": run_is,
