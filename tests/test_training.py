@@ -332,11 +332,42 @@ def test_the_paper_drops_half_of_each_hidden_dense_layer(untrained):
     assert (PAPER.batch_size, PAPER.augmentation.corners) == (128, True)
 
 
-def test_a_step_is_that_of_a_plain_loop():
-    # Mirror images of themselves, all in one batch: flips and order change nothing.
-    half = DATA.images[:BATCH, :, :4]
+def mirrored(dataset: Dataset) -> Dataset:
+    """Images that a flip does not change."""
+    half = dataset.images[:, :, :4]
     images = np.concatenate([half, half[:, :, ::-1]], axis=2)
-    dataset = dataclasses.replace(DATA.take(np.arange(BATCH)), images=images)
+    return dataclasses.replace(dataset, images=images)
+
+
+def test_each_epoch_takes_every_image_once_in_a_new_order():
+    dataset = mirrored(DATA)
+    recipe = idle(
+        init=nnx.initializers.normal(0.15),
+        dropout=0.0,
+        augmentation=Augmentation(margin=0),
+    )
+    first_batches = []
+    result = fit(
+        dataset=dataset,
+        validation=None,
+        recipe=recipe,
+        epochs=3,
+        on_progress=lambda done, values: (
+            first_batches.append(values["train_loss"]) if done % 1 == 0.25 else None
+        ),
+    )
+    logits = evaluate(result.model, result.preprocess, dataset.images)
+    loss, accuracy = loss_and_accuracy(logits, dataset.labels)
+    for record in result.history:
+        assert record["train_loss"] == pytest.approx(loss, rel=1e-5)
+        assert record["train_accuracy"] == pytest.approx(accuracy)
+    assert len(set(np.round(first_batches, 3))) == 3
+
+
+def test_a_step_is_that_of_a_plain_loop():
+    # With all images in one batch their order changes nothing either.
+    dataset = mirrored(DATA.take(np.arange(BATCH)))
+    images = dataset.images
     recipe = dataclasses.replace(
         PAPER,
         validation=0,

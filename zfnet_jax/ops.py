@@ -360,7 +360,8 @@ def max_pool_with_switches(
     """Max pooling that also says where each maximum was (section 2.1, "switches").
 
     On a tie the first position in row-major order wins, as in PyTorch: a position must
-    be strictly greater to replace an earlier one. Padding never wins over a finite value.
+    be strictly greater to replace an earlier one. Padding never wins over
+    a finite value.
 
     Args:
         x: Maps to pool.
