@@ -637,7 +637,7 @@ def train(
             error = program.replicate(np.float32(1 - accuracy))
             state = state._replace(validation_error=error)
         history.append(record)
-        on_progress(epoch + 1.0, {k: v for k, v in record.items() if k != "epoch"})
+        on_progress(epoch + 1.0, record)
         if checkpoints is not None:
             metadata = {
                 "run": run_is,
