@@ -53,7 +53,7 @@ def run(options: Options) -> None:
             epochs=full.epochs,
             batch_size=full.batch_size,
             seed=full.seed,
-            on_progress=lambda done, values: progress.update(done, **values),
+            on_progress=train_cifar10.showing(progress),
         )
     test = train_cifar10.load(full, "test")
     train_cifar10.report(results, full, result, train, test)

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -110,11 +111,20 @@ def run(options: Options) -> None:
             target_accuracy=options.target_accuracy,
             checkpoints=checkpoints,
             resume=options.resume,
-            on_progress=lambda done, values: progress.update(done, **values),
+            on_progress=showing(progress),
         )
     for line in result.damaged:
         print(f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True)
     report(results, options, result, train, load(options, "test"))
+
+
+def showing(progress: Progress) -> Callable[[float, Mapping[str, float]], None]:
+    """What `training.train` calls to have its running values shown."""
+
+    def show(done: float, values: Mapping[str, float]) -> None:
+        progress.update(done, **{n: v for n, v in values.items() if n != "epoch"})
+
+    return show
 
 
 def report(

@@ -349,6 +349,29 @@ def test_features_that_do_not_split_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Conv("a", 0, 1), "a: features must be at least 1, not 0"),
+        (lambda: Conv("a", 2, 1, groups=0), "a: groups must be at least 1, not 0"),
+        (lambda: ContrastNorm("a", size=0), "a: size must be at least 1, not 0"),
+        (lambda: Dense("a", -3), "a: features must be at least 1, not -3"),
+        (lambda: Dense("a", 1, dropout=1.0), r"a: dropout 1.0 is not in \[0, 1\)"),
+        (lambda: Dense("a", 1, dropout=-0.1), r"a: dropout -0.1 is not in \[0, 1\)"),
+        (lambda: ZFNET.with_input((0, 8)), "zfnet: height must be at least 1, not 0"),
+        (lambda: ZFNET.with_classes(0), "logits: features must be at least 1, not 0"),
+        (lambda: ablate(ZFNET, widths={"fc6": 0}), "fc6: features must be at least 1"),
+        (
+            lambda: Architecture("net", (8, 8), (LOGITS,), channels=0),
+            "net: channels must be at least 1, not 0",
+        ),
+    ],
+)
+def test_extents_that_no_layer_can_have_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
     "layers",
     [
         (),
@@ -436,6 +459,12 @@ def test_boxes_are_clipped_on_request():
     assert field.box(6, 6) == field.box(6, 6, clip=False) == (37, 37, 176, 176)
     assert field.box(12, 3) == (133, 0, 224, 128)
     assert field.box(12, 3, clip=False) == (133, -11, 272, 128)
+
+
+def test_a_unit_that_sees_padding_only_has_an_empty_box():
+    arch = stack(Conv("a", 1, 1, padding=1))
+    assert receptive_field(arch, "a").box(0, 0) == (0, 0, 0, 0)
+    assert receptive_field(arch, "a").box(9, 4) == (8, 3, 8, 4)
 
 
 @pytest.mark.parametrize("layer", ["fc6", "fc7", "logits"])

@@ -363,6 +363,12 @@ def test_an_unknown_layer_lists_what_exists():
         model.features(images, until="conv7")
 
 
+@pytest.mark.parametrize("name", ["features", "arch", "dtype", "eval"])
+def test_a_layer_cannot_take_the_name_of_something_else(name):
+    with pytest.raises(ValueError, match=f"tiny: no layer can be named '{name}'"):
+        tiny(Dense(name, 2))
+
+
 @pytest.mark.parametrize(
     "shape", [(2, 26, 21, 2), (2, 21, 26, 3), (21, 26, 2), (2, 1, 21, 26, 2)]
 )
@@ -428,6 +434,14 @@ def test_an_images_mask_is_its_own():
     np.testing.assert_array_equal(apply(model, images[order], keys[order]), out[order])
     # The same mask twice would keep a half; five standard deviations are 0.11.
     assert abs(np.mean(out > 0) - 0.25) < 0.11
+
+
+def test_a_key_is_needed_for_each_image(monkeypatch):
+    # As users see it: without the tests' own shape checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    model, image = passing_on(0.5)
+    with pytest.raises(ValueError, match="^2 dropout keys for 1 images$"):
+        model(image, dropout_keys=jax.random.split(jax.random.key(0), 2))
 
 
 def test_dropout_is_off_without_keys():

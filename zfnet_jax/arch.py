@@ -61,6 +61,7 @@ class Conv:
             padding=_padding(padding),
             groups=groups,
         )
+        _at_least_one(name, features=features, groups=groups)
         if features % groups:
             raise ValueError(f"{name}: {features} features do not split in {groups}")
 
@@ -112,6 +113,10 @@ class ContrastNorm:
     alpha: float = 1e-4
     beta: float = 0.75
 
+    def __post_init__(self) -> None:
+        """Refuse a neighbourhood of no channel."""
+        _at_least_one(self.name, size=self.size)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
@@ -129,9 +134,21 @@ class Dense:
     relu: bool = True
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what no layer can be built from."""
+        _at_least_one(self.name, features=self.features)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"{self.name}: dropout {self.dropout} is not in [0, 1)")
+
 
 Layer = Conv | MaxPool | ContrastNorm | Dense
 Shape = tuple[int, int, int] | tuple[int]
+
+
+def _at_least_one(name: str, **sizes: int) -> None:
+    for what, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}: {what} must be at least 1, not {size}")
 
 
 def _freeze(instance: object, **fields: object) -> None:
@@ -150,8 +167,9 @@ class Architecture:
         channels: Image channels.
 
     Raises:
-        ValueError: names repeat, a window is larger than its padded map, padding
-            could fill a whole pooling window, or a spatial layer follows a dense one.
+        ValueError: names repeat, an extent is below 1, a window is larger than its
+            padded map, padding could fill a whole pooling window, or a spatial layer
+            follows a dense one.
     """
 
     name: str
@@ -161,6 +179,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         """Check the whole stack once, so that no interpreter has to."""
+        height, width = self.input_hw
+        _at_least_one(self.name, height=height, width=width, channels=self.channels)
         names = [layer.name for layer in self.layers]
         if len(set(names)) != len(names):
             raise ValueError(f"{self.name}: layer names repeat: {', '.join(names)}")
@@ -287,7 +307,9 @@ class ReceptiveField:
         """Pixels seen by position (row, column): top, left, bottom, right.
 
         Bottom and right are exclusive. With `clip` the box ends at the image border,
-        without it it may leave the image.
+        without it it may leave the image. Where a stride exceeds its kernel, some
+        pixels of the box are seen by no path; and a clipped box may hold a border that
+        is seen through padding only.
         """
         top, left = (
             start + stride * position

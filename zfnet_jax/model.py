@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +87,20 @@ class ConvNet(nnx.Module):
             dtype: float32 or bfloat16, for the computation.
             init: Draws a kernel from (key, shape, dtype).
             rngs: Source of the `params` stream.
+
+        Raises:
+            ValueError: a layer's name is one that the module uses itself.
         """
         self.arch = arch if num_classes is None else arch.with_classes(num_classes)
         self.dtype = jnp.dtype(dtype)
         for name, shape in self.arch.kernel_shapes().items():
+            if hasattr(self, name):
+                raise ValueError(f"{self.arch.name}: no layer can be named {name!r}")
             setattr(self, name, Affine(shape, init, rngs))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Affine: ...
 
     def __call__(
         self,
@@ -108,10 +117,15 @@ class ConvNet(nnx.Module):
             images: Preprocessed images of the architecture's size.
             dropout_keys: One key for each image switches dropout on; the mask of an
                 image then does not depend on its batch. None switches it off.
+
+        Raises:
+            ValueError: images of another shape, or not one key for each.
         """
         x = self._check(images)
         layers = self.arch.layers
         keys = dropout_keys
+        if keys is not None and len(keys) != len(x):
+            raise ValueError(f"{len(keys)} dropout keys for {len(x)} images")
         for layer, following in zip(layers, (*layers[1:], None), strict=True):
             match layer:
                 case Conv():
@@ -180,7 +194,7 @@ class ConvNet(nnx.Module):
         return jnp.asarray(images, self.dtype)
 
     def _weights(self, name: str) -> tuple[Array, Array]:
-        affine: Affine = getattr(self, name)
+        affine = getattr(self, name)
         kernel, bias = affine.kernel[...], affine.bias[...]
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 

@@ -43,7 +43,8 @@ class Augmentation:
         margin: Pixels by which a crop may be shifted; reflected pixels fill the border.
         corners: Take only the four corners and the centre, as in section 3, in place
             of any shift.
-        cutout: Side in pixels of a random square that is set to the mean; 0 for none.
+        cutout: Side in pixels of a random square of the network's input that is set to
+            the mean; 0 for none.
     """
 
     margin: int
@@ -216,9 +217,9 @@ FAST = Recipe(
     validation=0,
     scale=1 / 64,
     init=nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
-    dropout=0.1,
+    dropout=0.2,
     label_smoothing=0.05,
-    augmentation=Augmentation(margin=4),
+    augmentation=Augmentation(margin=4, cutout=8),
     average=0.99,
     optimizer=_fast_optimizer,
     learning_rate=_fast_learning_rate,
@@ -311,41 +312,40 @@ def data_mesh() -> Mesh:
 
 def augment(
     images: UInt8[Array, "b h w c"], key: PRNGKeyArray, how: Augmentation
-) -> tuple[UInt8[Array, "b h w c"], Float[Array, "b h w 1"]]:
-    """A random crop and flip of each image, and the mask that cut-out leaves.
-
-    Returns:
-        The views, in the size of the images, and a mask that is 0 inside the cut-out
-        square and 1 outside.
-    """
-    batch, height, width, channels = images.shape
+) -> UInt8[Array, "b h w c"]:
+    """A random crop and flip of each image, in the size of the images."""
     margin = how.margin
     edges = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     padded = jnp.pad(images, edges, mode="reflect") if margin else images
 
-    def one(image: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-        shift_key, flip_key, hole_key = jax.random.split(key, 3)
+    def one(image: Array, key: PRNGKeyArray) -> Array:
+        shift_key, flip_key = jax.random.split(key)
         if how.corners:
             places = np.array([(0, 0), (0, 2), (2, 0), (2, 2), (1, 1)]) * margin
             shift = jnp.asarray(places)[jax.random.randint(shift_key, (), 0, 5)]
         else:
             shift = jax.random.randint(shift_key, (2,), 0, 2 * margin + 1)
-        size = (height, width, channels)
-        view = jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), size)
-        view = jnp.where(jax.random.bernoulli(flip_key), view[:, ::-1], view)
-        if not how.cutout:
-            return view, jnp.ones((height, width, 1))
-        hole = jax.random.randint(
-            hole_key, (2,), 0, jnp.array([height, width]) - how.cutout + 1
-        )
-        inside = [
-            (jnp.arange(extent) >= start) & (jnp.arange(extent) < start + how.cutout)
-            for extent, start in zip((height, width), hole, strict=True)
-        ]
-        kept = ~(inside[0][:, None] & inside[1][None, :])
-        return view, kept[..., None].astype(jnp.float32)
+        view = jax.lax.dynamic_slice(image, (shift[0], shift[1], 0), images.shape[1:])
+        return jnp.where(jax.random.bernoulli(flip_key), view[:, ::-1], view)
 
-    return jax.vmap(one)(padded, jax.random.split(key, batch))
+    return jax.vmap(one)(padded, jax.random.split(key, len(images)))
+
+
+def cut_out(
+    inputs: Float[Array, "b h w c"], key: PRNGKeyArray, side: int
+) -> Float[Array, "b h w c"]:
+    """Set a random square of each preprocessed image to 0, which is the mean."""
+    batch, height, width, _ = inputs.shape
+
+    def inside(key: PRNGKeyArray, extent: int) -> Array:
+        start = jax.random.randint(key, (batch, 1), 0, extent - side + 1)
+        place = jnp.arange(extent)
+        return (place >= start) & (place < start + side)
+
+    row_key, column_key = jax.random.split(key)
+    rows, columns = inside(row_key, height), inside(column_key, width)
+    hole = rows[:, :, None, None] & columns[:, None, :, None]
+    return jnp.where(hole, 0, inputs)
 
 
 class _Program:
@@ -429,11 +429,11 @@ class _Program:
         run_key = jax.random.wrap_key_data(state.key)
         # Epochs use the same key folded with their number: keep steps apart from them.
         key = jax.random.fold_in(jax.random.fold_in(run_key, 2**31), state.step)
-        view_key, dropout_key = jax.random.split(key)
-        views, kept = augment(images, view_key, self.recipe.augmentation)
-        inputs = self.preprocess(views)
-        if self.recipe.augmentation.cutout:
-            inputs = inputs * kept
+        view_key, hole_key, dropout_key = jax.random.split(key, 3)
+        augmentation = self.recipe.augmentation
+        inputs = self.preprocess(augment(images, view_key, augmentation))
+        if augmentation.cutout:
+            inputs = cut_out(inputs, hole_key, augmentation.cutout)
         (loss, accuracy), grads = self.gradients(
             state.params,
             inputs,
