@@ -100,7 +100,9 @@ class ConvNet(nnx.Module):
 
     if TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> Affine: ...
+        def __getattr__(self, name: str) -> Affine:
+            """Tell type checkers that every layer is an attribute."""
+            ...
 
     def __call__(
         self,
