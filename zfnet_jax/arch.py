@@ -447,7 +447,7 @@ ZFNET32 = Architecture(
     "zfnet32",
     (32, 32),
     (
-        Conv("conv1", 48, kernel=3, padding=1),
+        Conv("conv1", 48, kernel=5, padding=2),
         MaxPool("pool1", padding=1),
         Conv("conv2", 96, kernel=3, padding=1),
         MaxPool("pool2", padding=1),

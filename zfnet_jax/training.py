@@ -175,7 +175,7 @@ def _fast_optimizer(
 
     muon = optax.chain(
         optax.contrib.scale_by_muon(beta=_MOMENTUM, weight_dimension_numbers=as_matrix),
-        optax.add_decayed_weights(0.02),
+        optax.add_decayed_weights(0.05),
         optax.scale_by_learning_rate(_warm_up_and_decay(_MUON_RATE, total)),
     )
     sgd = optax.chain(
