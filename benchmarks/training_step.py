@@ -12,7 +12,6 @@ our step is the faster one.
 from __future__ import annotations
 
 import dataclasses
-import os
 import statistics
 import sys
 import time
@@ -85,37 +84,9 @@ def torch_side(
     import torch
     from torch import nn
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    layers: list[nn.Module] = []
-    for layer, shape, _ in arch.walk():
-        match layer:
-            case zf.Conv():
-                (top, _), (left, _) = layer.padding
-                conv = nn.Conv2d(
-                    shape[-1],
-                    layer.features,
-                    layer.kernel,
-                    layer.stride,
-                    (top, left),
-                    groups=layer.groups,
-                )
-                layers += [conv, nn.ReLU(inplace=True)]
-            case zf.MaxPool():
-                (top, _), (left, _) = layer.padding
-                layers.append(nn.MaxPool2d(layer.kernel, layer.stride, (top, left)))
-            case zf.ContrastNorm():
-                # PyTorch divides alpha by the number of channels in the window.
-                alpha = layer.alpha * layer.size
-                layers.append(
-                    nn.LocalResponseNorm(layer.size, alpha, layer.beta, layer.k)
-                )
-            case zf.Dense():
-                if len(shape) == 3:
-                    layers.append(nn.Flatten())
-                layers.append(nn.Linear(int(np.prod(shape)), layer.features))
-                if layer.relu:
-                    layers.append(nn.ReLU(inplace=True))
-    model = nn.Sequential(*layers)
+    from benchmarks.torch_network import torch_network
+
+    model = torch_network(arch, inplace=True)
     # PyTorch's stubs lack the form of `to` that takes a memory format alone.
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(model.parameters(), _RATE, _MOMENTUM)

@@ -253,7 +253,7 @@ def test_fast_conv_maps_over_a_batch():
 # --- its adjoint ---
 
 
-transposed = jax.jit(ops.conv_transpose, static_argnums=(2, 3, 4))
+transposed = jax.jit(ops.conv_transpose, static_argnums=(2, 3))
 
 
 def test_conv_transpose_by_hand():
@@ -261,7 +261,8 @@ def test_conv_transpose_by_hand():
     grad = np.zeros((1, 2, 2, 1), np.float32)
     grad[0, 1, 0] = 10
     kernel = np.array([[1, 2, 3], [4, 5, 6]], np.float32).reshape(2, 3, 1, 1)
-    out = transposed(grad, kernel, (2, 2), ((0, 0), (1, 1)), (4, 4))
+    spec = Conv("conv", 1, (2, 3), 2, ((0, 0), (1, 1)))
+    out = transposed(grad, kernel, spec, (4, 4))
     # Window (1, 0) reads rows 2 and 3, columns -1 to 1; column -1 is padding.
     np.testing.assert_array_equal(
         out[0, ..., 0],
@@ -269,19 +270,39 @@ def test_conv_transpose_by_hand():
     )
 
 
-@settings(max_examples=10)
-@given(pair(1, 9), pair(1, 4), pair(1, 4), padding(3), st.integers(1, 3))
-def test_conv_transpose_is_the_adjoint(hw, kernel, stride, edges, channels):
-    """<conv(x), y> = <x, conv_transpose(y)>, exactly."""
-    spec = Conv("conv", 2, kernel, stride, edges)
+def test_conv_transpose_of_groups_by_hand():
+    """Each output goes down to the inputs of its own group only."""
+    grad = np.array([10, 100, 1000, 10000], np.float32).reshape(1, 1, 1, 4)
+    # [inputs of a group, outputs]: outputs 0 and 1 read input 0, 2 and 3 input 1.
+    kernel = np.array([[1, 2, 3, 4]], np.float32).reshape(1, 1, 1, 4)
+    out = transposed(grad, kernel, Conv("conv", 4, 1, groups=2), (1, 1))
+    assert out.ravel().tolist() == [210, 43000]
+
+
+@pytest.mark.parametrize(("groups", "inputs"), [(1, 1), (1, 16), (2, 1), (2, 8)])
+@settings(max_examples=6)
+@given(pair(1, 9), pair(1, 4), pair(1, 4), padding(3))
+def test_conv_transpose_is_the_adjoint(groups, inputs, hw, kernel, stride, edges):
+    """<conv(x), y> = <x, conv_transpose(y)>, exactly, for few and many channels."""
+    spec = Conv("conv", 2 * groups, kernel, stride, edges, groups)
     assume(fits(hw, spec))
-    x = integers(2, *hw, channels)
-    weights = integers(*kernel, channels, 2, seed=1)
+    x = integers(2, *hw, groups * inputs)
+    weights = integers(*kernel, inputs, spec.features, seed=1)
     out = loop_conv(x, weights, spec)
     y = integers(*out.shape, seed=2)
-    back = transposed(y, weights, stride, edges, hw)
+    back = transposed(y, weights, spec, hw)
     assert back.shape == x.shape
     assert np.vdot(out, y) == np.vdot(x, np.asarray(back, np.float64))
+
+
+def test_conv_transpose_keeps_bfloat16():
+    spec = Conv("conv", 2, 3, 2, 1)
+    grad = jnp.asarray(integers(1, 2, 2, 2, top=2), jnp.bfloat16)
+    kernel = jnp.asarray(integers(3, 3, 1, 2, top=2), jnp.bfloat16)
+    out = transposed(grad, kernel, spec, (4, 4))
+    assert out.dtype == jnp.bfloat16
+    wide = transposed(grad.astype(np.float32), kernel.astype(np.float32), spec, (4, 4))
+    np.testing.assert_array_equal(out.astype(np.float32), wide)
 
 
 # --- max pooling ---
@@ -468,6 +489,112 @@ def test_pooling_maps_over_a_batch():
         np.testing.assert_array_equal(ours[:, 0], expected)
 
 
+# --- unpooling ---
+
+
+unpooled = jax.jit(ops.unpool, static_argnums=(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "overlap", "expected"),
+    [
+        # Windows (0, 1) and (1, 1) share the maximum at (1, 2).
+        (([1, 2], [3, 4]), "sum", [[0, 1, 0, 0], [0, 0, 6, 0], [3, 0, 0, 0]]),
+        (([1, 2], [3, 4]), "last", [[0, 1, 0, 0], [0, 0, 4, 0], [3, 0, 0, 0]]),
+        (([1, 2], [3, 0]), "last", [[0, 1, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]]),
+        (([1, 2], [3, -5]), "last", [[0, 1, 0, 0], [0, 0, -5, 0], [3, 0, 0, 0]]),
+        (([1, 2], [3, -5]), "sum", [[0, 1, 0, 0], [0, 0, -3, 0], [3, 0, 0, 0]]),
+    ],
+)
+def test_unpooling_by_hand(values, overlap, expected):
+    x = one_map([1, 5, 2, 0], [3, 4, 9, 7], [8, 6, 9, 2], [0, 1, 3, 4])
+    spec = MaxPool("pool", 3, 2, 1)
+    _, switches = ops.max_pool_with_switches(jnp.asarray(x), spec)
+    out = unpooled(one_map(*values), switches, spec, (4, 4), overlap)
+    np.testing.assert_array_equal(out[0, ..., 0], [*expected, [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("overlap", "expected"),
+    [
+        # All are equal, and each window's first pixel of the image gets its value:
+        # (0, 0) that of the first, (0, 1) that of the second and so on.
+        ("sum", [[1, 2, 0], [3, 4, 0], [0, 0, 0]]),
+        ("last", [[1, 2, 0], [3, 4, 0], [0, 0, 0]]),
+    ],
+)
+def test_unpooling_of_ties_by_hand(overlap, expected):
+    spec = MaxPool("pool", 3, 2, 1)
+    x = jnp.zeros((1, 3, 3, 1))
+    _, switches = ops.max_pool_with_switches(x, spec)
+    out = unpooled(one_map([1, 2], [3, 4]), switches, spec, (3, 3), overlap)
+    np.testing.assert_array_equal(out[0, ..., 0], expected)
+
+
+def test_ties_of_windows_that_overlap_by_hand():
+    """Stride 1: three windows of a row of zeros and a one share the one."""
+    spec = MaxPool("pool", (1, 3), 1, ((0, 0), (1, 1)))
+    x = jnp.asarray(one_map([0, 1, 0, 0]))
+    _, switches = ops.max_pool_with_switches(x, spec)
+    values = one_map([10, 20, 30, 40])
+    for overlap, expected in (("sum", [0, 60, 40, 0]), ("last", [0, 30, 40, 0])):
+        out = unpooled(values, switches, spec, (1, 4), overlap)
+        assert out.ravel().tolist() == expected
+
+
+@settings(max_examples=9)
+@given(pair(1, 8), pools(), st.sampled_from([0, 1, 9]))
+def test_unpooling_is_a_loop_over_windows(hw, spec, top):
+    """And the adjoint of pooling, which is linear while its switches are held."""
+    assume(fits(hw, spec))
+    _, places = loop_pool(integers(2, *hw, 3, top=top), spec)
+    values = integers(*places.shape, seed=1, top=1)  # many of them 0
+    summed = unpooled(values, places, spec, hw, "sum")
+    np.testing.assert_array_equal(summed, scatter(values, places, hw))
+    last = np.zeros((2, hw[0] * hw[1], 3), np.float32)
+    for n, i, j, c in np.ndindex(*places.shape):
+        last[n, places[n, i, j, c], c] = values[n, i, j, c]
+    ours = unpooled(values, places, spec, hw, "last")
+    np.testing.assert_array_equal(ours, last.reshape(2, *hw, 3))
+    other = integers(2, *hw, 3, seed=2)
+    picked = np.take_along_axis(
+        other.reshape(2, -1, 3), places.reshape(2, -1, 3), 1
+    ).reshape(places.shape)
+    assert np.vdot(picked, values) == np.vdot(other, summed)
+
+
+@pytest.mark.parametrize("overlap", ["sum", "last"])
+def test_unpooling_keeps_bfloat16(overlap):
+    spec = MaxPool("pool", 3, 2, 1)
+    _, places = loop_pool(integers(1, 5, 5, 2), spec)
+    values = jnp.asarray(integers(*places.shape, seed=1), jnp.bfloat16)
+    out = unpooled(values, places, spec, (5, 5), overlap)
+    wide = unpooled(values.astype(np.float32), places, spec, (5, 5), overlap)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(np.float32), wide)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("spec", "hw"),
+    [(MaxPool("pool", 3, 2, 1), (9, 8)), (MaxPool("pool", (2, 3), (1, 2)), (5, 9))],
+)
+def test_overwriting_is_pytorchs(spec, hw):
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+    x = integers(2, *hw, 3, top=1)
+    window = spec.kernel, spec.stride, (spec.padding[0][0], spec.padding[1][0])
+    maps = torch.tensor(np.moveaxis(x, -1, 1).copy())
+    pooled, at = torch.nn.functional.max_pool2d(maps, *window, return_indices=True)
+    values = integers(2, *pooled.shape[2:], 3, seed=1, top=1)
+    theirs = torch.nn.MaxUnpool2d(*window)(
+        torch.tensor(np.moveaxis(values, -1, 1).copy()), at, output_size=hw
+    )
+    _, switches = ops.max_pool_with_switches(jnp.asarray(x), spec)
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(switches), -1, 1), at)
+    ours = unpooled(values, switches, spec, hw, "last")
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(ours), -1, 1), theirs)
+
+
 # --- contrast normalisation ---
 
 
@@ -496,3 +623,24 @@ def test_contrast_norm_is_a_loop_over_channels(channels):
         expected[place] = x[place] / (2 + 1e-4 * squares) ** 0.75
     out = jax.jit(ops.contrast_norm, static_argnums=1)(x, spec)
     np.testing.assert_allclose(out, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(4, 2), (7, 5)])
+def test_contrast_norm_goes_down_by_its_derivative(channels, size):
+    """The vector-Jacobian product against differences, in float64."""
+    spec = ContrastNorm("norm", size, k=1.0, alpha=0.5)
+    x, y = np.random.default_rng(0).normal(size=(2, 1, 2, 1, channels))
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def product(x):
+            return jnp.vdot(ops.contrast_norm(x, spec), y)
+
+        back = np.asarray(jax.grad(product)(x))
+        differences = np.zeros(x.shape)
+        for place in np.ndindex(*x.shape):
+            step = np.zeros(x.shape)
+            step[place] = 1e-5
+            differences[place] = (product(x + step) - product(x - step)) / 2e-5
+    assert back.dtype == np.float64
+    assert distance(back, differences) < 1e-8

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage, imread
 
 from zfnet_jax import viz
+from zfnet_jax.viz.projections import Scale
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 LONG_NAMES = [f"Staffordshire bullterrier number {index}" for index in range(10)]
@@ -521,6 +522,262 @@ def test_filters_refuse(unhooked, kernels):
         viz.first_layer_filters(kernels)
 
 
+# Projections
+
+
+def projected(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_projections_by_hand_on_each_scale():
+    pixels = np.array([[2.0, -1.0], [-4.0, 0.0], [1.0, 8.0], [0.0, 0.0]])
+    units = np.array([7, 7, 3, 9])
+    by_hand: dict[Scale, list[float]] = {
+        "patch": [2.0, 4.0, 8.0, 0.0],
+        "unit": [4.0, 4.0, 8.0, 0.0],
+        "layer": [8.0, 8.0, 8.0, 8.0],
+    }
+    for scale, scales in by_hand.items():
+        shown, used = viz.display_projections(pixels, units, scale)
+        assert used.tolist() == scales
+        assert shown.dtype == np.float32
+        safe = np.where(used == 0, 1, used)[:, None]
+        np.testing.assert_allclose(shown, 0.5 + pixels / (2 * safe), rtol=1e-6)
+
+
+def test_projections_have_their_own_scale_unless_told():
+    pixels = projected(3, 5, 4, 3) * np.array([1, 10, 100.0])[:, None, None, None]
+    shown, scales = viz.display_projections(pixels, np.zeros(3, int))
+    for index in range(3):
+        alone, scale = viz.display(pixels[index])
+        assert scales[index] == scale
+        np.testing.assert_array_equal(shown[index], alone)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pixels": np.full((2, 3, 3, 3), np.nan)}, "pixels"),
+        ({"pixels": np.zeros((0, 3, 3, 3))}, "pixels"),
+        ({"pixels": np.ones((2, 3, 3, 3), int)}, "pixels"),
+        ({"pixels": np.float32(1)}, "pixels"),
+        ({"units": np.zeros(3, int)}, "units"),
+        ({"units": np.zeros(2)}, "units"),
+        ({"scale": "filter"}, "scale"),
+    ],
+)
+def test_display_of_projections_refuses(unhooked, change, named):
+    arguments = {"pixels": projected(2, 3, 3, 3), "units": np.zeros(2, int)} | change
+    with pytest.raises(ValueError, match=rf"^{named} "):
+        viz.display_projections(**arguments)
+
+
+def grid(rows: int = 3, height: int = 9, width: int = 7, **changes: Any):
+    """Rows of one unit each, whose boxes walk out of a picture of 12 x 10."""
+    place = np.arange(rows)
+    arguments: dict[str, Any] = {
+        "title": "conv3 of a network",
+        "image": pictures(12, 10, 3),
+        "boxes": np.stack(
+            [place - 2, 3 * place - 4, place - 2 + height, 3 * place - 4 + width], 1
+        ),
+        "units": place,
+        "captions": [f"unit {index}: {index / 7:.3g}" for index in range(rows)],
+        "projections": {
+            rule: projected(rows, height, width, 3, seed=seed) * 10.0 ** (-3 * seed)
+            for seed, rule in enumerate(("deconvnet", "guided", "gradient"))
+        },
+    } | changes
+    return viz.projection_grid(**arguments), arguments
+
+
+@pytest.mark.parametrize("scale", ["patch", "unit", "layer"])
+def test_projections_lie_beside_what_they_see(scale):
+    (fig, ax), given = grid(units=np.array([5, 2, 5]), scale=scale)
+    screen = rendered(fig)
+    image, *shown = ax.images
+    np.testing.assert_array_equal(seen(screen, image), enlarged(given["image"], 16))
+    assert len(shown) == 3 * 4
+    padded = np.pad(given["image"], ((2, 9), (4, 9), (0, 0)), constant_values=128)
+    corners = np.array([box(picture)[:2] for picture in shown]).reshape(3, 4, 2)
+    # Columns and rows are straight, from left to right and from top to bottom.
+    assert (corners[..., 0] == corners[:1, :, 0]).all()
+    assert (corners[..., 1] == corners[:, :1, 1]).all()
+    assert (np.diff(corners[0, :, 0]) > 0).all() and (
+        np.diff(corners[:, 0, 1]) > 0
+    ).all()
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    for row in range(3):
+        patch, *projections = shown[4 * row : 4 * row + 4]
+        expected = padded[row : row + 9, 3 * row : 3 * row + 7]
+        np.testing.assert_array_equal(seen(screen, patch), enlarged(expected, 14))
+        x, y = corners[row, 0]
+        assert written[x, y - 16] == given["captions"][row]
+        for column, rule in enumerate(given["projections"]):
+            pixels = given["projections"][rule]
+            colors, scales = viz.display_projections(pixels, given["units"], scale)
+            np.testing.assert_allclose(
+                seen(screen, projections[column]).astype(float),
+                enlarged(colors[row], 14) * 255,
+                atol=1,
+            )
+            left, _, _, bottom = box(projections[column])
+            assert written[left, bottom + 4] == f"± {scales[row]:.3g}"
+    headings = {written[x, corners[0, 0, 1] - 36] for x in corners[0, :, 0]}
+    assert headings == {"image", "deconvnet", "guided", "gradient"}
+    assert labels(ax)[0] == "conv3 of a network"
+    assert "outside the image" in " ".join(labels(ax)[1:4])
+
+
+def test_a_projection_of_zeros_is_mid_grey_and_says_so():
+    (fig, ax), _ = grid(
+        boxes=np.array([[0, 0, 9, 7]] * 3),
+        projections={"deconvnet": np.zeros((3, 9, 7, 3))},
+    )
+    screen = rendered(fig)
+    for picture in ax.images[2::2]:
+        assert np.unique(seen(screen, picture)).tolist() in ([127], [128])
+    assert labels(ax).count("all 0") == 3
+    assert "outside" not in " ".join(labels(ax))
+
+
+@pytest.mark.parametrize(
+    ("corner", "kept"),
+    [
+        ((-9, 0), 0),
+        ((12, 0), 0),
+        ((0, 10), 0),
+        ((0, -7), 0),
+        ((11, 9), 1),
+        ((-8, -6), 1),
+    ],
+)
+def test_boxes_may_leave_the_image_altogether(corner, kept):
+    image = np.full((12, 10, 3), 255, np.uint8)
+    (_, ax), _ = grid(
+        1, image=image, boxes=np.array([[*corner, corner[0] + 9, corner[1] + 7]])
+    )
+    patch = np.asarray(ax.images[1].get_array())
+    assert patch.shape == (9, 7, 3)
+    assert (patch == 255).sum() == 3 * kept and (patch == 128).sum() == 3 * (63 - kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"image": pictures(12, 10, 4)}, "image"),
+        ({"image": np.zeros((12, 10, 3))}, "image"),
+        ({"boxes": np.zeros((3, 4))}, "boxes"),
+        ({"boxes": np.array([[0, 0, 9, 7], [0, 0, 9, 7], [0, 0, 9, 8]])}, "boxes"),
+        ({"boxes": np.array([[9, 7, 0, 0]] * 3)}, "boxes"),
+        ({"units": np.arange(4)}, "units"),
+        ({"captions": ["one"]}, "captions"),
+        ({"projections": {}}, "projections"),
+        (
+            {"projections": {"guided": projected(3, 9, 8, 3)}},
+            r"projections\['guided'\]",
+        ),
+        (
+            {"projections": {"guided": np.full((3, 9, 7, 3), np.inf)}},
+            r"projections\['guided'\]",
+        ),
+        ({"scale": "image"}, "scale"),
+    ],
+)
+def test_projections_refuse(unhooked, change, named):
+    with pytest.raises(ValueError, match=rf"^{named} "):
+        grid(**change)
+
+
+# Signed maps
+
+
+def test_a_heat_map_is_symmetric_about_zero():
+    values = np.array([[-2.0, 0.0], [1.0, 0.5]])
+    fig, ax = viz.heat_map(values, "saliency of cat")
+    screen = rendered(fig)
+    colormap = matplotlib.colormaps["PuOr_r"]
+    picture, bar = ax.images
+    expected = colormap((values + 2) / 4, bytes=True)[..., :3]
+    np.testing.assert_array_equal(seen(screen, picture), enlarged(expected, 128))
+    ends = seen(screen, bar)[0, [0, -1]]
+    np.testing.assert_array_equal(ends, colormap([0.0, 1.0], bytes=True)[:, :3])
+    assert labels(ax)[0] == "saliency of cat"
+    assert labels(ax)[-3:] == ["0", "-2", "2"]
+    # Above zero is orange, more red than blue; below it is purple.
+    red, _, blue = seen(screen, picture).astype(int).transpose(2, 0, 1)
+    assert blue[0, 0] > red[0, 0] and red[-1, 0] > blue[-1, 0]
+    zero = seen(screen, picture)[0, -1].astype(int)
+    assert np.ptp(zero) < 5
+
+
+def test_a_heat_map_sums_its_channels():
+    values = projected(5, 4, 3)
+    _, ax = viz.heat_map(jnp.asarray(values), "saliency")
+    shown = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(shown, values.sum(2), rtol=1e-5)
+    assert "summed over 3 channels" in labels(ax)[1]
+
+
+def test_a_heat_map_cut_at_a_scale_says_so():
+    _, ax = viz.heat_map(np.array([[-3.0, 1.0]]), "saliency", 2.0)
+    assert ax.images[0].norm.vmin == -2 and ax.images[0].norm.vmax == 2
+    assert labels(ax)[-2:] == ["-2", "2"]
+    assert "up to 3 in magnitude, cut at 2" in labels(ax)[1]
+    _, ax = viz.heat_map(np.array([[-1.5, 1.0]]), "saliency", 2.0)
+    assert "cut" not in labels(ax)[1]
+
+
+def test_a_heat_map_of_zeros_is_neutral_and_says_so():
+    fig, ax = viz.heat_map(np.zeros((3, 3)), "saliency")
+    assert np.ptp(seen(rendered(fig), ax.images[0]).astype(int)) < 5
+    assert "all 0" in labels(ax)[1]
+
+
+def test_an_overlay_covers_in_proportion_to_magnitude():
+    image = pictures(4, 4, 3)
+    values = np.array([[1.0, -0.5], [0.0, 0.25]])
+    fig, ax = viz.overlay(image, values, "saliency")
+    screen = rendered(fig).astype(float)
+    original, grey, covering, _ = ax.images
+    np.testing.assert_array_equal(seen(screen, original), enlarged(image, 64))
+    assert box(grey) == box(covering)
+    luma = 0.4 + 0.6 * (image @ np.array([0.299, 0.587, 0.114])) / 255
+    luma = np.round(luma * 255).repeat(64, 0).repeat(64, 1)[..., None]
+    colors = matplotlib.colormaps["PuOr_r"]((values + 1) / 2)[..., :3] * 255
+    alpha = enlarged(np.abs(values)[..., None], 128)
+    expected = luma * (1 - alpha) + enlarged(colors, 128) * alpha
+    np.testing.assert_allclose(seen(screen, covering), expected, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"values": np.zeros(4)}, "values"),
+        ({"values": np.zeros((2, 2, 2, 2))}, "values"),
+        ({"values": np.zeros((0, 2))}, "values"),
+        ({"values": np.array([[1, 2]])}, "values"),
+        ({"values": np.array([[1.0, np.nan]])}, "values"),
+        ({"scale": 0.0}, "scale"),
+        ({"scale": -1.0}, "scale"),
+        ({"scale": np.inf}, "scale"),
+        ({"scale": np.nan}, "scale"),
+    ],
+)
+def test_heat_maps_refuse(unhooked, change, named):
+    arguments = {"values": np.ones((2, 2)), "title": "saliency"} | change
+    with pytest.raises(ValueError, match=rf"^{named} "):
+        viz.heat_map(**arguments)
+    with pytest.raises(ValueError, match=rf"^{named} "):
+        viz.overlay(pictures(4, 4, 3), **arguments)
+
+
+def test_overlay_refuses_what_is_no_picture(unhooked):
+    for image in (pictures(4, 4), np.zeros((4, 4, 3))):
+        with pytest.raises(ValueError, match=r"^image "):
+            viz.overlay(image, np.ones((2, 2)), "saliency")
+
+
 # Layout of every sheet
 
 SHEETS = {
@@ -548,6 +805,19 @@ SHEETS = {
         np.random.default_rng(0).normal(0, 1e-5, (7, 7, 3, 96))
     ),
     "a filter": lambda: viz.first_layer_filters(np.zeros((3, 3, 3, 1))),
+    "projections": lambda: grid(9, 37, 37)[0],
+    "large projections": lambda: grid(3, 224, 224, image=pictures(224, 224, 3))[0],
+    "projections of one pixel": lambda: grid(40, 1, 1)[0],
+    "projections of a strip": lambda: grid(5, 3, 100)[0],
+    "one projection": lambda: grid(1, image=pictures(2, 90, 3))[0],
+    "long captions": lambda: grid(4, captions=LONG_NAMES[:4])[0],
+    "heat map": lambda: viz.heat_map(projected(14, 14), "saliency"),
+    "large heat map": lambda: viz.heat_map(projected(300, 500), "saliency"),
+    "narrow heat map": lambda: viz.heat_map(projected(60, 2) * 1e-5, "saliency"),
+    "overlay": lambda: viz.overlay(pictures(224, 224, 3), projected(7, 7), "saliency"),
+    "narrow overlay": lambda: viz.overlay(
+        pictures(60, 2, 3), projected(60, 2, 3) * 1e5, "saliency " * 9, 1.0
+    ),
 }
 
 
@@ -555,7 +825,10 @@ SHEETS = {
 def test_sheets_keep_everything_apart_and_inside(name):
     fig, ax = SHEETS[name]()
     height, width = rendered(fig).shape[:2]
-    boxes: list[tuple[float, ...]] = [box(picture) for picture in ax.images]
+    # What is translucent is meant to cover something.
+    boxes: list[tuple[float, ...]] = [
+        box(picture) for picture in ax.images if picture.get_alpha() is None
+    ]
     for text in ax.texts:
         extent = text.get_window_extent()
         boxes.append((extent.x0, height - extent.y1, extent.x1, height - extent.y0))
@@ -577,6 +850,8 @@ FIGURES = {
     "curves": lambda: viz.training_curves(history(7))[0],
     "confusion": lambda: viz.confusion_matrix(np.eye(10, dtype=int) * 9, NAMES)[0],
     "predictions": lambda: viz.prediction_grid(*predictions(4, 8, 8))[0],
+    "projections": lambda: grid()[0][0],
+    "overlay": lambda: viz.overlay(pictures(9, 9, 3), projected(3, 3), "saliency")[0],
 }
 
 
@@ -591,7 +866,7 @@ def test_saved_bytes_are_the_same_and_undated(tmp_path, name):
         assert sorted(folder.iterdir()) == sorted(paths)
         saved.append({path.name: path.read_bytes() for path in paths})
     assert saved[0] == saved[1]
-    pdf = {f"{name}.pdf"} if name != "predictions" else set()
+    pdf = {f"{name}.pdf"} if name in ("curves", "confusion") else set()
     assert set(saved[0]) == {f"{name}.png"} | pdf
     for content in saved[0].values():
         for word in (

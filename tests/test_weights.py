@@ -1,6 +1,9 @@
 """Weights under PyTorch's names: each tensor in its place, or an error naming it."""
 
+import io
 import json
+import pickle
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +48,9 @@ SHAPES = {
     "fc4.weight": (5, 7),
     "fc4.bias": (5,),
 }
+# Made by references/make_torch_files.py, where SMALL is written in PyTorch.
+REFERENCES = Path(__file__).parent / "references"
+TORCH_FILES = ("torch_zip.pt", "torch_legacy.pth")
 METADATA = {"command": "train --seed 3", "seed": 3, "accuracy": 0.1 + 0.2}
 NAMES = ("aéroplane", "b", "c", "d", "e")
 
@@ -281,11 +287,127 @@ def test_flipped_byte(file):
             load_pretrained(file)
 
 
-def test_no_safetensors_file(tmp_path):
+# Torchvision's names: each kind of layer is counted, with the modules between them.
+COUNTED = {
+    "conv1": "features.0",
+    "conv2": "features.10",
+    "fc3": "classifier.1",
+    "fc4": "classifier.4",
+}
+
+
+def renamed(state, modules, prefix=""):
+    """The same arrays, backwards, so that no order but that of the numbers tells."""
+    pairs = (name.split(".") for name in reversed(state))
+    return {
+        f"{prefix}{modules[module]}.{kind}": state[f"{module}.{kind}"]
+        for module, kind in pairs
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        {name: name for name in COUNTED},
+        COUNTED,
+        {
+            name: n.replace("features.", "features.module.")
+            for name, n in COUNTED.items()
+        },
+    ],
+    ids=["ours", "torchvision", "torchvision, parallel features"],
+)
+def test_names(tmp_path, state, model, images, modules, prefix):
+    given = renamed(state, modules, prefix)
+    np.testing.assert_array_equal(load_weights(given, SMALL)(images), model(images))
+    safetensors.numpy.save_file(given, tmp_path / "net")
+    again = load_weights(tmp_path / "net", SMALL)
+    np.testing.assert_array_equal(again(images), model(images))
+
+
+def test_every_problem_is_named_as_in_the_file(state):
+    given = renamed(state, COUNTED)
+    broken = {
+        **given,
+        "features.10.weight": np.ones((6, 4, 3, 3), np.float32),
+        "features.11.num_batches_tracked": np.array(7),
+        "classifier.6.bias": state["fc4.bias"],
+        "features.11.running\nmean": np.ones(6, np.float32),
+        "module.fc3.bias": state["fc3.bias"],
+    }
+    del broken["features.0.bias"], broken["classifier.1.weight"]
+    with pytest.raises(ValueError) as caught:
+        load_weights(broken, SMALL)
+    assert str(caught.value).partition(": ")[2].split("; ") == [
+        "features.0.bias is missing",
+        "features.10.weight has shape (6, 4, 3, 3), expected (6, 2, 3, 3)",
+        "classifier.1.weight is missing",
+        "features.11.num_batches_tracked is not expected",
+        "classifier.6.bias is not expected",
+        "'features.11.running\\nmean' is not expected",
+        "module.fc3.bias is not expected",
+    ]
+    # A layer is under one name only.
+    with pytest.raises(ValueError) as caught:
+        load_weights({**state, **given}, SMALL)
+    assert str(caught.value).count(" is not expected") == len(given)
+    mixed = {**state, "features.0.weight": state["conv1.weight"]}
+    del mixed["conv1.weight"]
+    with pytest.raises(ValueError, match=r"small: conv1\.weight is missing; features"):
+        load_weights(mixed, SMALL)
+
+
+@pytest.mark.parametrize("name", TORCH_FILES)
+def test_torch_files_against_stored_logits(name):
+    expected = np.load(REFERENCES / "torch_logits.npz")
+    logits = load_weights(REFERENCES / name, SMALL)(expected["images"])
+    assert np.abs(expected["logits"]).max() > 0.1
+    np.testing.assert_allclose(logits, expected["logits"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TORCH_FILES)
+def test_torch_files_must_fit(name):
+    path = REFERENCES / name
+    layers = (Conv("conv1", 8, kernel=3, padding=1), *SMALL.layers[2:])
+    with pytest.raises(ValueError, match=rf"^{path} does not fit other: ") as caught:
+        load_weights(path, Architecture("other", (9, 11), layers))
+    first = "features.1" if name.endswith(".pt") else "conv1"
+    assert f"{first}.weight has shape (4, 3, 3, 2), expected (8," in str(caught.value)
+    with pytest.raises(ValueError, match="no description beside its weights"):
+        load_pretrained(path)
+
+
+@pytest.mark.parametrize("name", TORCH_FILES)
+def test_damaged_torch_files(tmp_path, name):
+    content = (REFERENCES / name).read_bytes()
+    path = tmp_path / name
+    for length in (0, 1, 8, 9, 100, *range(200, len(content), 500), len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DamagedFileError, match=f"^{path} is truncated") as caught:
+            load_weights(path, SMALL)
+        assert "\n" not in str(caught.value)
+
+
+def test_torch_files_that_would_run_something(tmp_path):
     path = tmp_path / "weights.pt"
-    path.write_bytes(b"PK\3\4" + bytes(1000))
-    with pytest.raises(DamagedFileError, match=r"no safetensors file"):
+    whole = b"\x80\x02ctorch.nn.modules.container\nSequential\n)\x81."
+    path.write_bytes(whole)
+    with pytest.raises(DamagedFileError, match=r"container\.Sequential', which") as e:
         load_weights(path, SMALL)
+    assert str(e.value).startswith(str(path)) and "\n" not in str(e.value)
+    path.write_bytes(pickle.dumps({"conv1.weight": np.ones(3)}))
+    with pytest.raises(DamagedFileError, match=r"would import 'numpy\._core"):
+        load_weights(path, SMALL)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4" + bytes(1000), b"<html>" * 9])
+def test_no_weight_file(tmp_path, content):
+    for name in ("weights.pt", "weights.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError, match=f"^{path} is .* no weight file: "):
+            load_weights(path, SMALL)
 
 
 def test_absent_file(tmp_path):
@@ -305,7 +427,7 @@ def test_unknown_name_lists_what_there_is():
     for name in () if listed == "none" else listed.split(", "):
         net = load_pretrained(name)
         assert len(net.class_names) == net.model.arch.num_classes
-        assert {"command", "seed", "accuracy"} <= net.metadata.keys()
+        assert {"command", "seed", "test_accuracy"} <= net.metadata.keys()
 
 
 def test_description_of_another_version(file, monkeypatch):
@@ -326,3 +448,136 @@ def test_nothing_wrong_is_written(tmp_path, model, preprocessing):
     with pytest.raises(OSError, match="occupied"):
         save_weights(tmp_path / "occupied", model, preprocessing, NAMES, {})
     assert [path.name for path in tmp_path.iterdir()] == ["occupied"]
+
+
+def torch_bytes(state, **options):
+    import torch
+
+    file = io.BytesIO()
+    torch.save(state, file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_torch_live(tmp_path, zipped, protocol):
+    torch = pytest.importorskip("torch")
+    from tests.references.make_torch_files import small
+
+    torch.manual_seed(zipped)
+    net = small()
+    images = torch.randn(3, 3, 9, 11)
+    path = tmp_path / "weights"
+    for dtype, wrapped in [
+        (torch.float32, lambda net: net.state_dict()),
+        (torch.float32, lambda net: dict(net.named_parameters())),
+        (torch.float64, lambda net: {"epoch": 1, "model": net.state_dict()}),
+        (torch.float16, lambda net: torch.nn.DataParallel(net).state_dict()),
+        (torch.bfloat16, lambda net: {"model_state_dict": net.state_dict()}),
+    ]:
+        content = torch_bytes(
+            wrapped(net.to(dtype)),
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=zipped,
+        )
+        path.write_bytes(content)
+        with torch.no_grad():
+            expected = net.to(torch.float32)(images).numpy()
+        logits = load_weights(path, SMALL)(images.permute(0, 2, 3, 1).numpy())
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+TORCHVISION_ALEXNET = Architecture(
+    "torchvision-alexnet",
+    (224, 224),
+    (
+        Conv("conv1", 64, kernel=11, stride=4, padding=2),
+        MaxPool("pool1"),
+        Conv("conv2", 192, kernel=5, padding=2),
+        MaxPool("pool2"),
+        Conv("conv3", 384, kernel=3, padding=1),
+        Conv("conv4", 256, kernel=3, padding=1),
+        Conv("conv5", 256, kernel=3, padding=1),
+        MaxPool("pool5"),
+        Dense("fc6", 4096),
+        Dense("fc7", 4096),
+        Dense("logits", 1000, relu=False),
+    ),
+)
+
+
+def test_shapes_of_torchvision_alexnet():
+    layers = weights._layers(TORCHVISION_ALEXNET)
+    assert [layer.shape for layer in layers] == [
+        (64, 3, 11, 11),
+        (192, 64, 5, 5),
+        (384, 192, 3, 3),
+        (256, 384, 3, 3),
+        (256, 256, 3, 3),
+        (4096, 9216),
+        (4096, 4096),
+        (1000, 4096),
+    ]
+
+
+def torchvision_alexnet(torch, width):
+    """AlexNet as torchvision has it, whose names are those of its modules."""
+    nn = torch.nn
+    features = nn.Sequential(
+        nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(kernel_size=3, stride=2),
+        nn.Conv2d(64, 192, kernel_size=5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(kernel_size=3, stride=2),
+        nn.Conv2d(192, 384, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, kernel_size=3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(kernel_size=3, stride=2),
+    )
+    classifier = nn.Sequential(
+        nn.Dropout(),
+        nn.Linear(256 * 6 * 6, width),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, 1000),
+    )
+    net = nn.Sequential()
+    net.add_module("features", features)
+    net.add_module("avgpool", nn.AdaptiveAvgPool2d((6, 6)))
+    net.add_module("flatten", nn.Flatten())
+    net.add_module("classifier", classifier)
+    return net.eval()
+
+
+@pytest.mark.parity
+def test_torchvision_alexnet(tmp_path):
+    torch = pytest.importorskip("torch")
+    # Narrower where it would take most of the time, and no other code.
+    narrow = ablate(TORCHVISION_ALEXNET, widths={"fc6": 128, "fc7": 128})
+    torch.manual_seed(0)
+    net = torchvision_alexnet(torch, 128)
+    assert [name for name in net.state_dict() if name.endswith("weight")] == [
+        *(f"features.{n}.weight" for n in (0, 3, 6, 8, 10)),
+        *(f"classifier.{n}.weight" for n in (1, 4, 6)),
+    ]
+    path = tmp_path / "alexnet.pth"
+    path.write_bytes(torch_bytes(net.state_dict()))
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        logits = net(images).numpy()
+    model = load_weights(path, narrow)
+    given = model.features(images.permute(0, 2, 3, 1).numpy()).logits
+    assert given is not None
+    np.testing.assert_allclose(given, logits, atol=1e-4 * np.abs(logits).max())
+    with pytest.raises(ValueError) as caught:
+        load_weights(path, ARCHITECTURES["alexnet"])
+    assert "features.0.weight has shape (64, 3, 11, 11), expected (96," in str(
+        caught.value
+    )

@@ -15,7 +15,9 @@ from zfnet_jax.arch import (
     ablate,
     receptive_field,
 )
+from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.model import AlexNet, ConvNet, Features, ZFNet, ZFNet32
+from zfnet_jax.relu_rules import with_relu_rule
 from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
 
 __version__ = "0.1.0"
@@ -35,12 +37,15 @@ __all__ = [
     "Features",
     "MaxPool",
     "Pretrained",
+    "Projections",
     "ReceptiveField",
     "ZFNet",
     "ZFNet32",
     "ablate",
     "load_pretrained",
     "load_weights",
+    "project",
     "receptive_field",
     "save_weights",
+    "with_relu_rule",
 ]

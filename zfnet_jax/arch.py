@@ -287,13 +287,15 @@ def _output_extent(layer: Conv | MaxPool, extent: int, axis: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """Which input pixels a unit of a layer sees; all values are (rows, columns).
+    """Which pixels, of the image or of a map, a unit of a layer sees.
+
+    All values are (rows, columns).
 
     Attributes:
         size: Extent in pixels.
         stride: Distance in pixels between the fields of neighbouring positions.
         start: First pixel seen by position (0, 0); negative inside the padding.
-        input_hw: Extent of the image.
+        input_hw: Extent of the image or map.
     """
 
     size: Pair
@@ -328,6 +330,19 @@ class ReceptiveField:
         )
         return rows[0], columns[0], rows[1], columns[1]
 
+    def through(self, layer: Conv | MaxPool, input_hw: Pair) -> ReceptiveField:
+        """The field of the same unit one layer further down, in that layer's input."""
+        rows, columns = (
+            (
+                (self.size[axis] - 1) * layer.stride[axis] + layer.kernel[axis],
+                self.stride[axis] * layer.stride[axis],
+                self.start[axis] * layer.stride[axis] - layer.padding[axis][0],
+            )
+            for axis in (0, 1)
+        )
+        size, stride, start = zip(rows, columns, strict=True)
+        return ReceptiveField(size, stride, start, input_hw)
+
 
 def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
     """Receptive field of a layer's units, by the exact window arithmetic.
@@ -344,18 +359,19 @@ def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
     target = arch.layer(layer)
     if isinstance(target, Dense):
         return ReceptiveField(arch.input_hw, (1, 1), (0, 0), arch.input_hw)
-    size, jump, start = [1, 1], [1, 1], [0, 0]
-    for spec in arch.layers:
+    walked = list(arch.walk())
+    top = next(i for i, (spec, *_) in enumerate(walked) if spec is target)
+    field = ReceptiveField((1, 1), (1, 1), (0, 0), map_hw(walked[top][2]))
+    for spec, inputs, _ in reversed(walked[: top + 1]):
         if isinstance(spec, Conv | MaxPool):
-            for axis in (0, 1):
-                size[axis] += (spec.kernel[axis] - 1) * jump[axis]
-                start[axis] -= spec.padding[axis][0] * jump[axis]
-                jump[axis] *= spec.stride[axis]
-        if spec is target:
-            break
-    return ReceptiveField(
-        (size[0], size[1]), (jump[0], jump[1]), (start[0], start[1]), arch.input_hw
-    )
+            field = field.through(spec, map_hw(inputs))
+    return field
+
+
+def map_hw(shape: Shape) -> Pair:
+    """Height and width of a spatial layer's output shape."""
+    height, width, _ = shape
+    return height, width
 
 
 def ablate(

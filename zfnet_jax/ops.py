@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from zfnet_jax.arch import ContrastNorm, Conv, MaxPool, Padding, Pair
+
+Overlap = Literal["sum", "last"]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -25,14 +28,25 @@ def conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw i o"], spec: Conv
 ) -> Float[Array, "b H W o"]:
     """Cross-correlate with the kernel, without bias: XLA's own convolution."""
-    return lax.conv_general_dilated(
+    return _correlate(x, kernel, spec.stride, spec.padding, spec.groups)
+
+
+def _correlate(
+    x: Array, kernel: Array, stride: Pair, padding: Padding, groups: int = 1
+) -> Array:
+    # XLA's CPU convolution runs at a third of its speed when nothing at all is padded.
+    slow = padding == ((0, 0), (0, 0)) and jax.default_backend() == "cpu"
+    out = lax.conv_general_dilated(
         x,
         kernel,
-        spec.stride,
-        spec.padding,
+        stride,
+        ((0, 1), (0, 0)) if slow else padding,
         dimension_numbers=_DIMENSIONS,
-        feature_group_count=spec.groups,
+        feature_group_count=groups,
     )
+    if slow:
+        out = out[:, : (x.shape[1] - kernel.shape[0]) // stride[0] + 1]
+    return out
 
 
 def fast_conv(
@@ -87,18 +101,7 @@ def _fold(x: Array, kernel: Array, spec: Conv) -> tuple[Array, Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _direct(x: Array, kernel: Array, stride: Pair, padding: Padding) -> Array:
-    # XLA's CPU convolution runs at a third of its speed when nothing at all is padded.
-    unpadded = padding == ((0, 0), (0, 0))
-    out = lax.conv_general_dilated(
-        x,
-        kernel,
-        stride,
-        ((0, 1), (0, 0)) if unpadded else padding,
-        dimension_numbers=_DIMENSIONS,
-    )
-    if unpadded:
-        out = out[:, : (x.shape[1] - kernel.shape[0]) // stride[0] + 1]
-    return out
+    return _correlate(x, kernel, stride, padding)
 
 
 def _direct_forward(x, kernel, stride, padding):
@@ -108,7 +111,7 @@ def _direct_forward(x, kernel, stride, padding):
 def _direct_backward(stride, padding, residuals, grad):
     x, kernel = residuals
     kernel_grad = _kernel_gradient(x, grad, kernel.shape[:2], stride, padding)
-    return conv_transpose(grad, kernel, stride, padding, x.shape[1:3]), kernel_grad
+    return _transpose(grad, kernel, stride, padding, x.shape[1:3]), kernel_grad
 
 
 _direct.defvjp(_direct_forward, _direct_backward)
@@ -168,24 +171,46 @@ def _taps(padded: Array, window: Pair, stride: Pair, out_hw: Pair) -> list[Array
 
 def conv_transpose(
     grad: Float[Array, "b H W o"],
-    kernel: Float[Array, "kh kw c o"],
-    stride: Pair,
-    padding: Padding,
+    kernel: Float[Array, "kh kw i o"],
+    spec: Conv,
     out_hw: Pair,
 ) -> Float[Array, "b h w c"]:
-    """The exact adjoint of an ungrouped convolution: the same kernel, flipped.
+    """The exact adjoint of `conv`: filtering with the transposed, tied kernel.
 
-    A strided convolution's adjoint is written as one convolution of stride 1 for each
-    phase of the output grid, since XLA's CPU backend is slow on dilated inputs.
+    "Filtering" of section 2.1, for any stride, padding and number of groups.
 
     Args:
         grad: What to send back, in the shape of the convolution's output.
         kernel: The kernel of the forward convolution, HWIO.
-        stride: Stride of the forward convolution.
-        padding: Padding of the forward convolution.
+        spec: The forward convolution.
         out_hw: Height and width of the forward convolution's input.
     """
-    flipped = kernel.swapaxes(2, 3)
+    return _transpose(grad, kernel, spec.stride, spec.padding, out_hw, spec.groups)
+
+
+def _transpose(
+    grad: Array,
+    kernel: Array,
+    stride: Pair,
+    padding: Padding,
+    out_hw: Pair,
+    groups: int = 1,
+) -> Array:
+    """A strided convolution's adjoint as one convolution for each phase of the output.
+
+    XLA's CPU backend is slow on dilated inputs, and on few output channels: for these
+    all products with a pixel are formed at once and then added up in place.
+    """
+    *window, inputs, features = kernel.shape
+    if inputs < _THIN and groups == 1:
+        products = grad @ kernel.swapaxes(0, 1).reshape(-1, features).T
+        products = products.reshape(*grad.shape[:3], window[1], -1)
+        columns = _overlap_add(products, 2, stride[1], padding[1][0], out_hw[1])
+        columns = columns.reshape(*columns.shape[:3], window[0], inputs)
+        return _overlap_add(columns, 1, stride[0], padding[0][0], out_hw[0])
+    flipped = kernel.reshape(*window, inputs, groups, features // groups)
+    flipped = flipped.transpose(0, 1, 4, 3, 2)
+    flipped = flipped.reshape(*window, features // groups, groups * inputs)
     reach = [
         -(-(extent + before) // step)
         for extent, (before, _), step in zip(out_hw, padding, stride, strict=True)
@@ -194,16 +219,51 @@ def conv_transpose(
     def phase(i: int, j: int) -> Array:
         part = flipped[i :: stride[0], j :: stride[1]]
         if 0 in part.shape:
-            return jnp.zeros((grad.shape[0], *reach, kernel.shape[2]), grad.dtype)
+            return jnp.zeros((len(grad), *reach, groups * inputs), grad.dtype)
         edges = [
             (part.shape[axis] - 1, reach[axis] - grad.shape[axis + 1])
             for axis in (0, 1)
         ]
         return lax.conv_general_dilated(
-            grad, part[::-1, ::-1], (1, 1), edges, dimension_numbers=_DIMENSIONS
+            grad,
+            part[::-1, ::-1],
+            (1, 1),
+            edges,
+            dimension_numbers=_DIMENSIONS,
+            feature_group_count=groups,
         )
 
     return _interleave(phase, stride, padding, out_hw)
+
+
+def _overlap_add(x: Array, axis: int, step: int, before: int, extent: int) -> Array:
+    """Add windows up where they overlap along one axis of a map.
+
+    Args:
+        x: [b, h, w, window, ...].
+        axis: 1 or 2: the windows are of rows or of columns.
+        step: Distance between windows.
+        before: Pixels to leave out before the first one kept.
+        extent: Pixels to keep.
+
+    Returns:
+        [b, H, w, ...] or [b, h, W, ...]: `extent` pixels along `axis`.
+    """
+    count, window = x.shape[axis], x.shape[3]
+    reach = -(-(extent + before) // step)
+    zero = jnp.zeros((), x.dtype)
+    total: Array | float = 0.0
+    for shift in range(-(-window // step)):
+        part = x[:, :, :, shift * step : (shift + 1) * step]
+        edges = [(0, 0, 0)] * x.ndim
+        edges[3] = (0, step - part.shape[3], 0)
+        edges[axis] = (shift, reach - shift - count, 0)
+        total += lax.pad(part, zero, edges)
+    assert isinstance(total, jax.Array)
+    full = jnp.moveaxis(total, 3, axis + 1)
+    shape = full.shape
+    full = full.reshape(*shape[:axis], reach * step, *shape[axis + 2 :])
+    return lax.slice_in_dim(full, before, before + extent, axis=axis)
 
 
 def _interleave(phase, stride: Pair, padding: Padding, out_hw: Pair) -> Array:
@@ -360,8 +420,8 @@ def max_pool_with_switches(
     """Max pooling that also says where each maximum was (section 2.1, "switches").
 
     On a tie the first position in row-major order wins, as in PyTorch: a position must
-    be strictly greater to replace an earlier one. Padding never wins over
-    a finite value.
+    be strictly greater to replace an earlier one; NaN wins. Padding never wins over a
+    finite value.
 
     Args:
         x: Maps to pool.
@@ -385,30 +445,131 @@ def _pool(x, spec):
 
 
 def _pool_forward(x, spec):
-    width = x.shape[2]
-    (kernel_h, kernel_w), (step_h, step_w) = spec.kernel, spec.stride
     padded = jnp.pad(x, ((0, 0), *spec.padding, (0, 0)), constant_values=-jnp.inf)
-    rows = (padded.shape[1] - kernel_h) // step_h + 1
-    columns = (padded.shape[2] - kernel_w) // step_w + 1
-    best, *others = _taps(padded, spec.kernel, spec.stride, (rows, columns))
-    tap = jnp.zeros(best.shape, np.min_scalar_type(kernel_h * kernel_w - 1))
+    out_hw = tuple(
+        (extent - window) // step + 1
+        for extent, window, step in zip(
+            padded.shape[1:3], spec.kernel, spec.stride, strict=True
+        )
+    )
+    best, *others = _taps(padded, spec.kernel, spec.stride, out_hw)
+    place = jnp.zeros(best.shape, _place_dtype(spec))
     for index, value in enumerate(others, 1):
-        better = value > best
+        # What is not a number wins and stays, so that it is not lost unseen.
+        better = (value > best) | jnp.isnan(value)
         best = jnp.where(better, value, best)
-        tap = jnp.where(better, tap.dtype.type(index), tap)
-    (top, _), (left, _) = spec.padding
-    offset_h, offset_w = jnp.divmod(tap.astype(jnp.int32), kernel_w)
-    row = jnp.arange(rows)[:, None, None] * step_h - top + offset_h
-    column = jnp.arange(columns)[:, None] * step_w - left + offset_w
+        place = jnp.where(better, place.dtype.type(index), place)
+    offset_h, offset_w = jnp.divmod(place.astype(jnp.int32), spec.kernel[1])
+    top, left = _corners(spec, out_hw)
     # An empty slice carries the unpooled shape: residuals must be arrays.
-    return (best, row * width + column), (tap, x[:0])
+    switches = (top + offset_h) * x.shape[2] + left + offset_w
+    return (best, switches), (place, x[:0])
 
 
 def _pool_backward(spec, residuals, cotangents):
-    tap, empty = residuals
-    grad, _ = cotangents
+    place, empty = residuals
+    return (unpool_windows(cotangents[0], place, spec, empty.shape[1:3]),)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _place_dtype(spec: MaxPool) -> np.dtype:
+    return np.min_scalar_type(math.prod(spec.kernel) - 1)
+
+
+def _corners(spec: MaxPool, out_hw: tuple[int, ...]) -> tuple[Array, Array]:
+    """First row and column of each window: [H, 1, 1] and [W, 1]."""
+    top, left = (
+        jnp.arange(count) * step - before
+        for count, step, (before, _) in zip(
+            out_hw, spec.stride, spec.padding, strict=True
+        )
+    )
+    return top[:, None, None], left[:, None]
+
+
+def window_places(
+    switches: Int[Array, "b H W c"], spec: MaxPool, width: int
+) -> Int[Array, "b H W c"] | UInt[Array, "b H W c"]:
+    """Where in its own window each maximum lies: flat row-major, 0 for the first.
+
+    Args:
+        switches: As from `max_pool_with_switches`.
+        spec: The pooling.
+        width: Width of the map before pooling.
+
+    Returns:
+        The positions, in the smallest unsigned integer type that holds them.
+    """
+    top, left = _corners(spec, switches.shape[1:3])
+    row, column = jnp.divmod(switches, width)
+    place = (row - top) * spec.kernel[1] + column - left
+    return place.astype(_place_dtype(spec))
+
+
+def unpool(
+    x: Float[Array, "b H W c"],
+    switches: Int[Array, "b H W c"],
+    spec: MaxPool,
+    out_hw: Pair,
+    overlap: Overlap = "sum",
+) -> Float[Array, "b h w c"]:
+    """Place each value at its recorded maximum; zeros elsewhere (section 2.1).
+
+    Args:
+        x: Pooled values.
+        switches: Flat row-major index, into the unpooled map, of each maximum.
+        spec: The pooling.
+        out_hw: Height and width before pooling.
+        overlap: What windows that share a maximum do, which the paper leaves open:
+            "sum" adds, the adjoint of max pooling; "last" lets the later window in
+            row-major order overwrite, zeros included, as torch.nn.MaxUnpool2d does.
+
+    Returns:
+        The unpooled map, in the dtype of `x`.
+    """
+    places = window_places(switches, spec, out_hw[1])
+    return unpool_windows(x, places, spec, out_hw, overlap)
+
+
+def last_windows(
+    switches: Int[Array, "b H W c"], spec: MaxPool, out_hw: Pair
+) -> Bool[Array, "b H W c"]:
+    """Whether no later window has the same maximum: whose value `unpool` "last" keeps.
+
+    Args:
+        switches: As from `max_pool_with_switches`.
+        spec: The pooling.
+        out_hw: Height and width before pooling.
+    """
+    batch, rows, columns, channels = switches.shape
+    # Floats hold whole numbers up to 2 ** 24.
+    order = jnp.arange(rows * columns, dtype=jnp.float32).reshape(rows, columns, 1)
+    order = jnp.broadcast_to(order, switches.shape)
+    winner = unpool(order, switches, spec, out_hw, "last")
+    winner = winner.reshape(batch, -1, channels)
+    at_switch = jnp.take_along_axis(winner, switches.reshape(batch, -1, channels), 1)
+    return at_switch.reshape(switches.shape) == order
+
+
+def unpool_windows(
+    x: Float[Array, "b H W c"],
+    places: UInt[Array, "b H W c"],
+    spec: MaxPool,
+    out_hw: Pair,
+    overlap: Overlap = "sum",
+) -> Float[Array, "b h w c"]:
+    """`unpool` by the position of each maximum inside its own window.
+
+    Args:
+        x: Pooled values.
+        places: As from `window_places`.
+        spec: The pooling.
+        out_hw: Height and width before pooling.
+        overlap: As for `unpool`.
+    """
     (kernel_h, kernel_w), (step_h, step_w) = spec.kernel, spec.stride
-    out_hw = empty.shape[1:3]
     reach = [
         -(-(extent + before) // step)
         for extent, (before, _), step in zip(
@@ -416,25 +577,30 @@ def _pool_backward(spec, residuals, cotangents):
         )
     ]
 
+    def spread(values: Array, shift: Pair) -> Array:
+        edges = [
+            (shift[axis], reach[axis] - shift[axis] - values.shape[axis + 1], 0)
+            for axis in (0, 1)
+        ]
+        nothing = jnp.zeros((), values.dtype)
+        return lax.pad(values, nothing, ((0, 0, 0), *edges, (0, 0, 0)))
+
     def phase(i: int, j: int) -> Array:
         """Pixels whose padded position is (i, j) modulo the stride."""
-        total = jnp.zeros((grad.shape[0], *reach, grad.shape[-1]), grad.dtype)
-        for a in range(i, kernel_h, step_h):
-            for b in range(j, kernel_w, step_w):
-                won = jnp.where(tap == a * kernel_w + b, grad, 0)
+        total = jnp.zeros((len(x), *reach, x.shape[-1]), x.dtype)
+        # A window further on sees the pixel nearer to its own start.
+        for a in reversed(range(i, kernel_h, step_h)):
+            for b in reversed(range(j, kernel_w, step_w)):
                 shift = (a // step_h, b // step_w)
-                edges = [
-                    (shift[axis], reach[axis] - shift[axis] - won.shape[axis + 1], 0)
-                    for axis in (0, 1)
-                ]
-                zero = jnp.zeros((), grad.dtype)
-                total += lax.pad(won, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+                won = places == a * kernel_w + b
+                values = spread(jnp.where(won, x, 0), shift)
+                if overlap == "sum":
+                    total += values
+                else:
+                    total = jnp.where(spread(won, shift), values, total)
         return total
 
-    return (_interleave(phase, spec.stride, spec.padding, out_hw),)
-
-
-_pool.defvjp(_pool_forward, _pool_backward)
+    return _interleave(phase, spec.stride, spec.padding, out_hw)
 
 
 def contrast_norm(

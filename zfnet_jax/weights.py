@@ -1,10 +1,13 @@
-"""Weights in safetensors files, under the names and in the layout of PyTorch.
+"""Weights under the names and in the layout of PyTorch.
 
 `conv1.weight` is (out, in / groups, rows, columns), `fc6.weight` is (out, in), and the
 first dense layer takes its map in (channel, row, column) order. The classifier, here
-`logits`, is called by its number: `fc8` after `fc7`. A file written by `save_weights`
-also holds the mean image, and in its header the architecture as data, the class names
-and the origin of the weights, so that it needs nothing else to be used.
+`logits`, is called by its number: `fc8` after `fc7`. Torchvision's names are read too:
+`features.N` is the next convolution, `classifier.N` the next dense layer.
+
+Files are safetensors, or read only, what `torch.save` writes. A file written by
+`save_weights` also holds the mean image, and in its header the architecture as data,
+the class names and the origin of the weights, so that it needs nothing else to be used.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +33,18 @@ from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import Preprocessing
 from zfnet_jax.model import ConvNet
+from zfnet_jax.torch_pickle import read_state_dict
 
 _SUFFIX = ".safetensors"
 _MEAN = "preprocessing.mean"
 # One entry of the header holds everything: safetensors writes several in random order.
 _HEADER = "zfnet_jax"
+# DataParallel puts `module.` before every name of the module it wraps.
+_PARALLEL = "module."
+_COUNTED = re.compile(
+    r"(?P<module>(?P<block>features|classifier)\.(module\.)?(?P<number>[0-9]{1,6}))"
+    r"\.(weight|bias)"
+)
 _KINDS = {kind.__name__: kind for kind in (Conv, MaxPool, ContrastNorm, Dense)}
 
 
@@ -62,9 +72,18 @@ def load_weights(
 ) -> ConvNet:
     """Build a network with given weights, every one of which must fit.
 
+    PyTorch is not needed for its files, and nothing that they hold is run. Where the
+    first dense layer sees a map, its weights are brought from PyTorch's order
+    (channel, row, column) into the order here (row, column, channel).
+
     Args:
-        source: A safetensors file, or arrays by PyTorch name. The classifier may be
-            called by its number, as in `fc8.weight`, or `logits`.
+        source: A safetensors file, a state_dict that `torch.save` wrote (in either of
+            its formats, alone or as `state_dict`, `model_state_dict` or `model` of a
+            checkpoint), or arrays by name. Names are those of the layers, as in
+            `conv1.weight` (out, in / groups, rows, columns) and `fc6.bias` (out,), with
+            the classifier called `logits` or by its number, as `fc8`; or torchvision's,
+            where `features.N` is the next convolution and `classifier.N` the next dense
+            layer in the order of N. The prefix `module.` of a DataParallel is dropped.
         arch: What the weights are for.
         num_classes: Width of the classifier; the architecture's own if None.
 
@@ -72,10 +91,11 @@ def load_weights(
         The network, its weights in float32.
 
     Raises:
-        DamagedFileError: the file is truncated, changed or no safetensors file.
+        DamagedFileError: the file is truncated, changed, of another kind, or would run
+            something that no state_dict needs.
         FileNotFoundError: there is no such file.
-        ValueError: tensors are missing, unexpected, of another shape or not finite;
-            the message names them all.
+        ValueError: tensors are missing, unexpected, of another shape, no floats or not
+            finite; the message names them all.
     """
     if num_classes is not None:
         arch = arch.with_classes(num_classes)
@@ -201,17 +221,23 @@ def _build(
     source: str, arrays: Mapping[str, np.ndarray], arch: Architecture
 ) -> ConvNet:
     left = {name: array for name, array in arrays.items() if name != _MEAN}
+    if all(name.startswith(_PARALLEL) for name in left):
+        left = {name.removeprefix(_PARALLEL): array for name, array in left.items()}
+    counted = _counted(left, arch)
     problems: list[str] = []
     fitting: dict[str, np.ndarray] = {}
     for layer in _layers(arch):
+        names = (*layer.names, counted.get(layer.name, layer.name))
+        there = (n for n in names if f"{n}.weight" in left or f"{n}.bias" in left)
+        name = next(there, names[0])
         for kind, shape in (("weight", layer.shape), ("bias", (layer.features,))):
-            names = [f"{name}.{kind}" for name in layer.names]
-            name = next((name for name in names if name in left), names[0])
-            problem, array = _fit(left.pop(name, None), shape)
+            problem, array = _fit(left.pop(f"{name}.{kind}", None), shape)
             fitting[f"{layer.name}.{kind}"] = array
             if problem:
-                problems.append(f"{name} {problem}")
-    problems += [f"{name} is not expected" for name in left]
+                problems.append(f"{name}.{kind} {problem}")
+    # A file can call its tensors anything, line breaks included.
+    shown = (name if name.isprintable() else repr(name) for name in left)
+    problems += [f"{name} is not expected" for name in shown]
     if problems:
         raise ValueError(f"{source} does not fit {arch.name}: {'; '.join(problems)}")
 
@@ -224,6 +250,24 @@ def _build(
         affine.kernel[...] = jnp.asarray(kernel.reshape(affine.kernel.shape))
         affine.bias[...] = jnp.asarray(fitting[f"{layer.name}.bias"])
     return model
+
+
+def _counted(names: Iterable[str], arch: Architecture) -> dict[str, str]:
+    """What layers are called in torchvision's AlexNet and its like, by layer name.
+
+    There `features.N` and `classifier.N` count the modules of two sequences, those
+    without weights too, so that only the order of N tells.
+    """
+    found: dict[str, dict[str, int]] = {"features": {}, "classifier": {}}
+    for name in names:
+        if match := _COUNTED.fullmatch(name):
+            found[match["block"]][match["module"]] = int(match["number"])
+    counted: dict[str, str] = {}
+    for kind, block in ((Conv, "features"), (Dense, "classifier")):
+        layers = [layer.name for layer in arch.layers if isinstance(layer, kind)]
+        modules = sorted(found[block], key=found[block].__getitem__)
+        counted |= dict(zip(layers, modules, strict=False))
+    return counted
 
 
 def _fit(
@@ -270,9 +314,19 @@ def _load_described(path: Path) -> Pretrained:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """Tensors of a safetensors file, and its header if `save_weights` wrote it."""
+    """Tensors of a file, and its header if `save_weights` wrote it."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
+    with path.open("rb") as file:
+        start = file.read(9)
+    # safetensors is the length of a JSON object, in 8 bytes, and the object.
+    if start[8:] != b"{":
+        try:
+            return read_state_dict(path.read_bytes()), None
+        except ValueError as error:
+            raise DamagedFileError(
+                f"{path} is truncated, damaged or no weight file: {error}"
+            ) from error
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}

@@ -1,7 +1,8 @@
-"""Images and labels, in memory: CIFAR-10, generated shapes, and preprocessing."""
+"""Images in memory: CIFAR-10, generated shapes, photographs, and preprocessing."""
 
 from zfnet_jax.data.cifar10 import Archive, load_cifar10
 from zfnet_jax.data.dataset import DataNotFoundError, Dataset
+from zfnet_jax.data.photographs import load_photograph
 from zfnet_jax.data.preprocessing import (
     Preprocessing,
     center_crop,
@@ -18,6 +19,7 @@ __all__ = [
     "Preprocessing",
     "center_crop",
     "load_cifar10",
+    "load_photograph",
     "make_shapes",
     "resize_shortest_side",
     "ten_crop",

@@ -1,0 +1,235 @@
+"""SqueezeNet through the transformation, against PyTorch and Captum."""
+
+import csv
+import json
+import math
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from experiments import any_model
+from experiments.any_model import (
+    LAYERS,
+    RULES,
+    Options,
+    boxes,
+    fitted,
+    load,
+    preprocessed,
+    project,
+    run,
+    shapes,
+    squeezenet,
+)
+from experiments.common import main
+from tests.references import make_squeezenet as reference
+from zfnet_jax.data import load_photograph
+
+WEIGHTS, PHOTOGRAPH = reference.WEIGHTS, reference.PHOTOGRAPH
+present = pytest.mark.skipif(
+    not (WEIGHTS.exists() and PHOTOGRAPH.exists()),
+    reason="needs the weights and photographs of the folder shared",
+)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def compare(expected, image, layer, stride=1):
+    """The strongest unit of a layer against what the reference says of it."""
+    found = jax.tree.map(np.asarray, project(load(WEIGHTS), image, layer, 1))
+    assert found.units[0] == expected[f"{layer}/unit"]
+    np.testing.assert_array_equal(found.positions[0], expected[f"{layer}/position"])
+    np.testing.assert_allclose(found.values[0], expected[f"{layer}/value"], rtol=1e-5)
+    for rule in RULES:
+        pixels = found.pixels[rule][0, ::stride, ::stride]
+        there = expected[f"{layer}/{rule}"]
+        if there.any():
+            assert relative_error(pixels, there) <= 1e-4, rule
+        else:
+            assert not pixels.any(), rule
+
+
+@present
+@pytest.mark.parametrize("layer", reference.LAYERS)
+def test_projections_are_those_stored(layer):
+    image = preprocessed(fitted(load_photograph(PHOTOGRAPH)))
+    with np.load(reference.STORE) as expected:
+        assert all(expected[f"{layer}/{rule}"].any() for rule in RULES)
+        compare(expected, image, layer, reference.STRIDE)
+
+
+@present
+@pytest.mark.parity
+def test_projections_are_those_of_captum():
+    pytest.importorskip("torch", reason="needs the parity extra")
+    pytest.importorskip("captum", reason="needs the parity extra")
+    photograph = PHOTOGRAPH.with_name("n02132136_brown_bear.jpg")
+    image = preprocessed(fitted(load_photograph(photograph)))
+    with warnings.catch_warnings():
+        # Captum says each time that it hooks the model.
+        warnings.filterwarnings("ignore", "Setting backward hooks", UserWarning)
+        expected = reference.references(image)
+    for layer in reference.LAYERS:
+        compare(expected, image, layer)
+
+
+@present
+def test_photographs_are_recognised():
+    with (PHOTOGRAPH.parent / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))[::5]
+    images = np.stack(
+        [
+            preprocessed(fitted(load_photograph(PHOTOGRAPH.with_name(row["file"]))))
+            for row in rows
+        ]
+    )
+    guesses = np.asarray(jax.jit(squeezenet)(load(WEIGHTS), images)).argmax(-1)
+    labels = np.array([int(row["class_index"]) for row in rows])
+    # 67% of a larger sample.
+    assert (guesses == labels).mean() >= 0.5
+
+
+# From here on weights drawn at random do.
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A file of random weights, and a photograph."""
+    folder = tmp_path_factory.mktemp("inputs")
+    rng = np.random.default_rng(0)
+    weights = {}
+    for name, shape in shapes().items():
+        scale = math.sqrt(2 / math.prod(shape[1:]))
+        kernel = scale * rng.standard_normal(shape, np.float32)
+        weights[f"{name}.weight"] = kernel.astype(np.float32)
+        weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    safetensors.numpy.save_file(weights, folder / "weights.safetensors")
+    pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).resize((300, 240)).save(folder / "photograph.png")
+    return folder
+
+
+def arguments(drawn, out, *more):
+    image, weights = drawn / "photograph.png", drawn / "weights.safetensors"
+    return ["--image", f"{image}", "--weights", f"{weights}", "--out", f"{out}", *more]
+
+
+def test_it_draws_and_measures_what_the_model_says(drawn, tmp_path):
+    argv = arguments(drawn, tmp_path, "--layer", "pool1", "--units", "3")
+    assert main(run, Options, argv) == 0
+    for layer in ("logits", "pool1"):
+        with Image.open(tmp_path / f"projections_{layer}.png") as figure:
+            assert np.asarray(figure.convert("RGB")).std() > 1
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [len(metrics[layer]) for layer in ("logits", "pool1")] == [2, 3]
+    image = preprocessed(fitted(load_photograph(drawn / "photograph.png")))
+    weights = load(drawn / "weights.safetensors")
+    maps = np.asarray(
+        jax.jit(squeezenet, static_argnames="layer")(
+            weights, image[None], layer="pool1"
+        )
+    )[0]
+    best = np.sort(maps.max((0, 1)))[::-1]
+    for entry, value in zip(metrics["pool1"], best, strict=False):
+        row, column = entry["position"]
+        assert entry["value"] == pytest.approx(value, rel=1e-5)
+        assert maps[row, column, entry["unit"]] == pytest.approx(value, rel=1e-5)
+        # Of the 3 x 3 filters of 7 x 7 pixels that it pools, the greatest is projected.
+        top, left, bottom, right = entry["box"]
+        assert bottom - top == right - left == 7
+        assert 4 * row <= top <= 4 * row + 4 and 4 * column <= left <= 4 * column + 4
+        assert all(entry["scales"][rule] > 0 for rule in RULES)
+    for name in ("config.json", "manifest.json"):
+        assert json.loads((tmp_path / name).read_text())
+
+
+def test_layers_have_the_shapes_of_the_paper():
+    weights = {}
+    for name, shape in shapes().items():
+        weights[f"{name}.weight"] = jax.ShapeDtypeStruct(shape, np.float32)
+        weights[f"{name}.bias"] = jax.ShapeDtypeStruct(shape[:1], np.float32)
+    assert sum(math.prod(x.shape) for x in weights.values()) == 1_248_424
+    image = jax.ShapeDtypeStruct((1, 227, 227, 3), np.float32)
+    sizes = {
+        layer: jax.eval_shape(
+            lambda w, x, layer=layer: squeezenet(w, x, layer), weights, image
+        ).shape[1:]
+        for layer in LAYERS
+    }
+    assert sizes["conv1"] == (111, 111, 96) and sizes["pool1"] == (55, 55, 96)
+    assert sizes["fire4"] == (55, 55, 256) and sizes["fire8"] == (27, 27, 512)
+    assert sizes["fire9"] == (13, 13, 512) and sizes["logits"] == (1000,)
+    # Rounded up, as Caffe does: 228 gives 111, 229 gives 112 and 55.5.
+    image = jax.ShapeDtypeStruct((1, 229, 229, 3), np.float32)
+    pooled = jax.eval_shape(lambda w, x: squeezenet(w, x, "pool1"), weights, image)
+    assert pooled.shape[1:] == (56, 56, 96)
+
+
+def test_boxes_are_of_one_size_and_within_the_image():
+    pixels = {rule: np.zeros((3, 10, 12, 3)) for rule in RULES}
+    pixels["deconvnet"][0, 2:6, 3:5, 1] = -1
+    pixels["guided"][0, 3, 4:8, 0] = 1
+    pixels["gradient"][1, 9, 11, 2] = 1
+    pixels["gradient"][2, 0, 0, 2] = 1
+    np.testing.assert_array_equal(
+        boxes(pixels), [[2, 3, 6, 8], [6, 7, 10, 12], [0, 0, 4, 5]]
+    )
+    nothing = {rule: np.zeros((1, 10, 12, 3)) for rule in RULES}
+    np.testing.assert_array_equal(boxes(nothing), [[0, 0, 10, 12]])
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (3, 2), (256, 256), (300, 900)])
+def test_photographs_of_any_size_fit(size):
+    grey = np.full((*size, 3), 7, np.uint8)
+    np.testing.assert_array_equal(fitted(grey), np.full((227, 227, 3), 7))
+
+
+def test_preprocessing_is_blue_first():
+    picture = np.zeros((227, 227, 3), np.uint8)
+    picture[..., 0] = 255
+    np.testing.assert_array_equal(preprocessed(picture)[0, 0], [-104, -117, 132])
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "parts"),
+    [
+        (["--layer", "fire1"], 2, ["--layer must be one of conv1", "not fire1"]),
+        (["--layer", "logits"], 2, ["--layer must be one of"]),
+        (["--units", "0"], 2, ["--units must be 1 or more, not 0"]),
+        (["--classes", "-1"], 2, ["--classes must be 1 or more, not -1"]),
+        (["--classes", "1001"], 2, ["--classes 1001: logits has 1000"]),
+        (["--image", "nowhere.jpg"], 3, ["nowhere.jpg"]),
+        (["--weights", "nowhere"], 3, ["there is no weight file nowhere"]),
+        (["--weights", "{cut}"], 4, ["cut.safetensors is damaged"]),
+        (
+            ["--weights", "{other}"],
+            2,
+            ["is not SqueezeNet v1.0", "conv1.bias is missing"],
+        ),
+        (["--weights", "{more}"], 2, ["extra is (1,), where no tensor is expected"]),
+    ],
+)
+def test_what_cannot_be_is_one_line(change, code, parts, drawn, tmp_path, capsys):
+    whole = (drawn / "weights.safetensors").read_bytes()
+    files = {
+        name: tmp_path / f"{name}.safetensors" for name in ("cut", "other", "more")
+    }
+    files["cut"].write_bytes(whole[:-1])
+    safetensors.numpy.save_file({"x": np.zeros(1, np.float32)}, files["other"])
+    weights = safetensors.numpy.load(whole) | {"extra": np.zeros(1, np.float32)}
+    safetensors.numpy.save_file(weights, files["more"])
+    options = dict(zip(*[iter(arguments(drawn, tmp_path / "out"))] * 2, strict=True))
+    options[change[0]] = change[1].format(**files)
+    argv = [word for pair in options.items() for word in pair]
+    assert main(any_model.run, Options, argv) == code
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    for part in parts:
+        assert part in captured.err

@@ -1,0 +1,571 @@
+"""Another backward rule for every ReLU of any function."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from zfnet_jax import ops
+from zfnet_jax.arch import Conv, MaxPool
+from zfnet_jax.relu_rules import with_relu_rule
+
+RULES = ("deconvnet", "guided", "gradient")
+
+# A signal R on its way down through a ReLU of X, worked out by hand.
+X = jnp.array([-2.0, 0.0, 3.0, 5.0, -1.0])
+R = jnp.array([1.0, 2.0, -4.0, 6.0, -7.0])
+SENT = {
+    "deconvnet": [1.0, 2.0, 0.0, 6.0, 0.0],
+    "guided": [0.0, 0.0, 0.0, 6.0, 0.0],
+    "gradient": [0.0, 0.0, -4.0, 6.0, 0.0],
+}
+
+relu = jax.nn.relu
+
+
+def down(fn, rule, x=X, signal=R):
+    """The value of a function and what its vjp under the rule makes of a signal."""
+    value, vjp = jax.vjp(with_relu_rule(fn, rule), x)
+    return value, vjp(signal)[0]
+
+
+@jax.custom_vjp
+def reversed_relu(x):
+    return relu(x) * 1.0
+
+
+reversed_relu.defvjp(lambda x: (reversed_relu(x), None), lambda _, g: (-g,))
+
+
+@jax.custom_jvp
+def doubled_relu(x):
+    return jnp.maximum(x, 0) + 0.0
+
+
+doubled_relu.defjvp(lambda x, t: (doubled_relu(x[0]), 2 * t[0]))
+
+ZEROS = np.zeros(5, np.float32)
+
+FORMS = {
+    "jax.nn": relu,
+    "nnx": nnx.relu,
+    "linen": nn.relu,
+    "maximum": lambda x: jnp.maximum(x, 0),
+    "zero first": lambda x: jnp.maximum(0.0, x),
+    "lax scalar": lambda x: lax.max(x, 0.0),
+    "lax zeros": lambda x: lax.max(jnp.zeros_like(x), x),
+    "closed-over": lambda x: jnp.maximum(x, ZEROS),
+    "closed-over array": functools.partial(jnp.maximum, jnp.zeros(5)),
+    "row of zeros": lambda x: jnp.maximum(x[None], jnp.zeros((1, 5)))[0],
+    "zeros as argument of jit": lambda x: jax.jit(jnp.maximum)(jnp.zeros(()), x),
+    "clip": lambda x: jnp.clip(x, 0),
+}
+
+# Each holds more than a ReLU, so that the wrapping has to be built again.
+WRAPPINGS = {
+    "jit": jax.jit(lambda x: relu(x) + 0.0),
+    "jit of jit": jax.jit(lambda x: jax.jit(lambda y: relu(y) * 1.0)(x) + 0.0),
+    "checkpoint": jax.checkpoint(lambda x: relu(x) * 1.0),
+    "checkpoint with policy": jax.checkpoint(
+        lambda x: relu(x) * 1.0, policy=jax.checkpoint_policies.everything_saveable
+    ),
+    "vmap": jax.vmap(lambda x: jnp.maximum(x, 0) * 1.0),
+    "vmap of zeros": lambda x: jax.vmap(jnp.maximum)(x, jnp.zeros(5)),
+    "scan over": lambda x: lax.scan(lambda c, y: (c, relu(y)), 0, x)[1],
+    "scan carry": lambda x: lax.scan(lambda c, _: (relu(c), None), x, None, 2)[0],
+    "fori_loop": lambda x: lax.fori_loop(0, 3, lambda _, y: relu(y), x),
+    "map": lambda x: lax.map(relu, x),
+    "cond": lambda x: lax.cond(jnp.array(True), relu, lambda y: y, x),
+    "switch": lambda x: lax.switch(jnp.array(1), [jnp.negative, relu, jnp.copy], x),
+    "custom_jvp": doubled_relu,
+    "custom_vjp": reversed_relu,
+    "all at once": jax.jit(
+        lambda x: lax.scan(
+            lambda c, _: (
+                lax.cond(
+                    jnp.array(True),
+                    jax.checkpoint(jax.vmap(jax.jit(lambda y: reversed_relu(y) + 0))),
+                    jnp.negative,
+                    c,
+                ),
+                None,
+            ),
+            x,
+            None,
+            2,
+        )[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("form", [*FORMS, *WRAPPINGS])
+def test_every_form_of_relu_gets_the_rule(form, rule):
+    fn = (FORMS | WRAPPINGS)[form]
+    value, sent = down(fn, rule)
+    np.testing.assert_array_equal(value, fn(X))
+    np.testing.assert_array_equal(sent, SENT[rule])
+
+
+def test_a_scalar_against_an_array_of_zeros():
+    # The signal is rectified before it is summed over what the scalar was copied to.
+    value, sent = down(lambda x: jnp.maximum(x[3], ZEROS), "deconvnet")
+    np.testing.assert_array_equal(value, [5.0] * 5)
+    np.testing.assert_array_equal(sent, [0, 0, 0, 9, 0])
+
+
+def test_a_plain_maximum_halves_where_the_rules_do_not():
+    at_zero = jax.vjp(lambda x: jnp.maximum(x, 0), X)[1](R)[0][1]
+    assert at_zero == R[1] / 2
+    assert down(lambda x: jnp.maximum(x, 0), "gradient")[1][1] == 0
+
+
+def test_while_loops_run_and_differentiate_what_lies_around_them():
+    def fn(x, y):
+        turns = lax.while_loop(
+            lambda s: s[0] < 3, lambda s: (s[0] + 1, relu(s[1] - 1)), (0, y)
+        )
+        return relu(x) + turns[1]
+
+    y = jnp.array([5.0, 1.0, 3.0, 4.0, 0.0])
+    ruled = with_relu_rule(fn, "deconvnet")
+    np.testing.assert_array_equal(ruled(X, y), fn(X, y))
+    sent = jax.vjp(lambda x: ruled(x, y), X)[1](R)[0]
+    np.testing.assert_array_equal(sent, SENT["deconvnet"])
+
+
+def test_a_scan_keeps_its_direction_and_unrolling():
+    def fn(x):
+        def step(c, y):
+            return relu(c * 0.5 + y), c
+
+        return lax.scan(step, jnp.array(1.0), x, reverse=True, unroll=2)
+
+    ruled = with_relu_rule(fn, "gradient")
+    for got, expected in zip(ruled(X), fn(X), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    text = str(jax.make_jaxpr(ruled)(X))
+    assert "reverse=True" in text and "unroll=2" in text
+    signal = (jnp.array(1.0), R)
+    np.testing.assert_array_equal(*(jax.vjp(g, X)[1](signal)[0] for g in (ruled, fn)))
+
+
+def test_a_checkpoint_keeps_its_policy():
+    policy = jax.checkpoint_policies.dots_saveable
+    fn = jax.checkpoint(lambda x: relu(x * 2), policy=policy, prevent_cse=False)
+    (equation,) = jax.make_jaxpr(with_relu_rule(fn, "guided"))(X).eqns
+    assert equation.params["policy"] is policy
+    assert equation.params["prevent_cse"] is False
+
+
+def test_what_holds_no_relu_stays_as_it_was():
+    @jax.custom_vjp
+    def scaled(x):
+        return x * 2.0
+
+    scaled.defvjp(lambda x: (scaled(x), None), lambda _, g: (100 * g,))
+    np.testing.assert_array_equal(
+        down(lambda x: relu(scaled(x)), "gradient")[1],
+        np.multiply(100, SENT["gradient"]),
+    )
+
+
+def test_the_outer_of_two_rules_holds():
+    for outer in RULES:
+        sent = down(with_relu_rule(relu, "guided"), outer)[1]
+        np.testing.assert_array_equal(sent, SENT[outer])
+
+
+# A network against backpropagation written by hand.
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    name: RNG.normal(size=shape).astype(np.float32)
+    for name, shape in {
+        "first": (6, 8),
+        "shared": (8, 8),
+        "left": (8, 5),
+        "right": (8, 7),
+        "last": (12, 3),
+    }.items()
+}
+
+
+def branching(x):
+    """A layer used twice, two branches joined, one of them without a ReLU."""
+    x = relu(x @ WEIGHTS["first"])
+    for _ in range(2):
+        x = jnp.maximum(x @ WEIGHTS["shared"], 0) + 0.1
+    branches = [relu(x @ WEIGHTS["left"]), x @ WEIGHTS["right"]]
+    return jnp.concatenate(branches) @ WEIGHTS["last"]
+
+
+def branching_by_hand(x, signal, rule):
+    """Values on the way up, and the signal on the way down, in float64 NumPy."""
+    w = {name: array.astype(np.float64) for name, array in WEIGHTS.items()}
+
+    def send(before, signal):
+        if rule in ("deconvnet", "guided"):
+            signal = np.where(signal > 0, signal, 0)
+        return signal if rule == "deconvnet" else signal * (before > 0)
+
+    first = x @ w["first"]
+    second = np.maximum(first, 0) @ w["shared"]
+    third = (np.maximum(second, 0) + 0.1) @ w["shared"]
+    joint = np.maximum(third, 0) + 0.1
+    left = joint @ w["left"]
+    out = np.r_[np.maximum(left, 0), joint @ w["right"]] @ w["last"]
+    signal = w["last"] @ signal
+    signal = w["left"] @ send(left, signal[:5]) + w["right"] @ signal[5:]
+    signal = w["shared"] @ send(third, signal)
+    signal = w["shared"] @ send(second, signal)
+    return out, w["first"] @ send(first, signal)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_network_with_branches_agrees_with_backpropagation_by_hand(rule):
+    xs = RNG.normal(size=(4, 6)).astype(np.float32)
+    signals = RNG.normal(size=(4, 3)).astype(np.float32)
+    ruled = with_relu_rule(branching, rule)
+
+    def pull(x, signal):
+        return jax.vjp(ruled, x)[1](signal)[0]
+
+    batched = jax.jit(jax.vmap(pull))(xs, signals)
+    for x, signal, together in zip(xs, signals, batched, strict=True):
+        out, expected = branching_by_hand(x, signal, rule)
+        np.testing.assert_array_equal(ruled(x), branching(x))
+        np.testing.assert_allclose(ruled(x), out, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(pull(x, signal), expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(together, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_grad_composes():
+    ruled = with_relu_rule(lambda x: branching(x)[1], "guided")
+    x = RNG.normal(size=6).astype(np.float32)
+    expected = branching_by_hand(x, np.eye(3)[1], "guided")[1]
+    for transformed in (jax.grad(ruled), jax.jit(jax.grad(ruled))):
+        np.testing.assert_allclose(transformed(x), expected, rtol=1e-4, atol=1e-3)
+    value, grad = jax.value_and_grad(jax.jit(ruled))(x)
+    assert value == branching(x)[1]
+    np.testing.assert_allclose(grad, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_closed_over_parameters_are_differentiated_too():
+    # Zeros and weights that are themselves being traced are constants to the inputs.
+    def loss(scale, rule):
+        return with_relu_rule(lambda x: relu(x * scale), rule)(X) @ R
+
+    grads = {rule: jax.grad(loss)(1.0, rule) for rule in RULES}
+    assert grads == {rule: jnp.array(SENT[rule]) @ X for rule in RULES}
+
+
+# Models of other libraries.
+
+
+class NNX(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(2, 6, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(6, use_running_average=True, rngs=rngs)
+        self.norm.mean[...] = jnp.linspace(-0.1, 0.1, 6)
+        self.shared = nnx.Conv(6, 6, (3, 3), rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=True)
+        self.dense = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.norm(self.conv(x))), (2, 2), strides=(2, 2))
+        for _ in range(2):
+            x = nnx.relu(self.shared(x))
+        x = nnx.avg_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+        return self.dense(self.dropout(x.mean((1, 2))))
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3))(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(5, (3, 3))(x)))
+        x = jnp.concatenate([x, nn.relu(nn.remat(nn.Conv)(3, (1, 1))(x))], -1)
+        return nn.Dense(4)(nn.avg_pool(x, (2, 2), strides=(2, 2)).mean((1, 2)))
+
+
+def nnx_model():
+    return NNX(nnx.Rngs(0))
+
+
+def linen_model():
+    model = Linen()
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
+    return lambda x: model.apply(variables, x)
+
+
+def equinox_model():
+    first, second, last = jax.random.split(jax.random.key(0), 3)
+    model = eqx.nn.Sequential(
+        [
+            eqx.nn.Conv2d(2, 6, 3, key=first),
+            eqx.nn.Lambda(jax.nn.relu),
+            eqx.nn.MaxPool2d(2, 2),
+            eqx.nn.Lambda(jnp.ravel),
+            eqx.nn.MLP(54, 4, 16, 2, activation=jax.nn.relu, key=second),
+            eqx.nn.Dropout(0.5, inference=True),
+            eqx.nn.Linear(4, 4, key=last),
+        ]
+    )
+    return lambda x: jax.vmap(model)(x.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("build", [nnx_model, linen_model, equinox_model])
+def test_models_of_other_libraries(build):
+    model = build()
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 2))
+    signal = jax.random.normal(jax.random.key(2), (2, 4))
+    ruled = {rule: with_relu_rule(model, rule) for rule in RULES}
+    sent = {}
+    for rule, fn in ruled.items():
+        value, vjp = jax.vjp(fn, x)
+        np.testing.assert_array_equal(fn(x), model(x))
+        np.testing.assert_array_equal(value, jax.vjp(model, x)[0])
+        sent[rule] = np.asarray(vjp(signal)[0])
+        np.testing.assert_allclose(
+            jax.jit(jax.vjp(fn, x)[1])(signal)[0], sent[rule], rtol=1e-4, atol=1e-5
+        )
+    # The rule "gradient" is the gradient; the two others are something else.
+    plain = jax.vjp(model, x)[1](signal)[0]
+    np.testing.assert_allclose(sent["gradient"], plain, rtol=1e-5, atol=1e-6)
+    for rule in ("deconvnet", "guided"):
+        assert np.abs(sent[rule] - plain).max() > 0.01 * np.abs(plain).max()
+    assert np.abs(sent["deconvnet"] - sent["guided"]).max() > 1e-3
+
+
+def test_an_equinox_model_without_vmap_is_a_function():
+    model = eqx.nn.MLP(5, 5, 7, 1, activation=jax.nn.relu, key=jax.random.key(0))
+    value, sent = down(model, "gradient")
+    np.testing.assert_array_equal(value, model(X))
+    np.testing.assert_allclose(sent, jax.vjp(model, X)[1](R)[0], rtol=1e-6)
+
+
+def test_this_package_s_own_operations_are_kept():
+    kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 16, 16))
+    conv = Conv("conv", 16, (3, 3), (1, 1), ((1, 1), (1, 1)))
+    pool = MaxPool("pool", (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    def fn(x):
+        # Rectified first, so that most windows of pooling are ties of zeros.
+        x = ops.max_pool(relu(ops.fast_conv(x, kernels[0], conv) - 9), pool)
+        return relu(ops.fast_conv(x, kernels[1], conv)).sum()
+
+    x = jax.random.normal(jax.random.key(0), (1, 9, 9, 16))
+    ruled = jax.jit(jax.value_and_grad(with_relu_rule(fn, "gradient")))
+    value, grad = ruled(x)
+    expected, plain = jax.jit(jax.value_and_grad(fn))(x)
+    assert value == expected
+    np.testing.assert_allclose(grad, plain, rtol=1e-4, atol=1e-5 * np.abs(plain).max())
+    # Both kinds of operation have a derivative of their own.
+    text = str(jax.make_jaxpr(with_relu_rule(fn, "gradient"))(x))
+    assert text.count("name=_pool") == 1 and text.count("name=_winograd") == 2
+
+
+def test_trees_go_in_and_out():
+    def fn(pair, *, scale, flag, name=None):
+        first, second = pair["first"], pair["second"]
+        assert flag is True and name == "net"
+        return {
+            "out": (relu(first) * 2 if flag else first) + second,
+            "none": name and (),
+        }
+
+    ruled = functools.partial(
+        with_relu_rule(fn, "deconvnet"), scale=0.5, flag=True, name="net"
+    )
+    pair = {"first": X, "second": np.float32(1)}
+    value, vjp = jax.vjp(ruled, pair)
+    np.testing.assert_array_equal(value["out"], relu(X) * 2 + 1)
+    assert value["none"] == ()
+    (sent,) = vjp({"out": R, "none": ()})
+    np.testing.assert_array_equal(sent["first"], np.multiply(2, SENT["deconvnet"]))
+    assert sent["second"] == R.sum()
+
+
+def test_values_keep_their_types():
+    for x in (0.5, np.arange(3.0), jnp.ones(3, jnp.bfloat16), np.float32(2)):
+        value, expected = with_relu_rule(relu, "guided")(x), relu(x)
+        assert (value.dtype, value.weak_type) == (expected.dtype, expected.weak_type)
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_a_named_function_keeps_its_name():
+    assert with_relu_rule(branching, "guided").__name__ == "branching"
+
+
+# What is allowed to lie between ReLUs.
+
+PASSING = {
+    "dropout": lambda x: jnp.where(
+        jax.random.bernoulli(jax.random.key(0), 0.5, x.shape), x * 2, 0
+    ),
+    "maxout": lambda x: jnp.maximum(x[:-1], x[1:]),
+    "maximum over pairs": lambda x: jnp.where(x[:-1] > x[1:], x[:-1], x[1:]),
+    "reduced maximum": lambda x: x.max() + x.min(),
+    "sort": jnp.sort,
+    "the strongest": lambda x: x[jnp.argmax(x)],
+    "top_k": lambda x: lax.top_k(x, 2)[0],
+    "where it is a number": lambda x: jnp.where(jnp.isnan(x), 0, x),
+    "running maximum": lambda x: lax.scan(
+        lambda c, y: (jnp.maximum(c, y), None), jnp.array(-jnp.inf), x
+    )[0],
+    "division": lambda x: x / 3 - 1,
+    "stop_gradient": lax.stop_gradient,
+    "fft": lambda x: jnp.fft.fft(x).real,
+    "half precision": lambda x: x.astype(jnp.bfloat16).astype(jnp.float32),
+    "by an integer input": lambda x: x[jnp.arange(2)] * jnp.exp(jnp.arange(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_what_is_linear_or_chooses_passes(name):
+    fn = PASSING[name]
+    # Jitted, since division by a constant is rounded otherwise in a program of its own.
+    ruled = jax.jit(with_relu_rule(lambda x: fn(relu(x)), "gradient"))
+    value, vjp = jax.vjp(ruled, X)
+    expected, plain = jax.vjp(jax.jit(lambda x: fn(relu(x))), X)
+    np.testing.assert_array_equal(value, expected)
+    signal = jnp.ones_like(value)
+    np.testing.assert_allclose(vjp(signal)[0], plain(signal)[0], rtol=1e-6)
+
+
+def test_integer_arguments_are_constants():
+    def fn(x, label, key):
+        mask = jax.random.bernoulli(key, 0.5, x.shape)
+        return jnp.exp(label * 1.0) * (relu(x) * mask)[label]
+
+    ruled = with_relu_rule(fn, "guided")
+    arguments = X, jnp.array(3), jax.random.key(0)
+    assert ruled(*arguments) == fn(*arguments)
+
+
+@jax.custom_vjp
+def exponential(x):
+    return jnp.exp(x)
+
+
+exponential.defvjp(lambda x: (jnp.exp(x), None), lambda _, g: (g,))
+
+REFUSED = {
+    "tanh": ("tanh", jnp.tanh),
+    "sigmoid": ("logistic", jax.nn.sigmoid),
+    "gelu": ("integer_pow", jax.nn.gelu),
+    "erf": ("erf", lax.erf),
+    "exp": ("exp", jnp.exp),
+    "log": ("log", jnp.log),
+    "sqrt": ("sqrt", jnp.sqrt),
+    "power": ("integer_pow", lambda x: x**3),
+    "real power": ("pow", lambda x: x**0.3),
+    "sine": ("sin", jnp.sin),
+    "abs": ("abs", jnp.abs),
+    "sign": ("sign", jnp.sign),
+    "floor": ("floor", jnp.floor),
+    "clamp": ("clamp", lambda x: lax.clamp(0.0, x, 1.0)),
+    "relu6": ("min", jax.nn.relu6),
+    "clip": ("min", lambda x: jnp.clip(x, 0, 6)),
+    "minimum": ("min", lambda x: jnp.minimum(x, 0)),
+    "other threshold": ("max", lambda x: jnp.maximum(x, 1)),
+    "unknown threshold": ("max", lambda x: jnp.maximum(x, jnp.arange(5.0) * 0)),
+    "leaky relu": ("select_n", jax.nn.leaky_relu),
+    "leaky maximum": ("max", lambda x: jnp.maximum(x, x / 10)),
+    "absolute maximum": ("max", lambda x: jnp.maximum(x, -x)),
+    "elu": ("select_n", jax.nn.elu),
+    "silu": ("logistic", jax.nn.silu),
+    "where": ("select_n", lambda x: jnp.where(x > 0, x, 0)),
+    "where against itself": ("select_n", lambda x: jnp.where(x > -x, x, 0)),
+    "gate": ("convert_element_type", lambda x: x * (x > 0)),
+    "table": (
+        "gather",
+        lambda x: jnp.stack([0 * x, x])[(x > 0).astype(int), jnp.arange(5)],
+    ),
+    "branch": ("cond", lambda x: lax.cond(x[0] > 0, jnp.copy, jnp.negative, x)),
+    "until": (
+        "while",
+        lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1.0, x),
+    ),
+    "square": ("square", jnp.square),
+    "product": ("mul", lambda x: x * x[::-1]),
+    "quotient": ("div", lambda x: 1 / x),
+    "attention": ("dot_general", lambda x: x[:, None] @ x[None]),
+    "softmax": ("max", jax.nn.softmax),
+    "derivative": ("select_n", lambda x: jax.grad(lambda y: relu(y).sum())(x)),
+    "in a scan": (
+        "tanh",
+        lambda x: lax.scan(lambda c, y: (c, jnp.tanh(y)), 0, x)[1],
+    ),
+    "in a custom_vjp": ("exp", exponential),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_rule_is_not_defined_for_is_refused_by_name(name):
+    primitive, fn = REFUSED[name]
+    # The line that is blamed is the one that applies it.
+    with pytest.raises(ValueError, match=rf"not defined for '\w+' .*{__file__}:\d+"):
+        with_relu_rule(lambda x: fn(relu(x)), "guided")(X)
+    with pytest.raises(ValueError, match=rf"'guided' .* for '{primitive}'"):
+        with_relu_rule(lambda x: relu(fn(x)), "guided")(X)
+
+
+def test_layer_normalisation_is_refused():
+    norm = nnx.LayerNorm(5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="not defined for"):
+        with_relu_rule(lambda x: relu(norm(x)), "deconvnet")(X)
+
+
+def test_parameters_as_arguments_are_refused_with_advice():
+    fn = with_relu_rule(lambda w, x: relu(w @ x), "deconvnet")
+    with pytest.raises(ValueError, match=r"'dot_general'.*close over parameters"):
+        fn(jnp.ones((5, 5)), X)
+
+
+def test_what_is_allowed_is_differentiated_as_it_is():
+    def fn(x):
+        return jnp.tanh(relu(x)) * x
+
+    with pytest.raises(ValueError, match="'mul'"):
+        with_relu_rule(fn, "deconvnet", allow="tanh")(X)
+    value, vjp = jax.vjp(with_relu_rule(fn, "deconvnet", allow=["tanh", "mul"]), X)
+    np.testing.assert_array_equal(value, fn(X))
+    outer = R * X * (1 - jnp.tanh(relu(X)) ** 2)
+    expected = jnp.maximum(outer, 0) + R * jnp.tanh(relu(X))
+    np.testing.assert_allclose(vjp(R)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda x: x * 2, lambda x: x + relu(jnp.ones(5)), lambda x: jnp.ones(3)],
+)
+def test_a_function_without_relu_is_refused(fn):
+    with pytest.raises(ValueError, match="no ReLU"):
+        with_relu_rule(fn, "guided")(X)
+
+
+def test_integers_alone_have_no_relu():
+    with pytest.raises(ValueError, match="no ReLU"):
+        with_relu_rule(relu, "guided")(jnp.arange(3))
+
+
+def test_another_rule_is_refused():
+    rule: Any = "deconv"
+    # Where types are checked at run time, as here, they come first.
+    with pytest.raises((ValueError, TypeError), match="deconv"):
+        with_relu_rule(relu, rule)
+
+
+def test_forward_mode_is_an_error():
+    with pytest.raises(TypeError, match="jvp"):
+        jax.jvp(with_relu_rule(relu, "guided"), (X,), (R,))
