@@ -305,7 +305,7 @@ def test_unknown_name_lists_what_there_is():
     for name in () if listed == "none" else listed.split(", "):
         net = load_pretrained(name)
         assert len(net.class_names) == net.model.arch.num_classes
-        assert {"command", "seed", "accuracy"} <= net.metadata.keys()
+        assert {"command", "seed", "test_accuracy"} <= net.metadata.keys()
 
 
 def test_description_of_another_version(file, monkeypatch):
