@@ -50,15 +50,17 @@ ODD = Architecture(
     channels=2,
 )
 
-# Inputs of the paper lie within about ±128, and only there does normalisation matter.
+# Architecture, scale of the images and their seed. Inputs of the paper lie within about
+# ±128, and only there does normalisation matter.
 NETS = {
-    "zfnet32": (narrow(ZFNET32, "conv3", "conv4"), 1.0),
-    "zfnet": (narrow(ZFNET, "conv3", "conv4", "fc7", input_hw=(64, 80)), 100.0),
+    "zfnet32": (narrow(ZFNET32, "conv3", "conv4"), 1.0, 2),
+    "zfnet": (narrow(ZFNET, "conv3", "conv4", "fc7", input_hw=(64, 80)), 100.0, 1),
     "alexnet": (
         narrow(ALEXNET, "conv3", "conv4", "conv5", "pool5", "fc7", input_hw=64),
         100.0,
+        1,
     ),
-    "odd": (ODD, 1.0),
+    "odd": (ODD, 1.0, 1),
 }
 
 
@@ -89,9 +91,9 @@ def with_biases(model, scale=0.1, seed=0):
 
 @functools.cache
 def network(name):
-    arch, scale = NETS[name]
+    arch, scale, seed = NETS[name]
     model = with_biases(built(arch), 0.1 * scale)
-    return model, random_images(arch, scale=scale, seed=1)
+    return model, random_images(arch, scale=scale, seed=seed)
 
 
 def tiny(*layers, hw=(4, 4), channels=1, classes=2):

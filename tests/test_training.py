@@ -186,7 +186,7 @@ def compiled_once(tmp_path_factory) -> Iterator[None]:
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_disable_most_optimizations": True,
     }
-    before = {name: getattr(jax.config, name) for name in options}
+    before = {name: jax.config.values[name] for name in options}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in options.items():
             jax.config.update(name, value)
@@ -470,10 +470,9 @@ def test_without_a_margin_there_are_only_flips():
 def test_cut_out_is_a_square_inside_the_image():
     side = 4
     inputs = np.random.default_rng(0).normal(size=(600, 6, 9, 3)).astype(np.float32)
+    views = np.asarray(cut_out(jnp.asarray(inputs), jax.random.key(0), side))
     corners = set()
-    for image, cut in zip(
-        inputs, np.asarray(cut_out(inputs, jax.random.key(0), side)), strict=True
-    ):
+    for image, cut in zip(inputs, views, strict=True):
         rows, columns, _ = np.nonzero(cut == 0)
         top, left = int(rows.min()), int(columns.min())
         corners.add((top, left))
@@ -808,15 +807,15 @@ def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path):
 
 def test_an_exploding_run_stops_and_keeps_its_good_checkpoint(tmp_path):
     run: dict[str, Any] = {"recipe": idle(5), "epochs": 3, "checkpoints": tmp_path}
-    with pytest.raises(NonFiniteLossError, match=r"not finite in epoch 2, step 3") as e:
+    with pytest.raises(NonFiniteLossError, match=r"not finite in epoch 2, step 2") as e:
         fit(**run)
     assert "\n" not in str(e.value)
     assert checkpoint.steps(tmp_path) == [1]
     # It is whole, and from it the run ends as before.
     done = []
-    with pytest.raises(NonFiniteLossError, match="not finite in epoch 2, step 3"):
+    with pytest.raises(NonFiniteLossError, match="not finite in epoch 2, step 2"):
         fit(**run, resume=True, on_progress=lambda step, _: done.append(step))
-    assert done == [1.25, 1.5]
+    assert done == [1.25]
 
 
 def test_weights_that_explode_in_the_last_step_are_not_kept(tmp_path):

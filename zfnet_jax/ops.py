@@ -118,9 +118,10 @@ _direct.defvjp(_direct_forward, _direct_backward)
 
 
 # With fewer channels each tap's product is too thin, and all taps are gathered into
-# one; gathered patches of more bytes than these fall out of the processor's cache.
+# one: of a few images at a time, or of more while their patches stay in the cache.
 _THIN = 16
-_PATCH_BYTES = 1 << 25
+_FEW_IMAGES = 4
+_PATCH_BYTES = 1 << 21
 
 
 def _kernel_gradient(
@@ -129,7 +130,7 @@ def _kernel_gradient(
     """Gradient of a convolution for its kernel, as matrix products over all pixels."""
     batch, *_, channels = x.shape
     patches = 4 * math.prod(grad.shape[1:3]) * math.prod(kernel_hw) * channels
-    at_once = max(1, _PATCH_BYTES // patches)
+    at_once = max(_FEW_IMAGES, _PATCH_BYTES // patches)
     if channels < _THIN and at_once < batch:
         at_once = max(n for n in range(1, at_once + 1) if batch % n == 0)
 
@@ -142,7 +143,6 @@ def _kernel_gradient(
         return lax.scan(add, start, (x, grad))[0]
     *_, rows, columns, features = grad.shape
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    taps = _taps(padded, kernel_hw, stride, (rows, columns))
     pixels = grad.reshape(-1, features)
 
     def product(patch: Array) -> Array:
@@ -150,8 +150,15 @@ def _kernel_gradient(
         return lax.dot_general(pixels, patch, (((0,), (0,)), ((), ()))).T
 
     if channels < _THIN:
-        out = product(jnp.concatenate(taps, -1))
+        # Columns first: rows are then gathered in longer runs.
+        across = _taps(
+            padded, (1, kernel_hw[1]), (1, stride[1]), (padded.shape[1], columns)
+        )
+        lines = lax.optimization_barrier(jnp.concatenate(across, -1))
+        down = _taps(lines, (kernel_hw[0], 1), (stride[0], 1), (rows, columns))
+        out = product(lax.optimization_barrier(jnp.concatenate(down, -1)))
     else:
+        taps = _taps(padded, kernel_hw, stride, (rows, columns))
         out = jnp.stack([*map(product, taps)])
     return out.reshape(*kernel_hw, channels, features)
 

@@ -464,7 +464,10 @@ class _Program:
         start: Int[Array, ""],
         stop: Int[Array, ""],
     ) -> tuple[TrainState, Float[Array, " 2"]]:
-        """Steps `start` to `stop` of an epoch; sums of their losses and accuracies."""
+        """Steps `start` to `stop` of an epoch; sums of their losses and accuracies.
+
+        The sums are not finite either where the weights after the last step are not.
+        """
 
         def body(index: Array, carry):
             state, totals = carry
@@ -472,7 +475,10 @@ class _Program:
             state, values = self.step(state, images[chosen], labels[chosen])
             return state, totals + values
 
-        return jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(2)))
+        state, totals = jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(2)))
+        weights = jax.tree.leaves((state.params, state.average))
+        finite = jnp.stack([jnp.isfinite(weight).all() for weight in weights]).all()
+        return state, jnp.where(finite, totals, jnp.nan)
 
 
 def evaluate(
@@ -554,8 +560,8 @@ def train(
     """
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = recipe.batch_size if batch_size is None else batch_size
-    steps_per_epoch = len(dataset) // batch_size
-    if min(epochs, batch_size) < 1 or steps_per_epoch < 1:
+    steps_per_epoch = len(dataset) // batch_size if batch_size > 0 else 0
+    if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(
             f"{epochs} epochs of {len(dataset)} images in batches of {batch_size} "
             "hold no step"
