@@ -62,7 +62,7 @@ class Options:
 
     weights: Path = Path("results/quickstart/weights.safetensors")
     """A network trained on shapes, as `python -m experiments.quickstart` writes it."""
-    images: int = 500
+    images: int = 200
     """How many test shapes to draw; those classified right are used."""
     tolerance: float = 2.0
     """Distance from the object, in pixels, up to which a pixel is close to it; 2 of 32

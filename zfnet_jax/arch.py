@@ -370,8 +370,8 @@ def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
 
 def map_hw(shape: Shape) -> Pair:
     """Height and width of a spatial layer's output shape."""
-    height, width, _ = shape
-    return height, width
+    assert len(shape) == 3
+    return shape[:2]
 
 
 def ablate(

@@ -336,10 +336,10 @@ def _curves(
     batch, height, width, _ = x.shape
     _check_importances(importances, (batch, height, width))
     pixels = height * width
-    steps = height if steps is None else steps
-    if not 1 <= steps <= pixels:
+    number: int = height if steps is None else steps
+    if not 1 <= number <= pixels:
         raise ValueError(
-            f"steps must be from 1 to the {pixels} pixels of an image, not {steps}"
+            f"steps must be from 1 to the {pixels} pixels of an image, not {number}"
         )
     whole = jnp.asarray(x)
     blank = jnp.asarray(baseline, whole.dtype)
@@ -349,7 +349,7 @@ def _curves(
     start, end = (blank, whole) if inserted else (whole, blank)
     order = jnp.argsort(-jnp.asarray(importances).reshape(batch, -1), axis=1)
     ranks = jnp.argsort(order, axis=1).reshape(batch, height, width, 1)
-    counts = np.arange(steps + 1, dtype=np.int32) * pixels // steps
+    counts = np.arange(number + 1, dtype=np.int32) * pixels // number
 
     def followed(count: Array) -> Array:
         out = fn(jnp.where(ranks < count, end, start))

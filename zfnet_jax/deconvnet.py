@@ -172,9 +172,9 @@ def project(
     return Projections(
         pixels,
         np.concatenate([corners, corners + field.size], axis=1),
-        points.image,
-        points.unit,
-        points.position,
+        np.asarray(points.image),
+        np.asarray(points.unit),
+        np.asarray(points.position),
         np.concatenate([values for _, values in found]),
     )
 
@@ -258,7 +258,8 @@ def _points(
 
 def _corners(field: ReceptiveField, positions: Any) -> Any:
     """Top left pixel that each position sees; it may lie outside the map."""
-    return positions * np.int32(field.stride) + np.int32(field.start)
+    stride, start = np.array([field.stride, field.start], np.int32)
+    return positions * stride + start
 
 
 def _paste(
@@ -537,7 +538,7 @@ def _cut(
 
     origin = np.array([before for before, _ in edges], np.int32)
     corners = _corners(field, points.position) + origin
-    return jax.vmap(cut)(points.image, corners)
+    return jax.vmap(cut)(jnp.asarray(points.image), corners)
 
 
 def _inside(signal: Array, field: ReceptiveField, points: _Points) -> Array:
