@@ -43,13 +43,13 @@ class Augmentation:
         margin: Pixels by which a crop may be shifted; reflected pixels fill the border.
         corners: Take only the four corners and the centre, as in section 3, in place
             of any shift.
-        cutout: Side in pixels of a random square of the network's input that is set to
-            the mean; 0 for none.
+        cutout: Height and width of a random part of the network's input that is set to
+            the mean, as a share of the input's; 0 for none.
     """
 
     margin: int
     corners: bool = False
-    cutout: int = 0
+    cutout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +219,7 @@ FAST = Recipe(
     init=nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
     dropout=0.2,
     label_smoothing=0.05,
-    augmentation=Augmentation(margin=4, cutout=8),
+    augmentation=Augmentation(margin=4, cutout=1 / 4),
     average=0.99,
     optimizer=_fast_optimizer,
     learning_rate=_fast_learning_rate,
@@ -332,12 +332,19 @@ def augment(
 
 
 def cut_out(
-    inputs: Float[Array, "b h w c"], key: PRNGKeyArray, side: int
+    inputs: Float[Array, "b h w c"], key: PRNGKeyArray, share: float
 ) -> Float[Array, "b h w c"]:
-    """Set a random square of each preprocessed image to 0, which is the mean."""
+    """Set a random part of each preprocessed image to 0, which is the mean.
+
+    Args:
+        inputs: Preprocessed images.
+        key: Decides where.
+        share: Height and width of the part, as a share of the image's.
+    """
     batch, height, width, _ = inputs.shape
 
     def inside(key: PRNGKeyArray, extent: int) -> Array:
+        side = round(share * extent)
         start = jax.random.randint(key, (batch, 1), 0, extent - side + 1)
         place = jnp.arange(extent)
         return (place >= start) & (place < start + side)
