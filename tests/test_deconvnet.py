@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -648,7 +649,9 @@ def test_what_comes_back_is_numpys():
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
-def test_what_cannot_be_is_refused(change, message):
+def test_what_cannot_be_is_refused(change, message, monkeypatch):
+    # As users see it: without the tests' own checks of types.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     arguments: dict[str, Any] = {
         "images": drawn_images(ODD).astype(np.float32),
         "layer": "conv3",

@@ -97,3 +97,11 @@ def test_each_side_effect_would_be_found():
 
 def test_a_start_of_a_backend_would_be_found():
     assert "nowhere" in side_effects("jax.numpy.zeros(1)")
+
+
+def test_the_function_deconvnet_is_not_hidden_by_its_module():
+    script = (
+        "import zfnet_jax as zf; from zfnet_jax.deconvnet import project; "
+        "import zfnet_jax.attribution as a; assert zf.deconvnet is a.deconvnet"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -20,6 +20,10 @@ from zfnet_jax.model import AlexNet, ConvNet, Features, ZFNet, ZFNet32
 from zfnet_jax.relu_rules import with_relu_rule
 from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
 
+# isort: split
+# Last: the function `deconvnet` takes the place of the module of that name.
+from zfnet_jax.attribution import deconvnet, guided_backprop, saliency
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -42,10 +46,13 @@ __all__ = [
     "ZFNet",
     "ZFNet32",
     "ablate",
+    "deconvnet",
+    "guided_backprop",
     "load_pretrained",
     "load_weights",
     "project",
     "receptive_field",
+    "saliency",
     "save_weights",
     "with_relu_rule",
 ]

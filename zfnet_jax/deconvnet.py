@@ -171,7 +171,7 @@ def project(
     corners = _corners(field, points.position)
     return Projections(
         pixels,
-        np.concatenate([corners, corners + field.size], axis=1),
+        np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1),
         np.asarray(points.image),
         np.asarray(points.unit),
         np.asarray(points.position),
@@ -251,7 +251,7 @@ def _points(
         strongest = maps.reshape(batch, -1, count).argmax(1)
         places = np.stack(np.divmod(strongest, width), -1)[:, :, None]
     image, unit, _ = np.indices(places.shape[:3], np.int32).reshape(3, -1)
-    position = places.reshape(-1, 2).astype(np.int32)
+    position = places.reshape(len(image), 2).astype(np.int32)
     values = maps[image, position[:, 0], position[:, 1], unit]
     return _Points(image, units[unit], position), values
 
