@@ -113,8 +113,12 @@ def _fail(code: int, message: str) -> int:
 
 
 def command() -> str:
-    """The command line of this process, without the machine's own paths before it."""
-    return shlex.join([*_program().split(), *sys.argv[1:]])
+    """The command line of this process, without the machine's own paths before it.
+
+    A resumed run is the run that was not interrupted, and so is its command.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join([*_program().split(), *arguments])
 
 
 def _program() -> str:

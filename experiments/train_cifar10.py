@@ -98,6 +98,8 @@ def run(options: Options) -> None:
             "--validation of 1 or more"
         )
     train, validation = training.split_validation(dataset, count, options.seed)
+    # What is missing should be missed before hours of training.
+    test = load(options, "test")
     epochs = recipe.epochs if options.epochs is None else options.epochs
     with Progress("training", epochs) as progress:
         result = training.train(
@@ -111,11 +113,12 @@ def run(options: Options) -> None:
             target_accuracy=options.target_accuracy,
             checkpoints=checkpoints,
             resume=options.resume,
+            on_damaged=lambda line: print(
+                f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True
+            ),
             on_progress=showing(progress),
         )
-    for line in result.damaged:
-        print(f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True)
-    report(results, options, result, train, load(options, "test"))
+    report(results, options, result, train, test)
 
 
 def showing(progress: Progress) -> Callable[[float, Mapping[str, float]], None]:

@@ -15,6 +15,7 @@ and renamed into it, so that being killed at any moment leaves the earlier steps
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -104,6 +105,11 @@ def save(
     if target.exists() and not _damage(target):
         raise FileExistsError(f"step {step} is already in {directory}, and is good")
     directory.mkdir(parents=True, exist_ok=True)
+    # Orbax writes everything twice; where the disk fills meanwhile its threads print a
+    # traceback each, long after the first has failed.
+    needed = 2 * sum(leaf.nbytes for leaf in leaves.values())
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     for leftover in directory.glob(_UNFINISHED + "*step_*"):
         shutil.rmtree(leftover)
 

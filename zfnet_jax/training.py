@@ -212,7 +212,7 @@ PAPER = Recipe(
 
 FAST = Recipe(
     name="fast",
-    epochs=8,
+    epochs=6,
     batch_size=256,
     validation=0,
     scale=1 / 64,
@@ -270,7 +270,6 @@ class TrainResult:
         train_seconds: Time in training steps, without compilation and evaluation.
         compile_seconds: Time to compile them.
         images_per_second: Training images a second.
-        damaged: Newer checkpoints that were skipped on resuming, a line each.
     """
 
     model: ConvNet
@@ -279,7 +278,6 @@ class TrainResult:
     train_seconds: float
     compile_seconds: float
     images_per_second: float
-    damaged: tuple[str, ...]
 
 
 def split_validation(
@@ -539,6 +537,7 @@ def train(
     target_accuracy: float | None = None,
     checkpoints: Path | None = None,
     resume: bool = False,
+    on_damaged: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[float, Mapping[str, int | float]], None] = lambda *_: None,
 ) -> TrainResult:
     """Train a network from scratch, or go on from its newest good checkpoint.
@@ -557,6 +556,7 @@ def train(
         target_accuracy: Stop after the epoch whose validation accuracy reaches this.
         checkpoints: Folder for one checkpoint an epoch; None keeps none.
         resume: Go on from the newest good checkpoint, if there is one.
+        on_damaged: Called with a line for each newer checkpoint that is damaged.
         on_progress: Called about ten times an epoch with the number of epochs done and
             the running values.
 
@@ -592,12 +592,13 @@ def train(
     }
     history: list[Record] = []
     train_seconds = 0.0
-    damaged: tuple[str, ...] = ()
     if resume and checkpoints is not None and checkpoint.steps(checkpoints):
         restored = checkpoint.restore_latest(
             checkpoints, state, lambda metadata: _same_run(metadata["run"], run_is)
         )
-        state, damaged = restored.state, restored.damaged
+        state = restored.state
+        for line in restored.damaged:
+            on_damaged(line)
         history = restored.metadata["history"]
         train_seconds = restored.metadata["train_seconds"]
 
@@ -667,7 +668,6 @@ def train(
         train_seconds=train_seconds,
         compile_seconds=compile_seconds,
         images_per_second=trained / train_seconds if train_seconds else math.nan,
-        damaged=damaged,
     )
 
 

@@ -248,7 +248,9 @@ def test_a_limit_beyond_the_test_images_takes_all_of_them():
 # Going on after an interruption.
 
 
-def test_resuming_a_finished_run_gives_the_same_results(finished, copy):
+def test_resuming_a_finished_run_gives_the_same_results(finished, copy, monkeypatch):
+    # As on the command line: that it was resumed is no part of what it is.
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--resume"])
     assert train(copy, *PAPER, "--resume") == 0
     assert_same_results(finished, copy)
 
