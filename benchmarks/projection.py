@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sized
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def captum_side(
     return project
 
 
-def timed(work: Callable[[Sized], object], units: Sized) -> float:
+def timed(work: Callable[[Any], object], units: Sized) -> float:
     """Seconds a unit."""
     began = time.perf_counter()
     work(units)
@@ -78,7 +79,9 @@ def main(options: Options) -> None:
     for layer in options.layers:
         theirs = captum_side(arch, image, layer)
         ours = functools.partial(zf.project, model, image, layer)
-        rows, columns, width = arch.shapes()[layer]
+        shape = arch.shapes()[layer]
+        assert len(shape) == 3
+        rows, columns, width = shape
         neurons = [(unit, rows // 2, columns // 2) for unit in range(options.neurons)]
         for units in (np.arange(width), np.arange(1)):
             few = neurons[: len(units)]
