@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from zfnet_jax import weights
 from zfnet_jax.arch import (
     ARCHITECTURES,
     Architecture,
+    ContrastNorm,
     Conv,
     Dense,
     MaxPool,
@@ -326,3 +328,51 @@ def test_nothing_wrong_is_written(tmp_path, model, preprocessing):
     with pytest.raises(OSError, match="occupied"):
         save_weights(tmp_path / "occupied", model, preprocessing, NAMES, {})
     assert [path.name for path in tmp_path.iterdir()] == ["occupied"]
+
+
+@pytest.mark.parity
+def test_a_network_of_pytorch_is_the_same_here():
+    """Logits and their gradient, with PyTorch's own layers and order of flattening."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    arch = Architecture(
+        "net",
+        (17, 20),
+        (
+            Conv("conv1", 8, kernel=5, stride=2, padding=1),
+            MaxPool("pool1", padding=1),
+            ContrastNorm("norm1", size=3, k=1.0, alpha=0.2),
+            Conv("conv2", 6, kernel=3, padding=1, groups=2),
+            Dense("fc3", 7),
+            Dense("logits", 5, relu=False),
+        ),
+    )
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.add_module("conv1", nn.Conv2d(3, 8, 5, 2, 1))
+    network.add_module("relu1", nn.ReLU())
+    network.add_module("pool1", nn.MaxPool2d(3, 2, 1))
+    # PyTorch divides alpha by the number of channels in the window.
+    network.add_module("norm1", nn.LocalResponseNorm(3, 0.2 * 3, 0.75, 1.0))
+    network.add_module("conv2", nn.Conv2d(8, 6, 3, 1, 1, groups=2))
+    network.add_module("relu2", nn.ReLU())
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("fc3", nn.Linear(6 * 4 * 5, 7))
+    network.add_module("relu3", nn.ReLU())
+    network.add_module("fc4", nn.Linear(7, 5))
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    model = load_weights(state, arch)
+
+    x = np.random.default_rng(0).normal(size=(2, 17, 20, 3)).astype(np.float32)
+    theirs = torch.from_numpy(x).requires_grad_()
+    logits = network(theirs.permute(0, 3, 1, 2))
+    (logits * torch.arange(5)).sum().backward()
+    assert theirs.grad is not None
+
+    def weighted(images):
+        ours = model(images)
+        return (ours * jnp.arange(5.0)).sum(), ours
+
+    gradient, ours = jax.jit(jax.grad(weighted, has_aux=True))(jnp.asarray(x))
+    np.testing.assert_allclose(ours, logits.detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
