@@ -489,6 +489,25 @@ def test_pooling_maps_over_a_batch():
         np.testing.assert_array_equal(ours[:, 0], expected)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("padding", [0, 1])
+def test_pooling_is_pytorchs(padding):
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+    # Small whole numbers, most of them zero: nearly every window holds a tie.
+    x = np.random.default_rng(0).integers(-6, 3, (2, 11, 14, 3)).clip(0)
+    spec = MaxPool("pool", 3, 2, padding)
+    values, switches = ops.max_pool_with_switches(jnp.asarray(x, jnp.float32), spec)
+    expected, indices = torch.nn.functional.max_pool2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2).float(),
+        3,
+        2,
+        padding,
+        return_indices=True,
+    )
+    np.testing.assert_array_equal(values, expected.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(switches, indices.permute(0, 2, 3, 1).numpy())
+
+
 # --- unpooling ---
 
 

@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from zfnet_jax import weights
 from zfnet_jax.arch import (
     ARCHITECTURES,
     Architecture,
+    ContrastNorm,
     Conv,
     Dense,
     MaxPool,
@@ -462,7 +464,7 @@ def torch_bytes(state, **options):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_torch_live(tmp_path, zipped, protocol):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
     from tests.references.make_torch_files import small
 
     torch.manual_seed(zipped)
@@ -558,7 +560,7 @@ def torchvision_alexnet(torch, width):
 
 @pytest.mark.parity
 def test_torchvision_alexnet(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
     # Narrower where it would take most of the time, and no other code.
     narrow = ablate(TORCHVISION_ALEXNET, widths={"fc6": 128, "fc7": 128})
     torch.manual_seed(0)
@@ -581,3 +583,51 @@ def test_torchvision_alexnet(tmp_path):
     assert "features.0.weight has shape (64, 3, 11, 11), expected (96," in str(
         caught.value
     )
+
+
+@pytest.mark.parity
+def test_a_network_of_pytorch_is_the_same_here():
+    """Logits and their gradient, with PyTorch's own layers and order of flattening."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+    nn = torch.nn
+    arch = Architecture(
+        "net",
+        (17, 20),
+        (
+            Conv("conv1", 8, kernel=5, stride=2, padding=1),
+            MaxPool("pool1", padding=1),
+            ContrastNorm("norm1", size=3, k=1.0, alpha=0.2),
+            Conv("conv2", 6, kernel=3, padding=1, groups=2),
+            Dense("fc3", 7),
+            Dense("logits", 5, relu=False),
+        ),
+    )
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.add_module("conv1", nn.Conv2d(3, 8, 5, 2, 1))
+    network.add_module("relu1", nn.ReLU())
+    network.add_module("pool1", nn.MaxPool2d(3, 2, 1))
+    # PyTorch divides alpha by the number of channels in the window.
+    network.add_module("norm1", nn.LocalResponseNorm(3, 0.2 * 3, 0.75, 1.0))
+    network.add_module("conv2", nn.Conv2d(8, 6, 3, 1, 1, groups=2))
+    network.add_module("relu2", nn.ReLU())
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("fc3", nn.Linear(6 * 4 * 5, 7))
+    network.add_module("relu3", nn.ReLU())
+    network.add_module("fc4", nn.Linear(7, 5))
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    model = load_weights(state, arch)
+
+    x = np.random.default_rng(0).normal(size=(2, 17, 20, 3)).astype(np.float32)
+    theirs = torch.from_numpy(x).requires_grad_()
+    logits = network(theirs.permute(0, 3, 1, 2))
+    (logits * torch.arange(5)).sum().backward()
+    assert theirs.grad is not None
+
+    def weighted(images):
+        ours = model(images)
+        return (ours * jnp.arange(5.0)).sum(), ours
+
+    gradient, ours = jax.jit(jax.grad(weighted, has_aux=True))(jnp.asarray(x))
+    np.testing.assert_allclose(ours, logits.detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)

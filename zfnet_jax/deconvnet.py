@@ -246,9 +246,9 @@ def _points(
     """The points over images, units and positions, and their activations."""
     maps = target[:, None, None] if target.ndim == 2 else target
     maps = maps[..., units]
-    batch, _, width, count = maps.shape
+    batch, height, width, count = maps.shape
     if places is None:
-        strongest = maps.reshape(batch, -1, count).argmax(1)
+        strongest = maps.reshape(batch, height * width, count).argmax(1)
         places = np.stack(np.divmod(strongest, width), -1)[:, :, None]
     image, unit, _ = np.indices(places.shape[:3], np.int32).reshape(3, -1)
     position = places.reshape(len(image), 2).astype(np.int32)
