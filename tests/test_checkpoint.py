@@ -318,7 +318,8 @@ def test_a_write_that_the_system_refuses(two_steps, tmp_path):
     assert tree(copy) == before
 
 
-def test_full_disk(tmp_path):
+def test_full_disk(tmp_path, capfd):
+    """Of many arrays, each of which a thread would fail to write in its own words."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if (
         not shutil.which("mount")
@@ -329,8 +330,9 @@ def test_full_disk(tmp_path):
         saved(tmp_path, [1])
         before = tree(tmp_path)
         with pytest.raises(OSError, match="No space left on device"):
-            checkpoint.save(tmp_path, 2, {"w": np.ones(10**6)}, {})
+            checkpoint.save(tmp_path, 2, {str(i): np.ones(2000) for i in range(66)}, {})
         assert tree(tmp_path) == before
+        assert capfd.readouterr() == ("", "")
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 

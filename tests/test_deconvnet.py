@@ -408,7 +408,7 @@ def test_any_network(stack, data):
         (zf.ZFNET, "norm2", {"rule": "gradient", "norm": "backprop"}),
         (zf.ZFNET, "conv5", {"overlap": "last"}),
         (zf.ZFNET, "logits", {}),
-        (zf.ALEXNET, "conv3", {"norm": "backprop", "local": False}),
+        (zf.ALEXNET, "conv3", {"norm": "backprop"}),
         (zf.ALEXNET, "fc7", {"rule": "guided", "overlap": "last"}),
         (zf.ZFNET32, "conv2", {"rule": "guided", "crop": True}),
         (zf.ZFNET32, "conv5", {"overlap": "last", "crop": True}),

@@ -105,9 +105,9 @@ def save(
     if target.exists() and not _damage(target):
         raise FileExistsError(f"step {step} is already in {directory}, and is good")
     directory.mkdir(parents=True, exist_ok=True)
-    # Orbax writes everything twice; where the disk fills meanwhile its threads print a
-    # traceback each, long after the first has failed.
-    needed = 2 * sum(leaf.nbytes for leaf in leaves.values())
+    # If the disk fills up meanwhile, each of Orbax's threads prints a traceback, some
+    # long after the first has failed. What it adds of its own takes less than this.
+    needed = 1.1 * sum(leaf.nbytes + 1024 for leaf in leaves.values()) + (1 << 16)
     if shutil.disk_usage(directory).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     for leftover in directory.glob(_UNFINISHED + "*step_*"):

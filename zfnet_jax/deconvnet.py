@@ -46,10 +46,10 @@ Rule = Literal["deconvnet", "guided", "gradient"]
 Norm = Literal["skip", "backprop"]
 
 _IMAGES_AT_ONCE = 16
-# As many activations go down together as keep their widest windows in this many bytes,
-# about a processor's cache.
-_WINDOW_BYTES = 1 << 25
-_AT_ONCE = 256
+# So many activations go down in one program, and from each layer on as many together as
+# keep what it computes in a part of a processor's cache.
+_AT_ONCE = 64
+_CACHE_BYTES = 1 << 23
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -297,6 +297,16 @@ class _Step(NamedTuple):
     above: ReceptiveField
     below: ReceptiveField
 
+    @property
+    def activations_at_once(self) -> int:
+        """As many as keep what is computed in the cache; a power of two."""
+        pixels = math.prod(self.below.size)
+        if isinstance(self.spec, Conv):
+            products = math.prod(self.above.size) * math.prod(self.spec.kernel)
+            pixels = max(pixels, products)
+        room = _CACHE_BYTES // (4 * pixels * self.inputs[-1])
+        return 1 << (max(1, room).bit_length() - 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
@@ -342,15 +352,6 @@ class _Plan:
     def masked(self) -> bool:
         """Whether only what each ReLU let through may come down."""
         return self.rule != "deconvnet"
-
-    @property
-    def activations_at_once(self) -> int:
-        """As many as keep their widest windows in the cache; a power of two."""
-        widest = max(
-            math.prod(step.below.size) * step.inputs[-1] for step in self.steps
-        )
-        room = max(1, min(_AT_ONCE, _WINDOW_BYTES // (4 * widest)))
-        return 1 << (room.bit_length() - 1)
 
 
 def _whole(hw: Pair) -> ReceptiveField:
@@ -423,9 +424,8 @@ def _send_down(
 
     Only powers of two go down at once, so that few sizes are compiled.
     """
-    for start in range(0, len(points.unit), plan.activations_at_once):
-        stop = start + plan.activations_at_once
-        part = _Points(*(array[start:stop] for array in points))
+    for start in range(0, len(points.unit), _AT_ONCE):
+        part = _Points(*(array[start : start + _AT_ONCE] for array in points))
         count = len(part.unit)
         missing = (1 << (count - 1).bit_length()) - count
         filled = _Points(
@@ -445,44 +445,71 @@ def _descend(
     threshold: float | Array,
     points: _Points,
 ) -> Float[Array, "n h w c"]:
-    """Pixels of the receptive field, or of the image where that is no larger."""
+    """Pixels of the receptive field, or of the image where that is no larger.
 
-    def window(maps: Array, field: ReceptiveField) -> Array:
-        return _cut(maps, field, points, plan.target_hw)
+    Windows grow on the way down, so that fewer and fewer go on together.
+    """
 
-    signal = _kept(plan, trace.target, threshold, points)
-    for spec, inputs, above, below in plan.steps:
-        if _has_relu(spec):
-            if plan.rule != "gradient":
-                signal = jax.nn.relu(signal)
-            if plan.masked:
-                signal = jnp.where(window(trace.active[spec.name], above), signal, 0)
-        match spec:
-            case Dense():
-                signal = (signal @ kernels[spec.name].T).reshape(-1, *inputs)
-            case Conv() | MaxPool():
-                reached = below
-                if above != _whole(above.input_hw):
-                    reached = above.through(spec, below.input_hw)
-                    spec = dataclasses.replace(spec, padding=0)
-                if isinstance(spec, Conv):
-                    signal = ops.conv_transpose(
-                        signal, kernels[spec.name], spec, reached.size
-                    )
-                else:
-                    if plan.overlap == "last":
-                        last = window(trace.last[spec.name], above)
-                        signal = jnp.where(last, signal, 0)
-                    places = window(trace.places[spec.name], above)
-                    signal = ops.unpool_windows(signal, places, spec, reached.size)
-                if reached != below:
-                    signal = _placed(signal, reached, points)
-                elif below != _whole(below.input_hw):
-                    signal = _inside(signal, below, points)
-            case ContrastNorm() if plan.norm == "backprop":
-                entered = window(trace.inputs[spec.name], above)
-                _, vjp = jax.vjp(lambda x, s=spec: ops.contrast_norm(x, s), entered)
-                (signal,) = vjp(signal)
+    def down(steps: Sequence[_Step], signal: Array, points: _Points) -> Array:
+        for index, step in enumerate(steps):
+            together = step.activations_at_once
+            if len(points.unit) > together:
+                parts = jax.tree.map(
+                    lambda x, size=together: x.reshape(-1, size, *x.shape[1:]),
+                    (signal, points),
+                )
+                rest = steps[index:]
+                pixels = lax.map(lambda part, rest=rest: down(rest, *part), parts)
+                return pixels.reshape(-1, *pixels.shape[2:])
+            signal = _step_down(plan, step, kernels, trace, signal, points)
+        return signal
+
+    return down(plan.steps, _kept(plan, trace.target, threshold, points), points)
+
+
+def _step_down(
+    plan: _Plan,
+    step: _Step,
+    kernels: Mapping[str, Array],
+    trace: _Trace,
+    signal: Array,
+    points: _Points,
+) -> Array:
+    """From what a layer gives to what it gets."""
+    spec, inputs, above, below = step
+
+    def window(maps: Array) -> Array:
+        return _cut(maps, above, points, plan.target_hw)
+
+    if _has_relu(spec):
+        if plan.rule != "gradient":
+            signal = jax.nn.relu(signal)
+        if plan.masked:
+            signal = jnp.where(window(trace.active[spec.name]), signal, 0)
+    match spec:
+        case Dense():
+            return (signal @ kernels[spec.name].T).reshape(-1, *inputs)
+        case ContrastNorm() if plan.norm == "backprop":
+            entered = window(trace.inputs[spec.name])
+            _, vjp = jax.vjp(lambda x: ops.contrast_norm(x, spec), entered)
+            return vjp(signal)[0]
+        case ContrastNorm():
+            return signal
+    reached = below
+    if above != _whole(above.input_hw):
+        reached = above.through(spec, below.input_hw)
+        spec = dataclasses.replace(spec, padding=0)
+    if isinstance(spec, Conv):
+        signal = ops.conv_transpose(signal, kernels[spec.name], spec, reached.size)
+    else:
+        if plan.overlap == "last":
+            signal = jnp.where(window(trace.last[spec.name]), signal, 0)
+        places = window(trace.places[spec.name])
+        signal = ops.unpool_windows(signal, places, spec, reached.size)
+    if reached != below:
+        return _placed(signal, reached, points)
+    if below != _whole(below.input_hw):
+        return _inside(signal, below, points)
     return signal
 
 
@@ -532,13 +559,15 @@ def _cut(
     padded = jnp.pad(maps, ((0, 0), *edges, (0, 0)))
     size = (1, *field.size, maps.shape[-1])
 
-    def cut(image: Array, corner: Array) -> Array:
+    def cut(place: tuple[Array, Array]) -> Array:
+        image, corner = place
         start = (image, corner[0], corner[1], np.int32(0))
         return lax.dynamic_slice(padded, start, size)[0]
 
     origin = np.array([before for before, _ in edges], np.int32)
     corners = _corners(field, points.position) + origin
-    return jax.vmap(cut)(jnp.asarray(points.image), corners)
+    # Not by `vmap`: XLA's gather computes the place of every element anew.
+    return lax.map(cut, (jnp.asarray(points.image), corners))
 
 
 def _inside(signal: Array, field: ReceptiveField, points: _Points) -> Array:

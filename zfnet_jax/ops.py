@@ -122,6 +122,7 @@ _direct.defvjp(_direct_forward, _direct_backward)
 _THIN = 16
 _FEW_IMAGES = 4
 _PATCH_BYTES = 1 << 21
+_PRODUCT_BYTES = 1 << 24
 
 
 def _kernel_gradient(
@@ -203,16 +204,19 @@ def _transpose(
     out_hw: Pair,
     groups: int = 1,
 ) -> Array:
-    """A strided convolution's adjoint as one convolution for each phase of the output.
+    """A strided convolution's adjoint.
 
-    XLA's CPU backend is slow on dilated inputs, and on few output channels: for these
-    all products with a pixel are formed at once and then added up in place.
+    While they fit the cache, and to few channels always, all products of a pixel and
+    the kernel are formed at once and then added up in place. Otherwise it is one
+    convolution for each phase of the output: XLA's CPU backend is slow on dilated
+    inputs, and on few output channels.
     """
     *window, inputs, features = kernel.shape
-    if inputs < _THIN and groups == 1:
-        products = grad @ kernel.swapaxes(0, 1).reshape(-1, features).T
-        products = products.reshape(*grad.shape[:3], window[1], -1)
-        columns = _overlap_add(products, 2, stride[1], padding[1][0], out_hw[1])
+    products = math.prod(grad.shape[:3]) * math.prod(window) * inputs
+    if groups == 1 and (inputs < _THIN or 4 * products <= _PRODUCT_BYTES):
+        lines = grad @ kernel.swapaxes(0, 1).reshape(-1, features).T
+        lines = lines.reshape(*grad.shape[:3], window[1], -1)
+        columns = _overlap_add(lines, 2, stride[1], padding[1][0], out_hw[1])
         columns = columns.reshape(*columns.shape[:3], window[0], inputs)
         return _overlap_add(columns, 1, stride[0], padding[0][0], out_hw[0])
     flipped = kernel.reshape(*window, inputs, groups, features // groups)
@@ -275,11 +279,10 @@ def _overlap_add(x: Array, axis: int, step: int, before: int, extent: int) -> Ar
 
 def _interleave(phase, stride: Pair, padding: Padding, out_hw: Pair) -> Array:
     """Assemble a padded map from its phases (every stride-th pixel) and crop it."""
-    rows = [
-        jnp.stack([phase(i, j) for j in range(stride[1])], 3) for i in range(stride[0])
-    ]
-    grid = jnp.stack(rows, 2)
-    batch, height, _, width, _, channels = grid.shape
+    # Phases first, then one transposition: to write them apart takes XLA far longer.
+    phases = jnp.stack([phase(i, j) for i, j in np.ndindex(*stride)])
+    _, batch, height, width, channels = phases.shape
+    grid = phases.reshape(*stride, *phases.shape[1:]).transpose(2, 3, 0, 4, 1, 5)
     full = grid.reshape(batch, height * stride[0], width * stride[1], channels)
     (top, _), (left, _) = padding
     return full[:, top : top + out_hw[0], left : left + out_hw[1]]
@@ -482,7 +485,7 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _place_dtype(spec: MaxPool) -> np.dtype:
-    return np.min_scalar_type(math.prod(spec.kernel) - 1)
+    return np.min_scalar_type(math.prod(spec.kernel))  # one more, for no place at all
 
 
 def _corners(spec: MaxPool, out_hw: tuple[int, ...]) -> tuple[Array, Array]:
@@ -583,14 +586,16 @@ def unpool_windows(
             out_hw, spec.padding, spec.stride, strict=True
         )
     ]
-
-    def spread(values: Array, shift: Pair) -> Array:
-        edges = [
-            (shift[axis], reach[axis] - shift[axis] - values.shape[axis + 1], 0)
-            for axis in (0, 1)
-        ]
-        nothing = jnp.zeros((), values.dtype)
-        return lax.pad(values, nothing, ((0, 0, 0), *edges, (0, 0, 0)))
+    shifts = [
+        (size - 1) // step for size, step in zip(spec.kernel, spec.stride, strict=True)
+    ]
+    edges = [
+        (shift, max(0, pixels - count))
+        for shift, pixels, count in zip(shifts, reach, x.shape[1:3], strict=True)
+    ]
+    edges = ((0, 0), *edges, (0, 0))
+    x = jnp.pad(x, edges)
+    places = jnp.pad(places, edges, constant_values=kernel_h * kernel_w)
 
     def phase(i: int, j: int) -> Array:
         """Pixels whose padded position is (i, j) modulo the stride."""
@@ -598,13 +603,15 @@ def unpool_windows(
         # A window further on sees the pixel nearer to its own start.
         for a in reversed(range(i, kernel_h, step_h)):
             for b in reversed(range(j, kernel_w, step_w)):
-                shift = (a // step_h, b // step_w)
-                won = places == a * kernel_w + b
-                values = spread(jnp.where(won, x, 0), shift)
-                if overlap == "sum":
-                    total += values
-                else:
-                    total = jnp.where(spread(won, shift), values, total)
+                top, left = shifts[0] - a // step_h, shifts[1] - b // step_w
+                seen = (
+                    slice(None),
+                    slice(top, top + reach[0]),
+                    slice(left, left + reach[1]),
+                )
+                won = places[seen] == a * kernel_w + b
+                value = x[seen] + total if overlap == "sum" else x[seen]
+                total = jnp.where(won, value, total)
         return total
 
     return _interleave(phase, spec.stride, spec.padding, out_hw)
