@@ -10,9 +10,12 @@ plain functions:
     features, down = jax.vjp(with_relu_rule(model, "deconvnet"), images)
     pixels = down(signal)[0]  # `features`, zero but for the activation of interest
 
-Expected with weights trained on ImageNet: the photograph's class among the first, a
-few seconds. The result folder holds a figure of the strongest classes and one of the
-strongest units of an inner layer, each projected by the three rules, and metrics.json.
+Expected with weights trained on ImageNet: the photograph's class among the first, in
+half a minute, most of it compilation. By the deconvnet's rule a class often comes to
+nothing ("all 0"): where each of many ReLUs rectifies what comes down and no forward
+mask helps, no positive value may be left. The result folder holds a figure of the
+strongest classes and one of the strongest units of an inner layer, each projected by
+the three rules, and metrics.json.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ each, how often its most important pixel lies on the object, or close to it, and
 areas under its insertion and deletion curves, all with standard errors.
 `zfnet_jax.attribution` says what they are.
 
-Expected with the weights of `experiments.quickstart`, over 198 of 200 shapes, in a
-minute or two on two CPU cores (2 pixels: close enough for a map that shows outlines):
+Expected with the weights of `experiments.quickstart`, over 195 of 200 shapes, in one to
+three minutes on two CPU cores (2 pixels: close enough for a map that shows outlines):
 
-    on the object: saliency 43%, guided 29%, deconvnet 28%, random 18%, centre 70%
-    within 2 pixels: saliency 85%, guided 100%, deconvnet 100%, random 31%, centre 84%
-    insertion (more is better): 0.470, 0.539, 0.498, random 0.239, centre 0.655
-    deletion (less is better): 0.192, 0.221, 0.218, random 0.242, centre 0.197
+    on the object: saliency 46%, guided 36%, deconvnet 31%, random 24%, centre 70%
+    within 2 pixels: saliency 92%, guided 100%, deconvnet 100%, random 34%, centre 84%
+    insertion (more is better): 0.529, 0.615, 0.603, random 0.277, centre 0.679
+    deletion (less is better): 0.195, 0.200, 0.195, random 0.273, centre 0.223
 
 The centre does well because shapes are large and lie near it, and because insertion
 favours orders that bring a whole patch over those that bring scattered pixels.

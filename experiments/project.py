@@ -5,9 +5,9 @@
 With no units given: the nine that answer most strongly. Each unit's strongest
 activation is projected by the deconvnet (section 2.1 of the paper), by guided
 backpropagation and by the plain gradient, side by side, beside the patch of the image
-that it sees. Expected with the shipped weights: a few seconds. The result folder holds
-the figure and metrics.json, with units, positions, activations, boxes in pixels and
-display scales.
+that it sees. Expected with the shipped weights: ten to twenty seconds, most of them
+compilation. The result folder holds the figure and metrics.json, with units, positions,
+activations, boxes in pixels and display scales.
 """
 
 from __future__ import annotations

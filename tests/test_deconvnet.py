@@ -441,23 +441,23 @@ def test_single_precision_is_close(layer, rule):
 
 def test_local_is_whole_at_every_position():
     """Borders, corners and all, where windows reach outside the image."""
-    for arch, layer in ((ODD, "norm3"), (zf.ZFNET32, "conv5")):
-        model, images = built(arch), drawn_images(arch, 2)
+    for arch, layer, overlap, rule in (
+        (ODD, "norm3", "sum", "deconvnet"),
+        (ODD, "norm3", "last", "guided"),
+        (zf.ZFNET32, "conv5", "sum", "deconvnet"),
+    ):
+        model, images = built(arch), drawn_images(arch, 1)
         places = np.array([*np.ndindex(arch.shapes()[layer][:2])])
-        for overlap, rule in (("sum", "deconvnet"), ("last", "guided")):
-            options: dict[str, Any] = {"overlap": overlap, "rule": rule}
-            ours, whole = (
-                zf.project(model, images, layer, [0, 5], places, local=local, **options)
-                for local in (True, False)
-            )
-            assert_same(ours, whole)
-            crops = zf.project(
-                model, images, layer, [0, 5], places, crop=True, **options
-            )
-            for crop, box, pixels in zip(
-                crops.pixels, crops.boxes, whole.pixels, strict=True
-            ):
-                assert distance(crop, cut(pixels, box)) < 1e-5
+        options: dict[str, Any] = {"overlap": overlap, "rule": rule}
+        ours, whole, crops = (
+            zf.project(model, images, layer, [0, 5], places, **options, **how)
+            for how in ({}, {"local": False}, {"crop": True})
+        )
+        assert_same(ours, whole)
+        for crop, box, pixels in zip(
+            crops.pixels, crops.boxes, whole.pixels, strict=True
+        ):
+            assert distance(crop, cut(pixels, box)) < 1e-5
 
 
 def assert_same(ours: zf.Projections, theirs: zf.Projections, within=1e-5):
