@@ -417,8 +417,10 @@ def test_any_network(stack, data):
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_the_papers_networks(arch, layer, options):
+def test_the_papers_networks(arch, layer, options, request):
     """In two corners and in the middle of a border, or at the strongest place."""
+    if arch is zf.ZFNET32:
+        request.getfixturevalue("quick_compilation")
     model = built(arch, "float64")
     images = drawn_images(arch, 1, scale=1.0 if arch is zf.ZFNET32 else 60.0)
     shape = arch.shapes()[layer]
@@ -429,6 +431,7 @@ def test_the_papers_networks(arch, layer, options):
     check(model, images, layer, [2, shape[-1] - 1], places, **options)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layer", ["conv2", "conv5"])
 def test_single_precision_is_close(layer, rule):
@@ -468,6 +471,7 @@ def assert_same(ours: zf.Projections, theirs: zf.Projections, within=1e-5):
         assert distance(actual, expected) <= within
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("layer", ["norm3", "logits"])
 def test_the_gradient_is_jaxs(layer):
     """With nothing skipped and nothing rectified, it is the vector-Jacobian product."""
@@ -485,6 +489,7 @@ def test_the_gradient_is_jaxs(layer):
     assert distance(got.pixels, expected) < 1e-6
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("layer", "rule"),
     [("conv5", "deconvnet"), ("pool2", "guided"), ("logits", "gradient")],
@@ -595,6 +600,7 @@ def test_the_forward_pass_runs_once(monkeypatch):
 # --- types ---
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_bfloat16():
     """No more is asked than what 8 bits of mantissa can hold."""
     images = drawn_images(zf.ZFNET32, 2).astype(np.float32)
@@ -689,9 +695,11 @@ def test_the_store_covers_what_it_should():
 @pytest.mark.parametrize(
     ("name", "layer"), sorted({(key.case, key.layer) for key in stored()})
 )
-def test_pytorch_gave_the_same(name, layer):
+def test_pytorch_gave_the_same(name, layer, request):
     """Captum, and MaxUnpool2d where later windows overwrite, in float64."""
     net = case(name)
+    if net.arch.input_hw == (32, 32):
+        request.getfixturevalue("quick_compilation")
     model = computing_in("float64", zf.load_weights(net.state, net.arch))
     for key, expected in stored().items():
         if (key.case, key.layer) != (name, layer):
