@@ -451,10 +451,11 @@ def test_local_is_whole_at_every_position():
     ):
         model, images = built(arch), drawn_images(arch, 1)
         places = np.array([*np.ndindex(arch.shapes()[layer][:2])])
-        options: dict[str, Any] = {"overlap": overlap, "rule": rule}
+        shared: dict[str, Any] = {"overlap": overlap, "rule": rule}
+        differing: list[dict[str, Any]] = [{}, {"local": False}, {"crop": True}]
         ours, whole, crops = (
-            zf.project(model, images, layer, [0, 5], places, **options, **how)
-            for how in ({}, {"local": False}, {"crop": True})
+            zf.project(model, images, layer, [0, 5], places, **shared, **options)
+            for options in differing
         )
         assert_same(ours, whole)
         for crop, box, pixels in zip(

@@ -1,6 +1,7 @@
 """Another backward rule for every ReLU of any function."""
 
 import functools
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -12,8 +13,11 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from experiments import any_model
+from tests.references import make_squeezenet as squeezenet
 from zfnet_jax import ops
 from zfnet_jax.arch import Conv, MaxPool
+from zfnet_jax.data import load_photograph
 from zfnet_jax.relu_rules import with_relu_rule
 
 RULES = ("deconvnet", "guided", "gradient")
@@ -575,3 +579,61 @@ def test_another_rule_is_refused():
 def test_forward_mode_is_an_error():
     with pytest.raises(TypeError, match="jvp"):
         jax.jvp(with_relu_rule(relu, "guided"), (X,), (R,))
+
+
+# --- a real network, against PyTorch and Captum ---
+
+present = pytest.mark.skipif(
+    not (squeezenet.WEIGHTS.exists() and squeezenet.PHOTOGRAPH.exists()),
+    reason="needs the weights and photographs of the folder shared",
+)
+
+
+def prepared(photograph):
+    return any_model.preprocessed(any_model.fitted(load_photograph(photograph)))
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def compare(expected, image, layer, stride=1):
+    """The strongest unit of a layer against what the reference says of it."""
+    found = jax.tree.map(
+        np.asarray,
+        any_model.project(any_model.load(squeezenet.WEIGHTS), image, layer, 1),
+    )
+    assert found.units[0] == expected[f"{layer}/unit"]
+    np.testing.assert_array_equal(found.positions[0], expected[f"{layer}/position"])
+    np.testing.assert_allclose(found.values[0], expected[f"{layer}/value"], rtol=1e-5)
+    for rule in RULES:
+        pixels = found.pixels[rule][0, ::stride, ::stride]
+        there = expected[f"{layer}/{rule}"]
+        if there.any():
+            assert relative_error(pixels, there) <= 1e-4, rule
+        else:
+            assert not pixels.any(), rule
+
+
+@present
+@pytest.mark.parametrize("layer", squeezenet.LAYERS)
+def test_projections_are_those_stored(layer):
+    image = prepared(squeezenet.PHOTOGRAPH)
+    with np.load(squeezenet.STORE) as expected:
+        assert all(expected[f"{layer}/{rule}"].any() for rule in RULES)
+        compare(expected, image, layer, squeezenet.STRIDE)
+
+
+@present
+@pytest.mark.parity
+def test_projections_are_those_of_captum():
+    pytest.importorskip("torch", reason="needs the parity extra")
+    pytest.importorskip("captum", reason="needs the parity extra")
+    photograph = squeezenet.PHOTOGRAPH.with_name("n02132136_brown_bear.jpg")
+    image = prepared(photograph)
+    with warnings.catch_warnings():
+        # Captum says each time that it hooks the model.
+        warnings.filterwarnings("ignore", "Setting backward hooks", UserWarning)
+        expected = squeezenet.references(image)
+    for layer in squeezenet.LAYERS:
+        compare(expected, image, layer)

@@ -1,9 +1,8 @@
-"""SqueezeNet through the transformation, against PyTorch and Captum."""
+"""SqueezeNet drawn; its projections are compared in tests/test_relu_rules.py."""
 
 import csv
 import json
 import math
-import warnings
 
 import jax
 import numpy as np
@@ -20,7 +19,6 @@ from experiments.any_model import (
     fitted,
     load,
     preprocessed,
-    project,
     run,
     shapes,
     squeezenet,
@@ -34,49 +32,6 @@ present = pytest.mark.skipif(
     not (WEIGHTS.exists() and PHOTOGRAPH.exists()),
     reason="needs the weights and photographs of the folder shared",
 )
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-def compare(expected, image, layer, stride=1):
-    """The strongest unit of a layer against what the reference says of it."""
-    found = jax.tree.map(np.asarray, project(load(WEIGHTS), image, layer, 1))
-    assert found.units[0] == expected[f"{layer}/unit"]
-    np.testing.assert_array_equal(found.positions[0], expected[f"{layer}/position"])
-    np.testing.assert_allclose(found.values[0], expected[f"{layer}/value"], rtol=1e-5)
-    for rule in RULES:
-        pixels = found.pixels[rule][0, ::stride, ::stride]
-        there = expected[f"{layer}/{rule}"]
-        if there.any():
-            assert relative_error(pixels, there) <= 1e-4, rule
-        else:
-            assert not pixels.any(), rule
-
-
-@present
-@pytest.mark.parametrize("layer", reference.LAYERS)
-def test_projections_are_those_stored(layer):
-    image = preprocessed(fitted(load_photograph(PHOTOGRAPH)))
-    with np.load(reference.STORE) as expected:
-        assert all(expected[f"{layer}/{rule}"].any() for rule in RULES)
-        compare(expected, image, layer, reference.STRIDE)
-
-
-@present
-@pytest.mark.parity
-def test_projections_are_those_of_captum():
-    pytest.importorskip("torch", reason="needs the parity extra")
-    pytest.importorskip("captum", reason="needs the parity extra")
-    photograph = PHOTOGRAPH.with_name("n02132136_brown_bear.jpg")
-    image = preprocessed(fitted(load_photograph(photograph)))
-    with warnings.catch_warnings():
-        # Captum says each time that it hooks the model.
-        warnings.filterwarnings("ignore", "Setting backward hooks", UserWarning)
-        expected = reference.references(image)
-    for layer in reference.LAYERS:
-        compare(expected, image, layer)
 
 
 @present
