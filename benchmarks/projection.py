@@ -2,12 +2,14 @@
 
     pip install -e ".[parity]" && python -m benchmarks.projection
 
-Both sides project the strongest activation of units of one 224 x 224 image through
+Both sides project one activation of each unit, of one 224 x 224 image of noise, through
 ZFNET without contrast normalisation, which Captum has no rule for, to pictures of the
-whole image, in float32 on as many threads as there are processors. Our time for each of
-many units holds the one forward pass that they share; Captum runs one for each. The
-sides take turns, after a warm-up, and the ratio Captum / ours is taken turn by turn, so
-that a machine whose speed drifts still gives a fair figure: above 1 ours is faster.
+whole image, in float32 on as many threads as there are processors: ours the strongest,
+Captum the one in the middle, each with weights drawn at random, which its time does not
+depend on. Our time for each of many units holds the one forward pass that they share;
+Captum runs one for each, and is timed on a few units. The sides take turns, after a
+warm-up, and the ratio Captum / ours is taken turn by turn, so that a machine whose
+speed drifts still gives a fair figure: above 1 ours is faster.
 """
 
 from __future__ import annotations

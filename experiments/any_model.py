@@ -12,10 +12,10 @@ plain functions:
 
 Expected with weights trained on ImageNet: the photograph's class among the first, in
 half a minute, most of it compilation. By the deconvnet's rule a class often comes to
-nothing ("all 0"): where each of many ReLUs rectifies what comes down and no forward
-mask helps, no positive value may be left. The result folder holds a figure of the
-strongest classes and one of the strongest units of an inner layer, each projected by
-the three rules, and metrics.json.
+nothing ("all 0") or to next to nothing in a corner: where each of many ReLUs rectifies
+what comes down and no forward mask helps, hardly a positive value may be left. The
+result folder holds a figure of the strongest classes and one of the strongest units of
+an inner layer, each projected by the three rules, and metrics.json.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jax import lax
 
-from experiments.common import Results, UsageError, main
+from experiments.common import Results, UsageError, main, silent_decoders
 from zfnet_jax import viz
-from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import (
     DataNotFoundError,
     center_crop,
@@ -45,6 +42,7 @@ from zfnet_jax.data import (
     resize_shortest_side,
 )
 from zfnet_jax.relu_rules import Rule, with_relu_rule
+from zfnet_jax.weights import read_safetensors
 
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 
@@ -214,16 +212,22 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return table | {"conv_final": (1000, channels, 1, 1)}
 
 
+def width(layer: str) -> int:
+    """How many units a layer has."""
+    weights = {}
+    for name, shape in shapes().items():
+        weights[f"{name}.weight"] = jax.ShapeDtypeStruct(shape, np.float32)
+        weights[f"{name}.bias"] = jax.ShapeDtypeStruct(shape[:1], np.float32)
+    image = jax.ShapeDtypeStruct((1, *_SIZE, 3), np.float32)
+    model = functools.partial(squeezenet, layer=layer)
+    return jax.eval_shape(model, weights, image).shape[-1]
+
+
 def load(path: Path) -> dict[str, np.ndarray]:
     """The weights in a safetensors file, every one of which must fit."""
     if not path.is_file():
         raise DataNotFoundError(f"there is no weight file {path}")
-    try:
-        weights = safetensors.numpy.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise DamagedFileError(
-            f"{path} is damaged, or no safetensors file: {error}"
-        ) from error
+    weights, _ = read_safetensors(path)
     expected = {}
     for name, shape in shapes().items():
         expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
@@ -235,6 +239,9 @@ def load(path: Path) -> dict[str, np.ndarray]:
                 f"--weights {path} is not SqueezeNet v1.0: {name} is {found}, where "
                 f"{wanted} is expected"
             )
+        array = weights[name]
+        if not (jnp.issubdtype(array.dtype, jnp.floating) and np.isfinite(array).all()):
+            raise UsageError(f"--weights {path}: {name} holds what is no finite float")
     return {name: array.astype(np.float32) for name, array in weights.items()}
 
 
@@ -244,13 +251,15 @@ def run(options: Options) -> None:
         raise UsageError(
             f"--layer must be one of {', '.join(LAYERS[:-1])}, not {options.layer}"
         )
-    for name in ("classes", "units"):
-        if getattr(options, name) < 1:
+    for name, layer in (("classes", "logits"), ("units", options.layer)):
+        count, there = getattr(options, name), width(layer)
+        if not 1 <= count <= there:
             raise UsageError(
-                f"--{name} must be 1 or more, not {getattr(options, name)}"
+                f"--{name} must be from 1 to the {there} of {layer}, not {count}"
             )
     results = Results(options.out)
-    photograph = load_photograph(options.image)
+    with silent_decoders():
+        photograph = load_photograph(options.image)
     weights = load(options.weights)
     picture = fitted(photograph)
     metrics = {
@@ -285,9 +294,6 @@ def _draw(
     model = functools.partial(squeezenet, layer=layer)
     shape = jax.eval_shape(model, weights, image[None]).shape
     noun = "class" if layer == "logits" else "unit"
-    if count > shape[-1]:
-        flag = "classes" if layer == "logits" else "units"
-        raise UsageError(f"--{flag} {count}: {layer} has {shape[-1]}")
     found = jax.tree.map(np.asarray, project(weights, image, layer, count))
     captions = [
         f"{noun} {unit}: {value:.3g}"

@@ -107,6 +107,20 @@ def main(
     return 0
 
 
+@contextlib.contextmanager
+def silent_decoders() -> Iterator[None]:
+    """Without the words that libtiff itself writes to stderr about a damaged file."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
 def _fail(code: int, message: str) -> int:
     print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
     return code

@@ -12,14 +12,12 @@ activations, boxes in pixels and display scales.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.resources
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -27,10 +25,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.common import Results, UsageError, main
+from experiments.common import Results, UsageError, main, silent_decoders
 from zfnet_jax import viz
 from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import (
     DataNotFoundError,
     center_crop,
@@ -39,7 +36,12 @@ from zfnet_jax.data import (
 )
 from zfnet_jax.deconvnet import project
 from zfnet_jax.model import ConvNet
-from zfnet_jax.weights import Pretrained, load_pretrained, load_weights
+from zfnet_jax.weights import (
+    Pretrained,
+    is_described,
+    load_pretrained,
+    load_weights,
+)
 
 RULES = ("deconvnet", "guided", "gradient")
 
@@ -90,7 +92,7 @@ def run(options: Options) -> None:
     if options.top < 1:
         raise UsageError(f"--top must be 1 or more, not {options.top}")
     results = Results(options.out)
-    with _silent_decoders():
+    with silent_decoders():
         photograph = load_photograph(options.image)
     network = load(options)
     arch = network.model.arch
@@ -177,11 +179,7 @@ def load(options: Options) -> Network:
             rows, columns, _ = net.preprocess.mean.shape
             return Network(net.model, net.preprocess, (rows, columns), net.class_names)
         # Its own preprocessing would be lost without a word.
-        described = False
-        with contextlib.suppress(ValueError, DamagedFileError):
-            load_pretrained(options.weights)
-            described = True
-        if described:
+        if is_described(options.weights):
             raise UsageError(
                 f"--weights {options.weights} says itself what it is for: "
                 "leave --arch out"
@@ -245,20 +243,6 @@ def _parsed(units: str | None) -> list[int]:
     if min(numbers) < 0:
         raise UsageError(f"--units {units} must be numbers from 0 on, as in 3,17")
     return numbers
-
-
-@contextlib.contextmanager
-def _silent_decoders() -> Iterator[None]:
-    """Without the words that libtiff itself writes to stderr about a damaged file."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _content(weights: str) -> bytes:

@@ -62,6 +62,8 @@ FORMS = {
     "nnx": nnx.relu,
     "linen": nn.relu,
     "maximum": lambda x: jnp.maximum(x, 0),
+    "part of zeros": lambda x: jnp.maximum(jnp.zeros(10)[2:7], x),
+    "zeros turned": lambda x: jnp.maximum(x[None], jnp.zeros((5, 1)).T)[0],
     "zero first": lambda x: jnp.maximum(0.0, x),
     "lax scalar": lambda x: lax.max(x, 0.0),
     "lax zeros": lambda x: lax.max(jnp.zeros_like(x), x),

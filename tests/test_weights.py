@@ -438,6 +438,64 @@ def test_description_of_another_version(file, monkeypatch):
         load_pretrained(file)
 
 
+def described_otherwise(file, tmp_path, change):
+    """A copy of a file with another description, and the digest that fits it."""
+    with safetensors.safe_open(file, framework="numpy") as content:
+        arrays = {name: content.get_tensor(name) for name in content.keys()}
+        header = json.loads(content.metadata()["zfnet_jax"])
+    del header["sha256"]
+    change(header, arrays)
+    header["sha256"] = weights._digest(header, arrays)
+    path = tmp_path / "other.safetensors"
+    safetensors.numpy.save_file(arrays, path, {"zfnet_jax": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, arrays: header.pop("architecture"),
+        lambda header, arrays: header.pop("class_names"),
+        lambda header, arrays: header.pop("preprocessing"),
+        lambda header, arrays: header.update(preprocessing=[1]),
+        lambda header, arrays: header.update(class_names=["one"]),
+        lambda header, arrays: arrays.update({"preprocessing.mean": np.zeros(3)}),
+    ],
+)
+def test_a_description_that_lacks_something(file, tmp_path, change):
+    path = described_otherwise(file, tmp_path, change)
+    with pytest.raises(ValueError, match="another version of zfnet_jax"):
+        load_pretrained(path)
+    assert weights.is_described(path)
+
+
+def test_a_description_nested_too_deeply_is_damage(file, tmp_path):
+    path = tmp_path / "deep.safetensors"
+    arrays = {"x": np.zeros(1, np.float32)}
+    safetensors.numpy.save_file(arrays, path, {"zfnet_jax": "[" * 100_000})
+    with pytest.raises(DamagedFileError, match="does not match its sha256"):
+        load_pretrained(path)
+
+
+def test_what_is_described(file, tmp_path):
+    assert weights.is_described("zfnet32-cifar10") and weights.is_described(file)
+    bare = tmp_path / "bare.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(1, np.float32)}, bare)
+    (tmp_path / "text").write_text("text")
+    for path in (bare, tmp_path / "text", tmp_path / "nowhere", tmp_path):
+        assert not weights.is_described(path)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0"])
+def test_a_type_that_numpy_does_not_know_is_named(tmp_path, dtype):
+    entry = {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}
+    header = json.dumps({"conv1.bias": entry}).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"00")
+    with pytest.raises(ValueError, match=f"conv1.bias has dtype {dtype}"):
+        load_weights(path, ARCHITECTURES["zfnet32"])
+
+
 def test_nothing_wrong_is_written(tmp_path, model, preprocessing):
     with pytest.raises(ValueError, match="small has 5 classes, not 4"):
         save_weights(tmp_path / "net", model, preprocessing, NAMES[:4], {})

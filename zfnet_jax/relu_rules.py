@@ -65,7 +65,8 @@ def with_relu_rule(
     as constants. Parameters are constants if `fn` closes over them, as a model does
     that is called itself; passed as arguments they are inputs as well, and a layer is
     then a product of two inputs. A maximum over a map that was padded or joined with
-    constants counts as a choice, not as a ReLU.
+    constants counts as a choice, not as a ReLU; so does one over a value stacked with a
+    multiple of itself, which is not seen through.
 
     Only reverse mode is defined: the rules are not linear in R, so `jax.jvp` raises
     TypeError. Each call traces `fn` anew; for repeated calls, `jax.jit` the result.
@@ -212,7 +213,10 @@ def _bind(eqn: core.JaxprEqn, *values: Any) -> Sequence[Any]:
 
 
 # A constant that one of these makes of another is 0 if that one is.
-_SHAPING = {*"broadcast_in_dim convert_element_type copy reshape squeeze".split()}
+_SHAPING = {
+    *"""broadcast_in_dim convert_element_type copy dynamic_slice reshape rev slice
+    squeeze transpose""".split()
+}
 # What one of these makes of a signal and constants is a multiple of it plus a constant.
 _SCALING = {*"add convert_element_type copy div mul neg sub".split()}
 # Linear in all operands together.

@@ -20,6 +20,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def load_weights(
             something that no state_dict needs.
         FileNotFoundError: there is no such file.
         ValueError: tensors are missing, unexpected, of another shape, no floats or not
-            finite; the message names them all.
+            finite; the message names them all, or the first of an unknown type.
     """
     if num_classes is not None:
         arch = arch.with_classes(num_classes)
@@ -165,12 +166,10 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> Pretrained:
     Raises:
         DamagedFileError: the file is truncated, changed or no safetensors file.
         FileNotFoundError: there is no such file.
-        ValueError: no weights of that name, or the file holds weights and no more.
+        ValueError: no weights of that name, or the file holds weights and no more, or
+            is described for another version.
     """
-    name = os.fspath(name_or_path)
-    folder = importlib.resources.files("zfnet_jax") / "pretrained"
-    files = folder.iterdir() if folder.is_dir() else ()
-    shipped = {f.name.removesuffix(_SUFFIX): f for f in files if _SUFFIX in f.name}
+    name, shipped = os.fspath(name_or_path), _shipped()
     if name in shipped:
         with importlib.resources.as_file(shipped[name]) as path:
             return _load_described(path)
@@ -179,6 +178,53 @@ def load_pretrained(name_or_path: str | os.PathLike[str]) -> Pretrained:
         there = ", ".join(sorted(shipped)) or "none"
         raise ValueError(f"no pretrained weights called {name!r}; there are: {there}")
     return _load_described(path)
+
+
+def is_described(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether weights say what network they are of, as `save_weights` writes it.
+
+    True also where they say it in a form that this version cannot read.
+    """
+    if os.fspath(name_or_path) in _shipped():
+        return True
+    try:
+        with safetensors.safe_open(name_or_path, framework="numpy") as file:
+            return _HEADER in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def _shipped() -> dict[str, Traversable]:
+    folder = importlib.resources.files("zfnet_jax") / "pretrained"
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {f.name.removesuffix(_SUFFIX): f for f in files if _SUFFIX in f.name}
+
+
+def read_safetensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors of a safetensors file by name, and the texts beside them.
+
+    Raises:
+        DamagedFileError: the file is truncated, damaged or no safetensors file.
+        ValueError: a tensor is of a type that NumPy does not know.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            arrays = {}
+            for name in file.keys():
+                try:
+                    arrays[name] = file.get_tensor(name)
+                except (AttributeError, KeyError, TypeError) as error:
+                    dtype = file.get_slice(name).get_dtype()
+                    raise ValueError(
+                        f"{path}: {name} has dtype {dtype}, which NumPy does not know"
+                    ) from error
+            return arrays, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise DamagedFileError(
+            f"{path} is truncated, damaged or no safetensors file: {error}"
+        ) from error
 
 
 class _Layer(NamedTuple):
@@ -297,20 +343,19 @@ def _load_described(path: Path) -> Pretrained:
         raise ValueError(
             f"{path} has no description beside its weights; give load_weights one"
         )
-    settings = {name: _tuples(x) for name, x in header["preprocessing"].items()}
     try:
         arch = _from_data(header["architecture"])
+        settings = {name: _tuples(x) for name, x in header["preprocessing"].items()}
         preprocessing = Preprocessing(arrays[_MEAN], **settings)
-    except (KeyError, TypeError) as error:
+        class_names, metadata = tuple(header["class_names"]), dict(header["metadata"])
+        if preprocessing.mean.ndim != 3 or len(class_names) != arch.num_classes:
+            raise ValueError("a mean image and a name for each class are needed")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is described for another version of zfnet_jax: {error!r}"
         ) from error
-    return Pretrained(
-        _build(str(path), arrays, arch),
-        preprocessing,
-        tuple(header["class_names"]),
-        header["metadata"],
-    )
+    model = _build(str(path), arrays, arch)
+    return Pretrained(model, preprocessing, class_names, metadata)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
@@ -327,21 +372,15 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
             raise DamagedFileError(
                 f"{path} is truncated, damaged or no weight file: {error}"
             ) from error
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-            text = (file.metadata() or {}).get(_HEADER)
-    except safetensors.SafetensorError as error:
-        raise DamagedFileError(
-            f"{path} is truncated, damaged or no safetensors file: {error}"
-        ) from error
+    arrays, texts = read_safetensors(path)
+    text = texts.get(_HEADER)
     if text is None:
         return arrays, None
     header: Any = None
     try:
         header = json.loads(text)
         intact = header.pop("sha256") == _digest(header, arrays)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         intact = False
     if not intact:
         raise DamagedFileError(f"{path} is damaged: it does not match its sha256")

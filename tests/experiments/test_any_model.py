@@ -156,34 +156,52 @@ def test_preprocessing_is_blue_first():
     [
         (["--layer", "fire1"], 2, ["--layer must be one of conv1", "not fire1"]),
         (["--layer", "logits"], 2, ["--layer must be one of"]),
-        (["--units", "0"], 2, ["--units must be 1 or more, not 0"]),
-        (["--classes", "-1"], 2, ["--classes must be 1 or more, not -1"]),
-        (["--classes", "1001"], 2, ["--classes 1001: logits has 1000"]),
+        (["--units", "0"], 2, ["--units must be from 1 to the 256 of fire5, not 0"]),
+        (
+            ["--classes", "-1"],
+            2,
+            ["--classes must be from 1 to the 1000 of logits, not -1"],
+        ),
+        (["--classes", "1001"], 2, ["from 1 to the 1000 of logits, not 1001"]),
+        (["--units", "257"], 2, ["from 1 to the 256 of fire5, not 257"]),
         (["--image", "nowhere.jpg"], 3, ["nowhere.jpg"]),
+        (["--image", "{tiff}"], 3, ["damaged.tiff is truncated or damaged"]),
         (["--weights", "nowhere"], 3, ["there is no weight file nowhere"]),
-        (["--weights", "{cut}"], 4, ["cut.safetensors is damaged"]),
+        (["--weights", "{cut}"], 4, ["cut.safetensors is truncated, damaged"]),
         (
             ["--weights", "{other}"],
             2,
             ["is not SqueezeNet v1.0", "conv1.bias is missing"],
         ),
         (["--weights", "{more}"], 2, ["extra is (1,), where no tensor is expected"]),
+        (["--weights", "{whole}"], 2, ["conv1.bias holds what is no finite float"]),
+        (["--weights", "{infinite}"], 2, ["conv1.bias holds what is no finite float"]),
     ],
 )
-def test_what_cannot_be_is_one_line(change, code, parts, drawn, tmp_path, capsys):
+def test_what_cannot_be_is_one_line(change, code, parts, drawn, tmp_path, capfd):
     whole = (drawn / "weights.safetensors").read_bytes()
-    files = {
-        name: tmp_path / f"{name}.safetensors" for name in ("cut", "other", "more")
-    }
+    names = ("cut", "other", "more", "whole", "infinite")
+    files = {name: tmp_path / f"{name}.safetensors" for name in names}
     files["cut"].write_bytes(whole[:-1])
     safetensors.numpy.save_file({"x": np.zeros(1, np.float32)}, files["other"])
     weights = safetensors.numpy.load(whole) | {"extra": np.zeros(1, np.float32)}
     safetensors.numpy.save_file(weights, files["more"])
+    del weights["extra"]
+    for name, value in (("whole", np.int8(1)), ("infinite", np.float32(np.inf))):
+        changed = weights | {"conv1.bias": np.full(96, value)}
+        safetensors.numpy.save_file(changed, files[name])
+    files["tiff"] = tmp_path / "damaged.tiff"
+    with Image.open(drawn / "photograph.png") as picture:
+        picture.save(files["tiff"], compression="tiff_lzw")
+    content = bytearray(files["tiff"].read_bytes())
+    content[100:-400] = bytes(byte ^ 0x5A for byte in content[100:-400])
+    files["tiff"].write_bytes(content)
+    capfd.readouterr()
     options = dict(zip(*[iter(arguments(drawn, tmp_path / "out"))] * 2, strict=True))
     options[change[0]] = change[1].format(**files)
     argv = [word for pair in options.items() for word in pair]
     assert main(any_model.run, Options, argv) == code
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("error: ")
     for part in parts:
