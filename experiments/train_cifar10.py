@@ -244,7 +244,9 @@ def _write_figures(
     results.figure("first_layer_filters", viz.first_layer_filters(kernels)[0])
 
     images = test.images[:_MAP_IMAGES]
-    features = result.model.features(result.preprocess(images)).features
+    # One program: operation by operation it would take seconds to compile.
+    mapped = jax.jit(lambda x: result.model.features(result.preprocess(x)).features)
+    features = mapped(images)
     for layer in result.model.arch.layers:
         if isinstance(layer, Dense):
             continue

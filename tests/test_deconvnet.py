@@ -554,7 +554,7 @@ def test_the_strongest_position_is_the_first():
 @pytest.mark.parametrize("mode", ["map", "threshold"])
 def test_a_dense_unit_is_its_whole_map(mode):
     model, images = built(ODD), drawn_images(ODD, 2)
-    fc4 = np.asarray(model.features(images).features["fc4"])
+    fc4 = np.asarray(jax.jit(lambda x: model.features(x).features["fc4"])(images))
     unit = int(fc4.max(0).argmax())
     whole = zf.project(model, images, "fc4", unit, mode=mode)
     assert_same(whole, zf.project(model, images, "fc4", unit))

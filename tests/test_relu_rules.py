@@ -344,11 +344,11 @@ def test_models_of_other_libraries(build):
         value, sent = jax.jit(value_and_sent)(x, signal)
         return np.asarray(value), np.asarray(sent)
 
+    ruled = {rule: with_relu_rule(model, rule) for rule in RULES}
+    np.testing.assert_array_equal(jax.jit(ruled["guided"])(x), jax.jit(model)(x))
     value, plain = both(model)
     sent = {}
-    for rule in RULES:
-        fn = with_relu_rule(model, rule)
-        np.testing.assert_array_equal(jax.jit(fn)(x), jax.jit(model)(x))
+    for rule, fn in ruled.items():
         ruled_value, sent[rule] = both(fn)
         np.testing.assert_allclose(ruled_value, value, rtol=1e-5, atol=1e-6)
     # The rule "gradient" is the gradient; the two others are something else.
