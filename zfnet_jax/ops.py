@@ -510,7 +510,8 @@ def window_places(
         width: Width of the map before pooling.
 
     Returns:
-        The positions, in the smallest unsigned integer type that holds them.
+        The positions, in the smallest unsigned integer type that holds them and one
+        more number, which `unpool_windows` takes for no place at all.
     """
     top, left = _corners(spec, switches.shape[1:3])
     row, column = jnp.divmod(switches, width)
