@@ -542,6 +542,23 @@ def test_every_image_and_unit_may_have_its_own_positions():
     assert got.positions.tolist() == places.reshape(-1, 2).tolist()
 
 
+@pytest.mark.usefixtures("quick_compilation")
+def test_every_image_may_have_its_own_units():
+    model, images = built(ODD), drawn_images(ODD, 3).astype(np.float32)
+    units = np.array([[1, 4], [0, 5], [1, 1]])
+    places = np.array([(0, 1), (2, 0)])
+    for positions in (None, places):
+        got = zf.project(model, images, "conv3", units, positions)
+        for i, image in enumerate(images):
+            alone = zf.project(model, image[None], "conv3", units[i], positions)
+            here = np.flatnonzero(got.images == i)
+            assert got.units[here].tolist() == alone.units.tolist()
+            np.testing.assert_array_equal(got.positions[here], alone.positions)
+            np.testing.assert_allclose(got.values[here], alone.values, rtol=1e-5)
+            for actual, expected in zip(got.pixels[here], alone.pixels, strict=True):
+                assert distance(actual, expected) < 1e-5
+
+
 def test_the_strongest_position_is_the_first():
     """Equal maxima: row-major order decides."""
     model = with_weights(OVERLAPPING, conv1=np.ones(1))
@@ -638,6 +655,8 @@ def test_what_comes_back_is_numpys():
         ({"layer": "conv9"}, "conv9.*conv1"),
         ({"units": 6}, "6"),
         ({"units": [0, -1]}, "-1"),
+        ({"units": np.array([[0], [1]])}, "each image's own"),
+        ({"units": []}, "each image's own"),
         ({"positions": np.array([(0, 0), (3, 9)])}, r"9"),
         ({"positions": np.array([(-1, 0)])}, r"-1"),
         ({"positions": np.array([0, 0])}, r"positions"),

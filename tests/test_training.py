@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import optax
 import optax.contrib
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 from zfnet_jax import checkpoint, training
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
@@ -42,6 +41,8 @@ from zfnet_jax.training import (
     loss_and_accuracy,
     split_validation,
 )
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,29 +179,6 @@ def assert_same_run(
     for leaf, other_leaf in zip(leaves, other_leaves, strict=True):
         assert leaf.dtype == other_leaf.dtype
         assert leaf.tobytes() == other_leaf.tobytes()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Each call of `train` compiles anew: do that fast, and only once for
-    the same program.
-    """
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in options.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """Zeiler & Fergus (2013) in JAX: ZFNet, what it learns, and how to see it."""
 
+from zfnet_jax.analysis import TopActivations, top_activations
 from zfnet_jax.arch import (
     ALEXNET,
     ARCHITECTURES,
@@ -43,6 +44,7 @@ __all__ = [
     "Pretrained",
     "Projections",
     "ReceptiveField",
+    "TopActivations",
     "ZFNet",
     "ZFNet32",
     "ablate",
@@ -54,5 +56,6 @@ __all__ = [
     "receptive_field",
     "saliency",
     "save_weights",
+    "top_activations",
     "with_relu_rule",
 ]

@@ -82,7 +82,7 @@ def project(
     model: ConvNet,
     images: Float[Array | np.ndarray, "b h w c"],
     layer: str,
-    units: int | Sequence[int] | Int[np.ndarray, " u"],
+    units: int | Sequence[int] | Int[np.ndarray, " u"] | Int[np.ndarray, "b u"],
     positions: Sequence[Sequence[int]] | np.ndarray | None = None,
     *,
     mode: Mode = "unit",
@@ -102,7 +102,8 @@ def project(
         model: The network.
         images: Preprocessed images of the network's size.
         layer: Any layer, up to `logits`.
-        units: Feature maps or dense units.
+        units: Feature maps or dense units: one, the same for all images, or each
+            image's own, [b, u].
         positions: Row and column of the activations to keep: [p, 2] for all images and
             units, or [b, u, p, 2]. None: each unit's strongest, the first in row-major
             order on a tie.
@@ -134,8 +135,8 @@ def project(
         raise ValueError(f"mode {mode!r} takes no threshold")
     arch = model.arch
     shape = arch.shapes()[arch.layer(layer).name]
-    chosen = _check_units(units, layer, shape)
-    places = _check_positions(positions, layer, shape, (len(images), len(chosen)))
+    chosen = _check_units(units, layer, shape, len(images))
+    places = _check_positions(positions, layer, shape, chosen.shape)
 
     plan = _Plan(arch, layer, mode, rule, overlap, norm, local and mode == "unit")
     dtype = jnp.promote_types(model.dtype, jnp.float32)
@@ -147,7 +148,7 @@ def project(
     graph, weights = nnx.split(model)
     field = receptive_field(arch, layer) if mode == "unit" else _whole(arch.input_hw)
     shown_hw = field.size if crop else arch.input_hw
-    each = len(chosen) * (1 if places is None else places.shape[2])
+    each = chosen.shape[1] * (1 if places is None else places.shape[2])
     pixels = np.zeros((len(images) * each, *shown_hw, arch.channels), dtype)
     found: list[tuple[_Points, np.ndarray]] = []
     for first in range(0, len(images) or 1, _IMAGES_AT_ONCE):
@@ -156,8 +157,12 @@ def project(
         missing = min(len(images), _IMAGES_AT_ONCE) - count
         batch = np.pad(batch, ((0, missing), *[(0, 0)] * (batch.ndim - 1)))
         trace = _forward(graph, weights, batch, layer, plan.masked, overlap, norm)
-        here = None if places is None else places[first : first + count]
-        points, values = _points(np.asarray(trace.target)[:count], chosen, here)
+        here = slice(first, first + count)
+        points, values = _points(
+            np.asarray(trace.target)[:count],
+            chosen[here],
+            None if places is None else places[here],
+        )
         rows = pixels[first * each :]
         for start, patches in _send_down(plan, kernels, trace, threshold, points):
             corners = _corners(field, points.position[start : start + len(patches)])
@@ -188,16 +193,25 @@ def _check_choices(**choices: str) -> None:
 
 
 def _check_units(
-    units: int | Sequence[int] | np.ndarray, layer: str, shape: Shape
+    units: int | Sequence[int] | np.ndarray, layer: str, shape: Shape, batch: int
 ) -> np.ndarray:
+    """int32 [b, u]."""
     chosen = np.atleast_1d(np.asarray(units))
-    if chosen.ndim != 1 or not (
-        len(chosen) and np.issubdtype(chosen.dtype, np.integer)
+    if chosen.ndim == 1:
+        chosen = np.broadcast_to(chosen, (batch, len(chosen)))
+    if (
+        chosen.ndim != 2
+        or len(chosen) != batch
+        or not chosen.shape[1]
+        or not np.issubdtype(chosen.dtype, np.integer)
     ):
-        raise ValueError(f"units of {layer} are whole numbers, not {units!r}")
-    for unit in chosen:
-        if not 0 <= unit < shape[-1]:
-            raise ValueError(f"{layer} has units 0 to {shape[-1] - 1}, not {unit}")
+        raise ValueError(
+            f"units of {layer} are whole numbers, [units] or each image's own, "
+            f"[{batch}, units], not {chosen.dtype}{list(np.shape(units))}"
+        )
+    outside = chosen[(chosen < 0) | (chosen >= shape[-1])]
+    if outside.size:
+        raise ValueError(f"{layer} has units 0 to {shape[-1] - 1}, not {outside[0]}")
     return chosen.astype(np.int32)
 
 
@@ -245,15 +259,15 @@ def _points(
 ) -> tuple[_Points, np.ndarray]:
     """The points over images, units and positions, and their activations."""
     maps = target[:, None, None] if target.ndim == 2 else target
-    maps = maps[..., units]
+    maps = np.take_along_axis(maps, units[:, None, None], -1)
     batch, height, width, count = maps.shape
     if places is None:
         strongest = maps.reshape(batch, height * width, count).argmax(1)
         places = np.stack(np.divmod(strongest, width), -1)[:, :, None]
-    image, unit, _ = np.indices(places.shape[:3], np.int32).reshape(3, -1)
+    image, which, _ = np.indices(places.shape[:3], np.int32).reshape(3, -1)
     position = places.reshape(len(image), 2).astype(np.int32)
-    values = maps[image, position[:, 0], position[:, 1], unit]
-    return _Points(image, units[unit], position), values
+    values = maps[image, position[:, 0], position[:, 1], which]
+    return _Points(image, units[image, which], position), values
 
 
 def _corners(field: ReceptiveField, positions: Any) -> Any:

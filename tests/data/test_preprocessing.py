@@ -60,6 +60,18 @@ def test_preprocessing_resizes_after_the_mean():
     assert Preprocessing.fit(images, size=(4, 6)).size is None
 
 
+def test_pictures_are_what_the_network_sees_without_the_mean():
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 3), np.uint8)
+    mean = np.random.default_rng(1).uniform(0, 255, (6, 8, 3)).astype(np.float32)
+    same = Preprocessing(mean, 0.5)
+    assert same.pictures(images) is images
+    larger = Preprocessing(mean, 0.5, (12, 20))
+    shown = larger.pictures(images)
+    assert shown.shape == (3, 12, 20, 3) and shown.dtype == np.uint8
+    bare = Preprocessing(np.zeros_like(mean), 1.0, (12, 20))
+    np.testing.assert_array_equal(shown, np.rint(bare(images)))
+
+
 def test_preprocessing_names_sizes_that_do_not_fit():
     preprocess = Preprocessing.fit(random_images(2, 6, 5, 3))
     with pytest.raises(ValueError, match=r"5 x 6 .* 6 x 5"):

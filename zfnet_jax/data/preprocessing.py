@@ -82,11 +82,24 @@ class Preprocessing:
                 f"images of {_size(images.shape[1:3])} do not fit the mean image "
                 f"of {_size(self.mean.shape[:2])}"
             )
-        out = (images.astype(np.float32) - self.mean) * self.scale
+        return self._resized((images.astype(np.float32) - self.mean) * self.scale)
+
+    def pictures(
+        self, images: UInt8[np.ndarray, "b h w 3"]
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        """Images as the network sees them, to be looked at: resized, and no more."""
         if self.size is None:
-            return out
-        resized = jax.image.resize(out, (len(out), *self.size, 3), "bilinear")
-        return resized if isinstance(out, jax.Array) else np.asarray(resized)
+            return images
+        resized = self._resized(images.astype(np.float32))
+        return np.rint(np.asarray(resized)).astype(np.uint8)
+
+    def _resized(
+        self, values: Float32[np.ndarray | Array, "b h w 3"]
+    ) -> Float32[np.ndarray | Array, "b H W 3"]:
+        if self.size is None:
+            return values
+        resized = jax.image.resize(values, (len(values), *self.size, 3), "bilinear")
+        return resized if isinstance(values, jax.Array) else np.asarray(resized)
 
 
 def resize_shortest_side(
