@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage, imread
+from matplotlib.text import Annotation
 
 from zfnet_jax import viz
 from zfnet_jax.viz.projections import Scale
@@ -811,6 +812,14 @@ SHEETS = {
     "projections of a strip": lambda: grid(5, 3, 100)[0],
     "one projection": lambda: grid(1, image=pictures(2, 90, 3))[0],
     "long captions": lambda: grid(4, captions=LONG_NAMES[:4])[0],
+    "top features": lambda: top(7, 9, 39),
+    "top features of a pixel": lambda: top(3, 4, 1),
+    "large top features": lambda: top(1, 2, 224),
+    "evolution": lambda: course(4, 6, 15),
+    "large evolution": lambda: course(1, 2, 224),
+    "motion": lambda: viz.motion_chart(
+        [1, 2, 5], {f"conv{i}": np.array([0.5, 0.3 + i / 1e3]) for i in range(5)}
+    ),
     "heat map": lambda: viz.heat_map(projected(14, 14), "saliency"),
     "large heat map": lambda: viz.heat_map(projected(300, 500), "saliency"),
     "narrow heat map": lambda: viz.heat_map(projected(60, 2) * 1e-5, "saliency"),
@@ -844,9 +853,149 @@ def test_sheets_keep_everything_apart_and_inside(name):
     assert not overlap.any(), np.argwhere(overlap)[:3]
 
 
+# Units over a dataset, and over training
+
+
+def top(units: int, k: int, side: int, **changed: Any) -> tuple[Figure, Axes]:
+    arguments = {
+        "title": "conv3",
+        "captions": [f"unit {unit}: 5.1 to 4.2" for unit in range(units)],
+        "projections": projected(units, k, side, side, 3),
+        "patches": pictures(units, k, side, side, 3),
+        "outside": np.zeros((units, k, 4), int),
+    }
+    return viz.top_features(**{**arguments, **changed})
+
+
+def course(units: int, steps: int, side: int, **changed: Any) -> tuple[Figure, Axes]:
+    arguments = {
+        "title": "conv3",
+        "epochs": [2**step for step in range(steps)],
+        "captions": [f"unit {unit}" for unit in range(units)],
+        "projections": projected(units, steps, side, side, 3),
+        "patches": pictures(units, steps, side, side, 3),
+        "jumps": np.zeros((units, steps), bool),
+    }
+    return viz.evolution_grid(**{**arguments, **changed})
+
+
+def pixels_of(screen: np.ndarray, picture: AxesImage, side: int) -> np.ndarray:
+    """An enlarged picture, a pixel for each of its squares."""
+    enlarged = seen(screen, picture)
+    factor = len(enlarged) // side
+    assert enlarged.shape[:2] == (side * factor, side * factor)
+    return enlarged[factor // 2 :: factor, factor // 2 :: factor]
+
+
+def test_top_features_stand_in_squares_in_order():
+    values, patches = projected(2, 4, 5, 5, 3), pictures(2, 4, 5, 5, 3)
+    fig, ax = top(2, 4, 5, projections=values, patches=patches)
+    screen = rendered(fig)
+    assert len(ax.images) == 16
+    for unit in range(2):
+        for rank in range(4):
+            left, right = (ax.images[8 * unit + 2 * rank + side] for side in (0, 1))
+            expected, _ = viz.display(values[unit, rank])
+            shown = pixels_of(screen, left, 5)
+            np.testing.assert_allclose(shown / 255, expected, atol=5e-3)
+            np.testing.assert_array_equal(
+                pixels_of(screen, right, 5), patches[unit, rank]
+            )
+            # The square of patches lies to the right, each at the same place in it.
+            first = ax.images[8 * unit], ax.images[8 * unit + 1]
+            steps = [
+                np.subtract(box(picture)[:2], box(start)[:2]).tolist()
+                for picture, start in zip((left, right), first, strict=True)
+            ]
+            assert steps[0] == steps[1]
+            assert steps[0] == [47 * (rank % 2), 47 * (rank // 2)]
+            assert box(left)[0] < box(right)[0]
+
+
+def test_a_line_marks_where_the_image_ends():
+    outside = np.zeros((1, 1, 4), int)
+    outside[0, 0] = [2, 0, 0, 1]
+    _, ax = top(1, 1, 8, outside=outside)
+    left, upper, right, lower = box(ax.images[1])
+    pixel = (lower - upper) / 8
+    lines = [np.asarray(line.get_xydata()).tolist() for line in ax.lines]
+    end = right - pixel
+    assert lines == [
+        [[left, upper + 2 * pixel], [end, upper + 2 * pixel]],
+        [[end, upper + 2 * pixel], [end, lower]],
+    ]
+    _, ax = top(1, 1, 8)
+    assert not ax.lines
+
+
+def test_evolution_has_a_column_for_each_epoch_and_marks_jumps():
+    values, patches = projected(2, 3, 5, 5, 3), pictures(2, 3, 5, 5, 3)
+    jumps = np.zeros((2, 3), bool)
+    jumps[1, 2] = True
+    fig, ax = course(2, 3, 5, projections=values, patches=patches, jumps=jumps)
+    screen = rendered(fig)
+    for unit in range(2):
+        for step in range(3):
+            above, below = ax.images[6 * unit + 2 * step : 6 * unit + 2 * step + 2]
+            expected, _ = viz.display(values[unit, step])
+            shown = pixels_of(screen, above, 5)
+            np.testing.assert_allclose(shown / 255, expected, atol=5e-3)
+            np.testing.assert_array_equal(
+                pixels_of(screen, below, 5), patches[unit, step]
+            )
+    (bar,) = ax.lines
+    x, y = np.asarray(bar.get_xydata())[0]
+    left, upper, *_ = box(ax.images[6 + 4])
+    assert left - 8 < x < left and y == upper
+
+
+def test_motion_lines_hold_the_numbers():
+    motion = {"conv1": np.array([0.4, 0.1]), "conv2": np.array([0.5, 0.1])}
+    _, ax = viz.motion_chart([1, 2, 5], motion)
+    for line, values in zip(ax.lines, motion.values(), strict=True):
+        np.testing.assert_array_equal(line.get_data(), [[2, 5], values])
+    names = {x.get_text(): x.xy[1] for x in ax.texts if isinstance(x, Annotation)}
+    assert names["conv1"] == 0.1 < names["conv2"], "names of equal ends overlap"
+
+
+def test_patches_are_cut_where_boxes_lie():
+    images = pictures(2, 4, 5, 3)
+    boxes = np.array([[1, 1, 3, 4], [-1, 3, 1, 6]])
+    patches = viz.image_patches(images, boxes)
+    np.testing.assert_array_equal(patches[0], images[0, 1:3, 1:4])
+    np.testing.assert_array_equal(patches[1, 1, :2], images[1, 0, 3:])
+    assert (patches[1, 0] == 128).all() and (patches[1, :, 2] == 128).all()
+    assert viz.outside(boxes, (4, 5)).tolist() == [[0, 0, 0, 0], [1, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("draw", "changed", "named"),
+    [
+        (top, {"captions": ["one"]}, "captions"),
+        (top, {"patches": pictures(2, 3, 5, 5, 3)}, "patches"),
+        (top, {"outside": np.zeros((2, 4, 3), int)}, "outside"),
+        (top, {"scale": "none"}, "scale"),
+        (top, {"projections": np.full((2, 4, 5, 5, 3), np.nan)}, "projections"),
+        (course, {"epochs": [1]}, "epochs"),
+        (course, {"captions": []}, "captions"),
+        (course, {"jumps": np.zeros((2, 3), bool)}, "jumps"),
+    ],
+)
+def test_grids_of_units_refuse(unhooked, draw, changed, named):
+    with pytest.raises(ValueError, match=named):
+        draw(2, 4, 5, **changed)
+
+
+@pytest.mark.parametrize("motion", [{}, {"conv1": np.zeros(3)}])
+def test_motion_refuses(unhooked, motion):
+    with pytest.raises(ValueError, match="motion"):
+        viz.motion_chart([1, 2, 5], motion)
+
+
 # Files
 
 FIGURES = {
+    "motion": lambda: viz.motion_chart([1, 2, 3], {"conv1": np.array([0.2, 0.1])})[0],
     "curves": lambda: viz.training_curves(history(7))[0],
     "confusion": lambda: viz.confusion_matrix(np.eye(10, dtype=int) * 9, NAMES)[0],
     "predictions": lambda: viz.prediction_grid(*predictions(4, 8, 8))[0],
@@ -866,7 +1015,7 @@ def test_saved_bytes_are_the_same_and_undated(tmp_path, name):
         assert sorted(folder.iterdir()) == sorted(paths)
         saved.append({path.name: path.read_bytes() for path in paths})
     assert saved[0] == saved[1]
-    pdf = {f"{name}.pdf"} if name in ("curves", "confusion") else set()
+    pdf = {f"{name}.pdf"} if name in ("curves", "confusion", "motion") else set()
     assert set(saved[0]) == {f"{name}.png"} | pdf
     for content in saved[0].values():
         for word in (

@@ -33,7 +33,7 @@ from zfnet_jax.viz.sheet import (
 
 Scale = Literal["patch", "unit", "layer"]
 
-_SCALES: dict[Scale, str] = {
+SCALES: dict[Scale, str] = {
     "patch": "each projection has its own scale",
     "unit": "the projections of a unit by one rule share a scale",
     "layer": "all projections by one rule share a scale",
@@ -66,8 +66,8 @@ def display_projections(
     """
     values = checked("pixels", pixels, (None,) * max(np.ndim(pixels), 1), "float")
     of = checked("units", units, (len(values),), "integer")
-    if scale not in _SCALES:
-        raise ValueError(f"scale must be one of {', '.join(_SCALES)}, got {scale!r}")
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     groups = {"patch": np.arange(len(of)), "unit": of, "layer": np.zeros(len(of))}
     shown, used = np.empty(values.shape, np.float32), np.empty(len(of))
     for group in np.unique(groups[scale]):
@@ -88,8 +88,7 @@ def projection_grid(
     """Draw an image beside what units of a layer see in it, a column for each rule.
 
     Each unit has a row, which starts with the patch of the image that its projections
-    cover. Below each
-    projection stands its scale, as `display_projections` gives it.
+    cover. Below each projection stands its scale, as `display_projections` gives it.
 
     Args:
         title: What the figure shows, such as the layer.
@@ -127,7 +126,7 @@ def projection_grid(
         shape = (rows, height, width, 3)
         values = checked(f"projections[{rule!r}]", pixels, shape, "float")
         columns.append(display_projections(values, units, scale))
-    patches = [_cut(picture, box) for box in corners.tolist()]
+    patches = [_image_patch(picture, box) for box in corners.tolist()]
 
     line, above = SMALL + 4, SMALL + 8
     size = enlarged(height, width, _PATCH_SIDE)
@@ -150,7 +149,7 @@ def projection_grid(
     fig, ax, top = blank_sheet(
         title,
         "zero is mid-grey, white and black are plus and minus the number below; "
-        + _SCALES[scale]
+        + SCALES[scale]
         + ("; outside the image all is mid-grey" if outside else ""),
         above + max(grid.height, line + picture_size[0]),
         left - MARGIN + grid.width,
@@ -170,7 +169,30 @@ def projection_grid(
     return fig, ax
 
 
-def _cut(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
+def image_patches(
+    images: UInt8[np.ndarray, "n h w 3"], boxes: Integer[np.ndarray, "n 4"]
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """Of each image the patch inside its box, mid-grey where that leaves the image.
+
+    Args:
+        images: RGB pictures.
+        boxes: Top, left, bottom, right in pixels, exclusive; all of one size.
+    """
+    pairs = zip(images, boxes.tolist(), strict=True)
+    return np.stack([_image_patch(image, box) for image, box in pairs])
+
+
+def outside(
+    boxes: Integer[np.ndarray, "n 4"], image_hw: tuple[int, int]
+) -> Integer[np.ndarray, "n 4"]:
+    """How far boxes leave an image: pixels above, to the left, below, to the right."""
+    ends = np.array(image_hw, boxes.dtype)
+    return np.concatenate([-boxes[:, :2], boxes[:, 2:] - ends], 1).clip(0)
+
+
+def _image_patch(
+    image: UInt8[np.ndarray, "h w 3"], box: Sequence[int]
+) -> UInt8[np.ndarray, "H W 3"]:
     """The patch inside a box, mid-grey where the box leaves the image."""
     top, left, bottom, right = box
     rows, columns = np.arange(top, bottom), np.arange(left, right)
