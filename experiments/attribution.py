@@ -35,7 +35,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common import Progress, Results, UsageError, main
+from experiments.common import Progress, Results, UsageError, at_least, main
 from zfnet_jax import viz
 from zfnet_jax.attribution import (
     Curves,
@@ -163,12 +163,8 @@ def run(options: Options) -> None:
 
 
 def check(options: Options) -> None:
-    for name in ("images", "steps"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be 1 or more, not {value}")
-    if options.seed < 0:
-        raise UsageError(f"--seed must be 0 or more, not {options.seed}")
+    at_least(1, options, "images", "steps")
+    at_least(0, options, "seed")
     if not 0 <= options.tolerance < math.inf:
         raise UsageError(f"--tolerance must be 0 or more, not {options.tolerance}")
 

@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib.metadata
+import importlib.resources
 import io
 import json
 import math
@@ -39,7 +40,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import jax
 import numpy as np
@@ -58,9 +59,11 @@ from rich.table import Column
 
 import zfnet_jax
 from zfnet_jax import viz
+from zfnet_jax.arch import Architecture, Conv
 from zfnet_jax.checkpoint import DamagedFileError
-from zfnet_jax.data import DataNotFoundError
+from zfnet_jax.data import DataNotFoundError, Dataset, load_cifar10, make_shapes
 from zfnet_jax.training import NonFiniteLossError
+from zfnet_jax.weights import Pretrained, load_pretrained
 
 Options = TypeVar("Options")
 
@@ -387,6 +390,85 @@ def _git_commit(file: Path) -> str | None:
     return answer
 
 
+# What experiments read.
+
+_SIZES = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "shapes": {"train": 10_000, "test": 2_000},
+}
+
+
+def load_dataset(
+    name: Literal["cifar10", "shapes"],
+    split: Literal["train", "test"],
+    data_dir: Path | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """One half of a dataset, cut to its first `limit` images."""
+    count = _SIZES[name][split]
+    if name == "cifar10":
+        limited = limit is not None and limit < count
+        return load_cifar10(f"{split}[:{limit}]" if limited else split, data_dir)
+    return make_shapes(min(count, limit or count), seed=0 if split == "train" else 1)
+
+
+def trained_on(net: Pretrained) -> Literal["cifar10", "shapes"]:
+    """What a network was trained on; cifar10 where its file does not say."""
+    return "shapes" if net.metadata.get("dataset") == "shapes" else "cifar10"
+
+
+def load_network(weights: str) -> Pretrained:
+    """A shipped network, or one from the `weights.safetensors` of a training run."""
+    try:
+        return load_pretrained(weights)
+    except FileNotFoundError as error:
+        raise DataNotFoundError(str(error)) from error
+
+
+def at_least(least: int, options: object, *names: str) -> None:
+    """Refuse options below a number, if they are given."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} must be {least} or more, not {value}")
+
+
+def chosen_layers(
+    arch: Architecture, text: str | None, default: type | tuple[type, ...] = Conv
+) -> list[str]:
+    """Layers named as in conv1,conv3, or all of a kind, from the image up."""
+    order = [layer.name for layer in arch.layers]
+    if text is None:
+        return [layer.name for layer in arch.layers if isinstance(layer, default)]
+    return sorted({arch.layer(name).name for name in text.split(",")}, key=order.index)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, as in 1 layer and 2 layers."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def numbers(flag: str, text: str | None) -> list[int]:
+    """Numbers of units as in 3,17; none if there is no text."""
+    if text is None:
+        return []
+    try:
+        found = [int(number) for number in text.split(",")]
+    except ValueError:
+        found = [-1]
+    if min(found) < 0:
+        raise UsageError(f"{flag} {text} must be numbers from 0 on, as in 3,17")
+    return found
+
+
+def weights_content(weights: str) -> bytes:
+    """The file of a shipped name or of a path, looked for as `load_pretrained` does."""
+    shipped = importlib.resources.files("zfnet_jax") / "pretrained"
+    file = shipped / f"{weights}.safetensors"
+    return file.read_bytes() if file.is_file() else Path(weights).read_bytes()
+
+
 # Progress.
 
 
@@ -394,13 +476,21 @@ class Progress:
     """A bar on a terminal; elsewhere one line for each whole unit of work.
 
     Args of the constructor: what is going on, the number of units it takes, how many
-    of them are already done, and what one unit is called.
+    of them are already done, what one unit is called, and after how many of them to
+    print the next line.
     """
 
     def __init__(
-        self, label: str, total: int, *, start: int = 0, unit: str = "epoch"
+        self,
+        label: str,
+        total: int,
+        *,
+        start: int = 0,
+        unit: str = "epoch",
+        every: int = 1,
     ) -> None:
         """Describe the work; the clock starts on entering the context."""
+        self._every = max(1, every)
         self._label, self._total, self._unit = label, total, unit
         self._shown = self._first = start
         console = rich.console.Console()
@@ -451,7 +541,7 @@ class Progress:
         )
         if self._bar:
             self._bar.update(self._task, completed=done, values=shown)
-        elif int(done) > self._shown:
+        elif int(done) >= min(self._shown + self._every, self._total) > self._shown:
             self._shown = int(done)
             seconds = time.perf_counter() - self._start
             line = f"{self._label} {self._unit} {self._shown}/{self._total}"

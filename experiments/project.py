@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.resources
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,15 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.common import Results, UsageError, main, silent_decoders
+from experiments.common import (
+    Results,
+    UsageError,
+    at_least,
+    main,
+    numbers,
+    silent_decoders,
+    weights_content,
+)
 from zfnet_jax import viz
 from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.data import (
@@ -88,13 +95,12 @@ class Network(NamedTuple):
 
 def run(options: Options) -> None:
     """Project, draw and write everything down."""
-    units = _parsed(options.units)
-    if options.top < 1:
-        raise UsageError(f"--top must be 1 or more, not {options.top}")
+    units = numbers("--units", options.units)
+    at_least(1, options, "top")
     results = Results(options.out)
     with silent_decoders():
         photograph = load_photograph(options.image)
-    network = load(options)
+    network = load(options.weights, options.arch, options.num_classes)
     arch = network.model.arch
     width = arch.shapes()[arch.layer(options.layer).name][-1]
     if beyond := [unit for unit in units if unit >= width]:
@@ -163,29 +169,27 @@ def run(options: Options) -> None:
         seed=0,  # nothing here is random
         digests={
             "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
-            "weights": hashlib.sha256(_content(options.weights)).hexdigest(),
+            "weights": hashlib.sha256(weights_content(options.weights)).hexdigest(),
         },
     )
     print(f"{len(chosen)} units of {options.layer}; figures in {results.path}")
 
 
-def load(options: Options) -> Network:
-    """The network that the options name."""
-    if options.arch is None and options.num_classes is not None:
+def load(weights: str, arch: str | None, num_classes: int | None) -> Network:
+    """The network that `--weights`, `--arch` and `--num-classes` name."""
+    if arch is None and num_classes is not None:
         raise UsageError("--num-classes is of bare weights: say --arch too")
     try:
-        if options.arch is None:
-            net = _described(options.weights)
+        if arch is None:
+            net = _described(weights)
             rows, columns, _ = net.preprocess.mean.shape
             return Network(net.model, net.preprocess, (rows, columns), net.class_names)
         # Its own preprocessing would be lost without a word.
-        if is_described(options.weights):
+        if is_described(weights):
             raise UsageError(
-                f"--weights {options.weights} says itself what it is for: "
-                "leave --arch out"
+                f"--weights {weights} says itself what it is for: leave --arch out"
             )
-        arch = ARCHITECTURES[options.arch]
-        model = load_weights(options.weights, arch, options.num_classes)
+        model = load_weights(weights, ARCHITECTURES[arch], num_classes)
     except FileNotFoundError as error:
         raise DataNotFoundError(str(error)) from error
     return Network(model, as_torchvision, model.arch.input_hw, ())
@@ -230,26 +234,6 @@ def _maxima(
 ) -> jax.Array:
     values = nnx.merge(graph, weights).features(images, until=layer).features[layer]
     return values.reshape(-1, values.shape[-1]).max(0)
-
-
-def _parsed(units: str | None) -> list[int]:
-    """Units as in 3,17."""
-    if units is None:
-        return []
-    try:
-        numbers = [int(unit) for unit in units.split(",")]
-    except ValueError:
-        numbers = [-1]
-    if min(numbers) < 0:
-        raise UsageError(f"--units {units} must be numbers from 0 on, as in 3,17")
-    return numbers
-
-
-def _content(weights: str) -> bytes:
-    """The file of a shipped name or of a path, looked for as `load_pretrained` does."""
-    shipped = importlib.resources.files("zfnet_jax") / "pretrained"
-    file = shipped / f"{weights}.safetensors"
-    return file.read_bytes() if file.is_file() else Path(weights).read_bytes()
 
 
 if __name__ == "__main__":

@@ -22,18 +22,27 @@ from typing import Literal
 import jax
 import numpy as np
 
-from experiments.common import Progress, Results, UsageError, command, main
+from experiments.common import (
+    Progress,
+    Results,
+    UsageError,
+    at_least,
+    command,
+    load_dataset,
+    main,
+    numbers,
+)
 from zfnet_jax import checkpoint, training, viz
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32, Dense
-from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.data import Dataset, Preprocessing
+from zfnet_jax.model import ConvNet
 from zfnet_jax.weights import save_weights
+
+# The folder in --out with the weights of single epochs.
+EPOCHS = "epochs"
 
 MODELS = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
 
-_SIZES = {
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "shapes": {"train": 10_000, "test": 2_000},
-}
 _GRID_IMAGES, _MAP_IMAGES = 40, 3
 
 
@@ -60,6 +69,9 @@ class Options:
     of fewer) where the recipe or --target-accuracy needs them, else none."""
     target_accuracy: float | None = None
     """Stop after the epoch that reaches this accuracy, 0 to 1, on validation images."""
+    keep_epochs: str | None = None
+    """Epochs whose weights to keep, as in 1,2,5,10: --out/epochs then holds a file of
+    each, for `experiments.evolution`."""
     seed: int = 0
     """Determines weights, split, data order, augmentation and dropout."""
     out: Path = Path("results/train_cifar10")
@@ -70,18 +82,17 @@ class Options:
 
 def load(options: Options, split: Literal["train", "test"]) -> Dataset:
     """One half of the dataset that the options name, cut to --limit images."""
-    count = _SIZES[options.dataset][split]
-    if options.dataset == "cifar10":
-        limited = options.limit is not None and options.limit < count
-        part = f"{split}[:{options.limit}]" if limited else split
-        return load_cifar10(part, options.data_dir)
-    seed = 0 if split == "train" else 1
-    return make_shapes(min(count, options.limit or count), seed=seed)
+    return load_dataset(options.dataset, split, options.data_dir, options.limit)
 
 
 def run(options: Options) -> None:
     """Train, measure on the test images once, and write everything down."""
     check(options)
+    recipe = training.RECIPES[options.recipe]
+    epochs = recipe.epochs if options.epochs is None else options.epochs
+    keep = numbers("--keep-epochs", options.keep_epochs)
+    if beyond := [epoch for epoch in keep if not 1 <= epoch <= epochs]:
+        raise UsageError(f"--keep-epochs {beyond[0]}: there are epochs 1 to {epochs}")
     results = Results(options.out)
     checkpoints = results.path / "checkpoints"
     if not options.resume and checkpoint.steps(checkpoints):
@@ -89,7 +100,6 @@ def run(options: Options) -> None:
             f"--out {options.out} holds the checkpoints of an earlier run: "
             "add --resume to go on with it, or choose another folder"
         )
-    recipe = training.RECIPES[options.recipe]
     dataset = load(options, "train")
     count = _validation_count(options, recipe, len(dataset))
     if recipe.validation and count == 0:
@@ -100,7 +110,25 @@ def run(options: Options) -> None:
     train, validation = training.split_validation(dataset, count, options.seed)
     # What is missing should be missed before hours of training.
     test = load(options, "test")
-    epochs = recipe.epochs if options.epochs is None else options.epochs
+
+    def keep_weights(epoch: int, model: ConvNet, preprocess: Preprocessing) -> None:
+        if epoch in keep:
+            folder = results.path / EPOCHS
+            folder.mkdir(exist_ok=True)
+            save_weights(
+                folder / f"epoch_{epoch:04d}.safetensors",
+                model,
+                preprocess,
+                train.class_names,
+                {
+                    "command": command(),
+                    "dataset": train.name,
+                    "data": train.source,
+                    "seed": options.seed,
+                    "epochs": epoch,
+                },
+            )
+
     with Progress("training", epochs) as progress:
         result = training.train(
             MODELS[options.model],
@@ -117,6 +145,7 @@ def run(options: Options) -> None:
                 f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True
             ),
             on_progress=showing(progress),
+            on_epoch=keep_weights if keep else None,
         )
     report(results, options, result, train, test)
 
@@ -193,15 +222,8 @@ def report(
 
 
 def check(options: Options) -> None:
-    for name in ("epochs", "batch_size", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} must be 1 or more, not {value}")
-    for name in ("validation", "seed"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise UsageError(f"--{name} must be 0 or more, not {value}")
+    at_least(1, options, "epochs", "batch_size", "limit")
+    at_least(0, options, "validation", "seed")
     if options.seed >= 2**32:
         raise UsageError(f"--seed must be below 2 to the 32, not {options.seed}")
     target = options.target_accuracy

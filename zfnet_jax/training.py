@@ -539,6 +539,7 @@ def train(
     resume: bool = False,
     on_damaged: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[float, Mapping[str, int | float]], None] = lambda *_: None,
+    on_epoch: Callable[[int, ConvNet, Preprocessing], None] | None = None,
 ) -> TrainResult:
     """Train a network from scratch, or go on from its newest good checkpoint.
 
@@ -559,6 +560,8 @@ def train(
         on_damaged: Called with a line for each newer checkpoint that is damaged.
         on_progress: Called about ten times an epoch with the number of epochs done and
             the running values.
+        on_epoch: Called after each epoch with the number of epochs done, the network
+            as it would be kept, and its preprocessing; before the checkpoint.
 
     Raises:
         ValueError: the arguments do not fit each other or the checkpoint.
@@ -652,6 +655,8 @@ def train(
             state = state._replace(validation_error=error)
         history.append(record)
         on_progress(epoch + 1.0, record)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, program.kept(state), preprocess)
         if checkpoints is not None:
             metadata = {
                 "run": run_is,

@@ -18,6 +18,8 @@ from experiments.common import main
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessing, make_shapes
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 TINY = Architecture(
     "tiny",
     (16, 16),

@@ -19,7 +19,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import common
-from experiments.common import Progress, Results, UsageError, main
+from experiments.common import (
+    Progress,
+    Results,
+    UsageError,
+    load_network,
+    main,
+    trained_on,
+)
+from tests.references.small_network import save
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError
 from zfnet_jax.training import NonFiniteLossError
@@ -274,6 +282,35 @@ def test_elsewhere_each_whole_epoch_is_one_line(capsys):
         "training epoch 5/5",
     ]
     assert all(float(line.rsplit("  ", 1)[1].removesuffix(" s")) >= 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "lines"),
+    [(10, 4, [4, 8, 10]), (10, 5, [5, 10]), (3, 0, [1, 2, 3]), (2, 9, [2])],
+)
+def test_elsewhere_a_line_may_stand_for_many(capsys, total, every, lines):
+    with Progress("searching", total, unit="images", every=every) as progress:
+        for done in range(1, total + 1):
+            progress.update(done)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in printed] == [f"{x}/{total}" for x in lines]
+
+
+# What experiments read.
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name"),
+    [
+        ({"dataset": "shapes"}, "shapes"),
+        ({"dataset": "cifar10"}, "cifar10"),
+        ({}, "cifar10"),
+    ],
+)
+def test_a_network_s_own_dataset_is_the_default(tmp_path, metadata, name):
+    file = tmp_path / "weights.safetensors"
+    save(file, 0, metadata=metadata)
+    assert trained_on(load_network(str(file))) == name
 
 
 # The result folder.

@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,6 +19,8 @@ from experiments.project import RULES, Options, run
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessing, load_photograph
 from zfnet_jax.deconvnet import project as project_units
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TINY = Architecture(
     "tiny",
@@ -53,25 +52,6 @@ def torch_named(arch: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
         state[f"{name}.weight"] = weight.astype(np.float32)
         state[f"{name}.bias"] = rng.normal(0, 0.05, shape[-1]).astype(np.float32)
     return state
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Each run compiles more than it computes: do that fast, and once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from flax import nnx
 from PIL import Image
 
 import zfnet_jax as zf
@@ -32,6 +32,8 @@ from zfnet_jax.data import Dataset
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "tensorflow_datasets"
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 # Small enough to compile in seconds; the images of 32 x 32 are resized to it.
 TINY = Architecture(
@@ -46,28 +48,8 @@ TINY = Architecture(
 )
 SHAPES = ["--dataset", "shapes", "--limit", "120", "--batch-size", "32"]
 PAPER = [*SHAPES, "--recipe", "paper", "--epochs", "3", "--seed", "5"]
+PAPER += ["--keep-epochs", "1,3"]
 TIMES = {"train_seconds", "compile_seconds", "images_per_second"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory) -> Iterator[None]:
-    """Each run compiles anew: do that fast, and only once for
-    the same program.
-    """
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -177,6 +159,23 @@ def test_the_weights_reproduce_the_accuracy(finished):
     assert net.metadata["dataset"] == "shapes"
 
 
+def test_the_weights_of_chosen_epochs_are_kept(finished):
+    files = sorted((finished / "epochs").iterdir())
+    assert [file.name for file in files] == [
+        "epoch_0001.safetensors",
+        "epoch_0003.safetensors",
+    ]
+    first, last = map(zf.load_pretrained, files)
+    whole = zf.load_pretrained(finished / "weights.safetensors")
+    assert (first.metadata["epochs"], last.metadata["epochs"]) == (1, 3)
+    weights = [jax.tree.leaves(nnx.state(net.model)) for net in (last, whole)]
+    for kept, final in zip(*weights, strict=True):
+        np.testing.assert_array_equal(kept, final)
+    np.testing.assert_array_equal(last.preprocess.mean, whole.preprocess.mean)
+    before, after = (net.model.conv1.kernel[...] for net in (first, last))
+    assert not np.array_equal(before, after)
+
+
 def test_training_and_test_images_differ():
     options = Options(dataset="shapes", limit=50)
     train, test = (train_cifar10.load(options, split) for split in ("train", "test"))
@@ -190,7 +189,13 @@ def assert_same_results(out: Path, other: Path) -> None:
     metrics = metrics_of(out), metrics_of(other)
     for name in metrics[0].keys() - TIMES:
         assert metrics[0][name] == metrics[1][name], name
-    names = [sorted(path.name for path in folder.iterdir()) for folder in (out, other)]
+    names = [
+        sorted(
+            str(path.relative_to(folder))
+            for path in (*folder.iterdir(), *folder.glob("epochs/*"))
+        )
+        for folder in (out, other)
+    ]
     assert names[0] == names[1]
     for name in names[0]:
         if name.endswith((".png", ".pdf", ".safetensors")):
@@ -256,7 +261,8 @@ def test_resuming_a_finished_run_gives_the_same_results(finished, copy, monkeypa
 
 
 def flip_a_byte(step: Path) -> None:
-    largest = max(step.rglob("*"), key=lambda path: path.stat().st_size)
+    files = [path for path in step.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
@@ -371,6 +377,8 @@ def test_a_disk_that_fills_up_is_1_and_keeps_the_checkpoints(
         (["--batch-size", "0"], ["--batch-size", "1 or more", "0"]),
         (["--limit", "0"], ["--limit", "1 or more", "0"]),
         (["--epochs", "0"], ["--epochs", "1 or more", "0"]),
+        (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "numbers"]),
+        (["--keep-epochs", "1,99"], ["--keep-epochs 99", "epochs 1 to "]),
         (["--validation", "-1"], ["--validation", "0 or more", "-1"]),
         (["--target-accuracy", "1.5"], ["--target-accuracy", "0 to 1", "1.5"]),
         (["--target-accuracy", "nan"], ["--target-accuracy", "nan"]),
