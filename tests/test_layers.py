@@ -24,7 +24,7 @@ FLOORS = {
     "training": 3,
     "analysis": 3,
     "viz": 4,
-    "gallery": 4,
+    "gallery": 4.5,  # shows pictures as viz does
     "zfnet_jax": 5,  # __init__.py, which re-exports
     "experiments": 6,
     "benchmarks": 7,

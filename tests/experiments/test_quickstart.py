@@ -10,18 +10,20 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from experiments import train_cifar10
+from experiments import quickstart, train_cifar10
 from experiments.common import main
 from experiments.quickstart import Options, run
 from zfnet_jax import training
 from zfnet_jax.arch import Dense
 from zfnet_jax.data import make_shapes
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 FEW = ["--limit", "128", "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(compiled_once, tmp_path_factory) -> Path:
     """The folder of a short run, with every way to the network shut."""
     out = tmp_path_factory.mktemp("results") / "new"
 
@@ -33,6 +35,7 @@ def finished(tmp_path_factory) -> Path:
         patch.setattr(socket, "getaddrinfo", refuse)
         # To draw the maps of three images takes longer than all else.
         patch.setattr(train_cifar10, "_MAP_IMAGES", 1)
+        patch.setattr(quickstart, "_GALLERY_LAYERS", ("conv1",))
         assert main(run, Options, [*FEW, "--out", str(out)]) == 0
     return out
 
@@ -69,6 +72,14 @@ def test_the_numbers_are_those_of_the_weights(finished):
     assert accuracy == metrics["test_accuracy"] == net.metadata["test_accuracy"]
     assert metrics["test_images"] == len(test) == 128
     assert net.class_names == make_shapes(1).class_names
+
+
+def test_it_ends_with_a_gallery(finished):
+    page = finished / "gallery" / "index.html"
+    assert "layers/conv1/index.html" in page.read_text()
+    assert (finished / "gallery/layers/conv1/found/large/0.webp").is_file()
+    names = {layer.name for layer in zf.ZFNET32.layers}
+    assert set(quickstart._GALLERY_LAYERS) <= names
 
 
 @pytest.mark.parametrize(
