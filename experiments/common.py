@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import importlib.metadata
 import importlib.resources
 import io
@@ -462,11 +463,28 @@ def numbers(flag: str, text: str | None) -> list[int]:
     return found
 
 
-def weights_content(weights: str) -> bytes:
-    """The file of a shipped name or of a path, looked for as `load_pretrained` does."""
+def named_units(
+    arch: Architecture, layers: Sequence[str], text: str | None
+) -> list[int]:
+    """The units of a single layer that `--units` names; none if there is no text."""
+    units = numbers("--units", text)
+    if units and len(layers) != 1:
+        raise UsageError("--units is of a single layer: say which with --layers")
+    width = arch.shapes()[layers[0]][-1]
+    if beyond := [unit for unit in units if unit >= width]:
+        raise UsageError(
+            f"--units {beyond[0]}: {layers[0]} of {arch.name} has the units 0 to "
+            f"{width - 1}"
+        )
+    return units
+
+
+def weights_digest(weights: str) -> str:
+    """sha256 of the file that a shipped name or a path stands for."""
     shipped = importlib.resources.files("zfnet_jax") / "pretrained"
     file = shipped / f"{weights}.safetensors"
-    return file.read_bytes() if file.is_file() else Path(weights).read_bytes()
+    found = file if file.is_file() else Path(weights)
+    return hashlib.sha256(found.read_bytes()).hexdigest()
 
 
 # Progress.

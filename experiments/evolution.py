@@ -31,6 +31,7 @@ from experiments.common import (
     load_dataset,
     load_network,
     main,
+    named_units,
     trained_on,
 )
 from experiments.train_cifar10 import EPOCHS
@@ -48,6 +49,8 @@ class Options:
     """Folder of a training run with --keep-epochs."""
     layers: str | None = None
     """Layers, as in conv1,conv3; if not given, every convolution."""
+    units: str | None = None
+    """Units of a single layer, as in 3,17; if not given, --count random live ones."""
     count: int = 6
     """How many random units of each layer to draw."""
     rule: Literal["deconvnet", "guided", "gradient"] = "deconvnet"
@@ -79,6 +82,7 @@ def run(options: Options) -> None:
     net = networks[epochs[0]]
     arch = net.model.arch
     layers = chosen_layers(arch, options.layers)
+    named = named_units(arch, layers, options.units)
     name = options.dataset or trained_on(net)
     dataset = load_dataset(name, options.split, options.data_dir, options.limit)
     models = {epoch: network.model for epoch, network in networks.items()}
@@ -99,9 +103,10 @@ def run(options: Options) -> None:
     metrics = {}
     for layer, course in found.items():
         live = np.flatnonzero(~course.dead.any(0))
-        if not len(live):
+        if not len(named or live):
             raise UsageError(f"no unit of {layer} is alive at every checkpoint")
-        units = np.sort(rng.permutation(live)[: options.count])
+        picked = rng.permutation(live)[: options.count]
+        units = np.array(named) if named else np.sort(picked)
         results.figure(
             f"evolution_{layer}",
             drawn(options, networks, dataset, layer, course, units),

@@ -27,7 +27,7 @@ from experiments.common import (
     counted,
     main,
     silent_decoders,
-    weights_content,
+    weights_digest,
 )
 from experiments.project import fitted, load
 from zfnet_jax import viz
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
         seed=0,  # nothing here is random
         digests={
             "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
-            "weights": hashlib.sha256(weights_content(options.weights)).hexdigest(),
+            "weights": weights_digest(options.weights),
         },
     )
     print(f"{counted(len(layers), 'layer')}; figures in {results.path}")

@@ -36,7 +36,7 @@ from experiments.common import (
     load_network,
     main,
     trained_on,
-    weights_content,
+    weights_digest,
 )
 from experiments.evolution import kept
 from experiments.project import RULES
@@ -116,7 +116,7 @@ def run(options: Options) -> None:
     dataset = load_dataset(name, options.split, options.data_dir, options.limit)
     digests = {
         "data": dataset.digest(),
-        "weights": hashlib.sha256(weights_content(weights)).hexdigest(),
+        "weights": weights_digest(weights),
     }
     found = explore(results.path, net, dataset, layers, options.top, digests)
     courses = []

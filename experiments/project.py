@@ -29,9 +29,9 @@ from experiments.common import (
     UsageError,
     at_least,
     main,
-    numbers,
+    named_units,
     silent_decoders,
-    weights_content,
+    weights_digest,
 )
 from zfnet_jax import viz
 from zfnet_jax.arch import ARCHITECTURES
@@ -95,19 +95,13 @@ class Network(NamedTuple):
 
 def run(options: Options) -> None:
     """Project, draw and write everything down."""
-    units = numbers("--units", options.units)
     at_least(1, options, "top")
     results = Results(options.out)
     with silent_decoders():
         photograph = load_photograph(options.image)
     network = load(options.weights, options.arch, options.num_classes)
     arch = network.model.arch
-    width = arch.shapes()[arch.layer(options.layer).name][-1]
-    if beyond := [unit for unit in units if unit >= width]:
-        raise UsageError(
-            f"--units {beyond[0]}: {options.layer} of {arch.name} has the units 0 to "
-            f"{width - 1}"
-        )
+    units = named_units(arch, [arch.layer(options.layer).name], options.units)
 
     picture = fitted(photograph, network.input_hw)
     images = network.preprocess(picture[None])
@@ -169,7 +163,7 @@ def run(options: Options) -> None:
         seed=0,  # nothing here is random
         digests={
             "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
-            "weights": hashlib.sha256(weights_content(options.weights)).hexdigest(),
+            "weights": weights_digest(options.weights),
         },
     )
     print(f"{len(chosen)} units of {options.layer}; figures in {results.path}")

@@ -12,7 +12,6 @@ metrics.json, with images, positions, activations and classes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from pathlib import Path
 from typing import Literal
@@ -31,9 +30,9 @@ from experiments.common import (
     load_dataset,
     load_network,
     main,
-    numbers,
+    named_units,
     trained_on,
-    weights_content,
+    weights_digest,
 )
 from zfnet_jax import viz
 from zfnet_jax.analysis import TopActivations, project_top, top_activations
@@ -82,15 +81,7 @@ def run(options: Options) -> None:
     net = load_network(options.weights)
     arch = net.model.arch
     layers = chosen_layers(arch, options.layers)
-    named = numbers("--units", options.units)
-    if named and len(layers) != 1:
-        raise UsageError("--units is of a single layer: say which with --layers")
-    width = arch.shapes()[layers[0]][-1]
-    if beyond := [unit for unit in named if unit >= width]:
-        raise UsageError(
-            f"--units {beyond[0]}: {layers[0]} of {arch.name} has the units 0 to "
-            f"{width - 1}"
-        )
+    named = named_units(arch, layers, options.units)
     name = options.dataset or trained_on(net)
     dataset = load_dataset(name, options.split, options.data_dir, options.limit)
     step = len(dataset) // 10
@@ -141,7 +132,7 @@ def run(options: Options) -> None:
         seed=options.seed,
         digests={
             "data": dataset.digest(),
-            "weights": hashlib.sha256(weights_content(options.weights)).hexdigest(),
+            "weights": weights_digest(options.weights),
         },
     )
     print(

@@ -174,7 +174,7 @@ def write_layer(
     Raises:
         ValueError: A unit that fires has no pictures.
     """
-    units = [_unit(unit, top, source) for unit in range(len(top.values))]
+    units = _units(top, source)
     with _replaced(_found(folder, layer.name)) as part:
         for name in ("large", "small"):
             (part / name).mkdir()
@@ -334,27 +334,32 @@ def render(
 # Pictures.
 
 
-def _unit(unit: int, top: TopActivations, source: Source) -> dict[str, Any]:
-    """All that is known of a unit; of its strongest activations those above 0."""
-    firing = top.values[unit] > 0
-    images = top.images[unit][firing]
-    means = top.class_means[unit]
-    favourite, selectivity = top.favourite[unit], top.selectivity[unit]
-    return {
-        "unit": unit,
-        "dead": bool(top.dead[unit]),
-        "active": top.active[unit],
-        "mean": top.mean[unit],
-        "values": top.values[unit][firing],
-        "images": images,
-        "labels": source.labels[images],
-        "positions": top.positions[unit][firing],
-        "class_means": means,
-        "class_active": top.class_counts[unit]
-        / np.maximum(np.bincount(source.labels, minlength=len(means)), 1),
-        "favourite": None if favourite < 0 else favourite,
-        "selectivity": None if np.isnan(selectivity) else selectivity,
-    }
+def _units(top: TopActivations, source: Source) -> list[dict[str, Any]]:
+    """All that is known of each unit; of its strongest activations those above 0."""
+    images_of_class = np.bincount(source.labels, minlength=top.class_means.shape[1])
+    class_active = top.class_counts / np.maximum(images_of_class, 1)
+    favourites, selectivities, dead = top.favourite, top.selectivity, top.dead
+    records = []
+    for unit, values in enumerate(top.values):
+        firing = values > 0
+        images, selectivity = top.images[unit][firing], selectivities[unit]
+        records.append(
+            {
+                "unit": unit,
+                "dead": bool(dead[unit]),
+                "active": top.active[unit],
+                "mean": top.mean[unit],
+                "values": values[firing],
+                "images": images,
+                "labels": source.labels[images],
+                "positions": top.positions[unit][firing],
+                "class_means": top.class_means[unit],
+                "class_active": class_active[unit],
+                "favourite": None if favourites[unit] < 0 else favourites[unit],
+                "selectivity": None if np.isnan(selectivity) else selectivity,
+            }
+        )
+    return records
 
 
 def _patches(

@@ -62,10 +62,19 @@ def test_the_same_seed_writes_the_same(finished, trained, tmp_path):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
+def test_units_may_be_named(trained, tmp_path):
+    argv = [*SHAPES, "--run", str(trained), "--out", str(tmp_path)]
+    assert main(run, Options, [*argv, "--layers", "conv2", "--units", "4,0"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [x["unit"] for x in metrics["layers"]["conv2"]["drawn"]] == [4, 0]
+
+
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
         (["--layers", "conv9"], ["conv9", "conv1 pool1 conv2 fc3 logits"]),
+        (["--layers", "conv2", "--units", "6"], ["6", "conv2 of small", "0 to 5"]),
+        (["--units", "1"], ["--units", "--layers"]),
         (["--limit", "0"], ["--limit must be 1 or more, not 0"]),
         (["--sample", "0"], ["--sample"]),
         (["--count", "0"], ["--count"]),
