@@ -26,6 +26,7 @@ import errno
 import hashlib
 import importlib.metadata
 import importlib.resources
+import inspect
 import io
 import json
 import math
@@ -150,7 +151,12 @@ def _parse(options: type[Options], argv: Sequence[str] | None) -> Options | None
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(options, args=argv, prog=_program())
+            return tyro.cli(
+                options,
+                args=argv,
+                prog=_program(),
+                description=inspect.getdoc(sys.modules[options.__module__]),
+            )
     except SystemExit as stop:
         if not stop.code:
             return None
@@ -418,6 +424,15 @@ def trained_on(net: Pretrained) -> Literal["cifar10", "shapes"]:
     return "shapes" if net.metadata.get("dataset") == "shapes" else "cifar10"
 
 
+def same_classes(weights: str, net: Pretrained, dataset: Dataset) -> None:
+    """Refuse a dataset whose labels are not the network's classes."""
+    if dataset.class_names != net.class_names:
+        raise UsageError(
+            f"--weights {weights} is of other classes than {dataset.name}: choose "
+            "another --dataset"
+        )
+
+
 def load_network(weights: str) -> Pretrained:
     """A shipped network, or one from the `weights.safetensors` of a training run."""
     try:
@@ -442,7 +457,8 @@ def chosen_layers(
     order = [layer.name for layer in arch.layers]
     if text is None:
         return [layer.name for layer in arch.layers if isinstance(layer, default)]
-    return sorted({arch.layer(name).name for name in text.split(",")}, key=order.index)
+    chosen = {arch.layer(name.strip()).name for name in text.split(",")}
+    return sorted(chosen, key=order.index)
 
 
 def counted(number: int, what: str) -> str:

@@ -29,10 +29,10 @@ from experiments.common import (
     silent_decoders,
     weights_digest,
 )
-from experiments.project import fitted, load
+from experiments.project import load
 from zfnet_jax import viz
 from zfnet_jax.arch import Dense
-from zfnet_jax.data import load_photograph
+from zfnet_jax.data import fitted, load_photograph
 
 
 @dataclasses.dataclass(frozen=True)

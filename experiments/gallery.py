@@ -5,10 +5,12 @@
 
 Searches a dataset for the strongest activations of every unit of every layer (Fig. 2 of
 the paper), projects them to pixels by three backward rules, and writes static pages:
-open index.html. With --run, the network is that of a training run, and if it kept the
-weights of epochs, each unit's page shows how it came about (Fig. 4). Expected with the
-shipped weights over the 10,000 test images of CIFAR-10: two to three minutes on two CPU
-cores; a second run into the same folder computes only what has changed.
+open index.html. It says what such pictures tell and what not, measured on a few images
+as `experiments.sanity` does on many. With --run, the network is that of a training run,
+and if it kept the weights of epochs, each unit's page shows how it came about (Fig. 4).
+Expected with the shipped weights over the 10,000 test images of CIFAR-10: two to three
+minutes on two CPU cores; a second run into the same folder computes only what has
+changed.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Literal
 import numpy as np
 
 import zfnet_jax
+from experiments import sanity
 from experiments.common import (
     Progress,
     Results,
@@ -61,6 +64,8 @@ from zfnet_jax.weights import Pretrained
 
 # So many units are projected at a time.
 _TOGETHER = 16
+# What pictures tell is measured on so many images, and shown of so many.
+_EXAMINED, _SHOWN = 16, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +124,13 @@ def run(options: Options) -> None:
         "weights": weights_digest(weights),
     }
     found = explore(results.path, net, dataset, layers, options.top, digests)
+    examined = examine(results.path, net, dataset, digests)
     courses = []
     if networks:
         train = load_dataset(name, "train", options.data_dir, options.evolution_limit)
         keys = {str(epoch): _digest(file) for epoch, file in files.items()}
         courses = follow(results.path, networks, train, layers, keys)
-    page = publish(results.path, net, dataset, layers, courses)
+    page = publish(results.path, net, dataset, layers, courses, examined)
     results.metrics(
         {
             "architecture": arch.name,
@@ -232,6 +238,29 @@ def _projected(
         progress.update(done + start + len(units), layer=layer)
 
 
+def examine(
+    folder: Path, net: Pretrained, dataset: Dataset, digests: Mapping[str, str]
+) -> bool:
+    """Write what the pictures tell, if the folder does not hold it already.
+
+    Returns:
+        Whether it can be measured: on two images at least, of the network's classes.
+    """
+    few = dataset.take(np.arange(min(_EXAMINED, len(dataset))))
+    if len(few) < 2 or few.class_names != net.class_names:
+        print("what the pictures tell needs two images of the network's own classes")
+        return False
+    key = _named(digests, part="sanity")
+    if not gallery.has_sanity(folder, key):
+        layer = sanity.last_convolution(net.model.arch)
+        total = 2 * len(few)
+        with Progress("examining", total, unit="pictures", every=total) as progress:
+            found = sanity.examine(net, few, layer, 0, _SHOWN, progress.update)
+        figures = sanity.figures(net, few, layer, *found)
+        gallery.write_sanity(folder, layer, *found, figures, key)
+    return True
+
+
 def follow(
     folder: Path,
     networks: Mapping[int, Pretrained],
@@ -282,7 +311,8 @@ def publish(
     net: Pretrained,
     dataset: Dataset,
     layers: Sequence[str],
-    courses: Sequence[str] = (),
+    courses: Sequence[str],
+    examined: bool,
 ) -> Path:
     """Write the pages; returns the one to open."""
     facts = {
@@ -295,7 +325,8 @@ def publish(
     if command := net.metadata.get("command"):
         facts["trained by"] = str(command)
     title = f"What {net.model.arch.name} has learned"
-    return gallery.render(folder, gallery.Network(title, facts), layers, courses)
+    network = gallery.Network(title, facts)
+    return gallery.render(folder, network, layers, courses, examined)
 
 
 def described(arch: Architecture, layer: str) -> gallery.Layer:
@@ -334,8 +365,9 @@ def _named(digests: Mapping[str, str], **what: str | int) -> str:
 
 @functools.cache
 def _code() -> str:
-    """Of all that computes: the library and this file."""
-    files = [*sorted(Path(zfnet_jax.__path__[0]).rglob("*.py")), Path(__file__)]
+    """Of all that computes: the library, this file and the one it computes by."""
+    library = sorted(Path(zfnet_jax.__path__[0]).rglob("*.py"))
+    files = [*library, Path(__file__), Path(sanity.__file__)]
     return "".join(map(_digest, files))
 
 

@@ -35,12 +35,7 @@ from experiments.common import (
 )
 from zfnet_jax import viz
 from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.data import (
-    DataNotFoundError,
-    center_crop,
-    load_photograph,
-    resize_shortest_side,
-)
+from zfnet_jax.data import DataNotFoundError, fitted, load_photograph
 from zfnet_jax.deconvnet import project
 from zfnet_jax.model import ConvNet
 from zfnet_jax.weights import (
@@ -203,16 +198,6 @@ def _described(weights: str) -> Pretrained:
 def as_torchvision(images: np.ndarray) -> np.ndarray:
     """uint8[b, h, w, 3] as the models of torchvision take it, float32."""
     return ((images / 255 - _MEAN) / _DEVIATION).astype(np.float32)
-
-
-def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of a photograph, resized to the size of a network.
-
-    As resizing the shortest side first, but a strip a pixel high stays small.
-    """
-    side = min(image.shape[:2])
-    square = resize_shortest_side(center_crop(image, (side, side)), max(size))
-    return center_crop(square, size)
 
 
 def strongest(model: ConvNet, images: np.ndarray, layer: str, count: int) -> list[int]:

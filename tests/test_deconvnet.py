@@ -24,6 +24,7 @@ from tests.references.deconvnet_cases import (
     photographs,
 )
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.deconvnet import project_activations
 
 RULES = ("deconvnet", "guided", "gradient")
 OVERLAPS = ("sum", "last")
@@ -519,6 +520,51 @@ def test_the_transformation_agrees(layer, rule):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    ("layer", "rule", "overlap", "norm"),
+    [
+        ("fc4", "deconvnet", "sum", "skip"),
+        ("conv3", "guided", "last", "backprop"),
+        ("fc4", "gradient", "sum", "backprop"),
+    ],
+)
+def test_activations_in_place_of_the_layers_own(layer, rule, overlap, norm):
+    model, images = built(ODD), drawn_images(ODD, 2, seed=1).astype(np.float32)
+    settings: dict[str, Any] = {"rule": rule, "overlap": overlap, "norm": norm}
+    forward = jax.jit(lambda x: model.features(x, until=layer).features[layer])
+    own = np.asarray(forward(images))
+    # Those of one unit are what `project` keeps of it.
+    unit = int(own.argmax()) % own.shape[-1]
+    kept = own * np.eye(own.shape[-1], dtype=np.float32)[unit]
+    got = project_activations(model, images, layer, kept, **settings)
+    expected = zf.project(model, images, layer, unit, mode="map", **settings).pixels
+    assert expected.any() and distance(got, expected) < 1e-6
+    if rule == "gradient":
+        drawn = np.random.default_rng(1).normal(size=own.shape).astype(np.float32)
+        got = project_activations(model, images, layer, drawn, **settings)
+        expected = jax.jit(lambda x, y: jax.vjp(forward, x)[1](y)[0])(images, drawn)
+        assert distance(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": "conv9"}, "no layer 'conv9'"),
+        ({"rule": "saliency"}, "rule 'saliency' is not one of deconvnet, guided"),
+        ({"activations": np.ones((1, 3), np.float32)}, r"\(1, 1\), not \(1, 3\)"),
+        ({"activations": np.ones((2, 1), np.float32)}, r"\(1, 1\), not \(2, 1\)"),
+    ],
+)
+def test_activations_that_do_not_fit_are_refused(change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    given: dict[str, Any] = {
+        "layer": "logits",
+        "activations": np.ones((1, 1), np.float32),
+    }
+    with pytest.raises(ValueError, match=message):
+        project_activations(two_layers(), IMAGE, **{**given, **change})
+
+
 def test_a_batch_is_one_at_a_time():
     """Over images, then units, then positions."""
     model, images = built(ODD), drawn_images(ODD, 3)

@@ -24,6 +24,7 @@ from tests.references.gallery_case import (
     UNITS,
     K,
     build,
+    build_sanity,
     course_of,
     pictures_of,
     projections,
@@ -340,6 +341,35 @@ def test_pages_of_other_layers_go_and_what_was_computed_stays(tmp_path):
         for link in Links(page).hrefs | Links(page).sources
     }
     assert all(file.is_file() for file in reached)
+
+
+def test_what_the_pictures_tell_is_said_first_and_shown(tmp_path):
+    build(tmp_path, layers=["conv2"])
+    assert not gallery.has_sanity(tmp_path, "key")
+    numbers = build_sanity(tmp_path)
+    assert gallery.has_sanity(tmp_path, "key")
+    assert not gallery.has_sanity(tmp_path, "another key")
+    overview = gallery.render(tmp_path, NETWORK, ["conv2"], sanity=True)
+    page = overview.parent / "sanity/index.html"
+    assert "sanity/index.html" in Links(overview).hrefs
+    for links in (Links(overview), Links(page)):
+        for number in numbers.values():
+            assert f"{number:.2f}" in links.text
+        assert "above conv2" in links.text and "6 images" in links.text
+    links = Links(page)
+    assert links.sources - {"../assets/gallery.js"} == {
+        f"{name}.png" for name in gallery.SANITY_FIGURES
+    }
+    assert all(links.alts)
+    for link in links.hrefs | links.sources:
+        assert (page.parent / link).is_file()
+
+    # Without it, neither page speaks of it.
+    overview = gallery.render(tmp_path, NETWORK, ["conv2"])
+    assert not page.exists()
+    assert "sanity/index.html" not in Links(overview).hrefs
+    next((tmp_path / "sanity").glob("*.png")).unlink()
+    assert not gallery.has_sanity(tmp_path, "key")
 
 
 def test_texts_are_escaped(tmp_path):

@@ -25,7 +25,7 @@ from flax import nnx
 from zfnet_jax import checkpoint, training
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.checkpoint import DamagedFileError
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Dataset, Preprocessing
 from zfnet_jax.model import ConvNet
 from zfnet_jax.training import (
     FAST,
@@ -35,6 +35,7 @@ from zfnet_jax.training import (
     Recipe,
     TrainResult,
     augment,
+    class_probabilities,
     cut_out,
     evaluate,
     limit_kernel_rms,
@@ -541,6 +542,102 @@ def test_loss_and_accuracy_by_hand():
     loss, accuracy = loss_and_accuracy(logits, labels)
     assert loss == pytest.approx(np.log([2, 4.5, 10 / 7]).mean(), rel=1e-6)
     assert accuracy == pytest.approx(2 / 3)
+
+
+# Probabilities by one view and by ten, of a network whose images are not square.
+
+Net = tuple[ConvNet, Preprocessing]
+WIDE = Architecture(
+    "wide",
+    (6, 9),
+    (Conv("conv1", 3, kernel=3, padding=1), Dense("logits", 5, relu=False)),
+)
+
+
+@pytest.fixture(scope="module")
+def wide(compiled_once) -> Net:
+    mean = np.random.default_rng(0).uniform(0, 255, (6, 9, 3)).astype(np.float32)
+    return ConvNet(WIDE, rngs=nnx.Rngs(0)), Preprocessing(mean, 1 / 64)
+
+
+def random_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+def by_ten(wide: Net, images: np.ndarray, batch_size: int = 50) -> np.ndarray:
+    found = class_probabilities(*wide, images, ten_crops=True, batch_size=batch_size)
+    return np.stack([*found])
+
+
+def test_ten_crops_are_a_plain_loop(wide: Net):
+    model, preprocess = wide
+    images = random_images(7, 10, 12, 3)
+    logits = jax.jit(lambda x: model.features(x).logits)
+    total = np.zeros((7, 5))
+    for row, column in ((0, 0), (0, 3), (4, 0), (4, 3), (2, 1)):
+        for turn in (1, -1):
+            crops = images[:, row : row + 6, column : column + 9][:, :, ::turn]
+            powers = np.exp(np.asarray(logits((crops - preprocess.mean) / 64), float))
+            total += powers / powers.sum(1, keepdims=True)
+    for batch_size in (3, 7, 50):
+        found = by_ten(wide, images, batch_size)
+        assert (found.dtype, found.shape) == (np.float32, (7, 5))
+        np.testing.assert_allclose(found, total / 10, rtol=1e-4)
+
+
+def test_one_view_is_the_softmax_of_the_logits(wide: Net):
+    images = random_images(7, 6, 9, 3)
+    powers = np.exp(evaluate(*wide, images))
+    found = np.stack([*class_probabilities(*wide, images, batch_size=3)])
+    np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), rtol=1e-4)
+    assert np.ptp(found, 0).min() > 1e-3
+
+
+def test_ten_crops_of_a_constant_image_are_one_view(wide: Net):
+    levels = random_images(4, 1, 1, 3)
+    one = [*class_probabilities(*wide, levels.repeat(6, 1).repeat(9, 2))]
+    ten = by_ten(wide, levels.repeat(8, 1).repeat(12, 2))
+    np.testing.assert_allclose(ten, one, rtol=1e-5)
+
+
+def test_ten_crops_do_not_see_a_mirror(wide: Net):
+    images = random_images(4, 8, 11, 3)
+    ours, mirrored = by_ten(wide, images), by_ten(wide, images[:, :, ::-1])
+    np.testing.assert_allclose(ours, mirrored, rtol=1e-5)
+    assert not np.allclose(ours, by_ten(wide, images[:, ::-1]), rtol=1e-3)
+
+
+def test_images_are_read_a_batch_at_a_time_for_one_program(wide: Net, monkeypatch):
+    model, preprocess = wide
+    read, traced = [], []
+    call = Preprocessing.__call__
+    monkeypatch.setattr(
+        Preprocessing, "__call__", lambda *a: traced.append(a[1].shape) or call(*a)
+    )
+    images = random_images(8, 6, 9, 3)
+    found = class_probabilities(
+        model, preprocess, (read.append(x) or x for x in images), batch_size=3
+    )
+    assert read == []
+    for _ in range(3):
+        next(found)
+    assert len(read) == 3
+    assert len([*found]) == 5 and len(read) == 8
+    assert traced == [(3, 6, 9, 3)]
+
+
+def test_no_images_have_no_probabilities(wide: Net):
+    assert [*class_probabilities(*wide, [])] == []
+
+
+def test_what_has_no_probabilities_is_named(wide: Net):
+    images = random_images(2, 6, 9, 3)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        next(class_probabilities(*wide, images, batch_size=0))
+    with pytest.raises(ValueError, match="7 x 9 do not fit the mean image of 6 x 9"):
+        next(class_probabilities(*wide, random_images(2, 7, 9, 3)))
+    with pytest.raises(ValueError, match="crop of 6 x 9 out of an image of 5 x 9"):
+        next(class_probabilities(*wide, random_images(2, 5, 9, 3), ten_crops=True))
 
 
 # Whole runs.

@@ -1,6 +1,15 @@
 """Zeiler & Fergus (2013) in JAX: ZFNet, what it learns, and how to see it."""
 
-from zfnet_jax.analysis import TopActivations, top_activations
+from zfnet_jax.analysis import (
+    Correspondence,
+    Invariance,
+    Occlusion,
+    TopActivations,
+    correspondence,
+    invariance,
+    occlusion,
+    top_activations,
+)
 from zfnet_jax.arch import (
     ALEXNET,
     ARCHITECTURES,
@@ -38,9 +47,12 @@ __all__ = [
     "ContrastNorm",
     "Conv",
     "ConvNet",
+    "Correspondence",
     "Dense",
     "Features",
+    "Invariance",
     "MaxPool",
+    "Occlusion",
     "Pretrained",
     "Projections",
     "ReceptiveField",
@@ -48,10 +60,13 @@ __all__ = [
     "ZFNet",
     "ZFNet32",
     "ablate",
+    "correspondence",
     "deconvnet",
     "guided_backprop",
+    "invariance",
     "load_pretrained",
     "load_weights",
+    "occlusion",
     "project",
     "receptive_field",
     "saliency",

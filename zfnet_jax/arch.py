@@ -477,4 +477,35 @@ ZFNET32 = Architecture(
     ),
 )
 
+
+def _mini(name: str, conv1: Conv, conv2: Conv) -> Architecture:
+    layers: tuple[Layer, ...] = (
+        conv1,
+        MaxPool("pool1", padding=1),
+        conv2,
+        MaxPool("pool2", padding=1),
+        Conv("conv3", 96, kernel=3, padding=1),
+        Conv("conv4", 96, kernel=3, padding=1),
+        Conv("conv5", 64, kernel=3, padding=1),
+        MaxPool("pool5", padding=1),
+        Dense("fc6", 1024, dropout=0.5),
+        Dense("fc7", 1024, dropout=0.5),
+        Dense("logits", 10, relu=False),
+    )
+    return Architecture(name, (32, 32), layers)
+
+
+# The paper's two networks for 32 x 32 images and two CPU cores, alike but for layers 1
+# and 2: a quarter of the widths, half of the strides of layer 1, no normalisation.
+ZFNET_MINI = _mini(
+    "zfnet-mini",
+    Conv("conv1", 24, kernel=5, stride=1, padding=2),
+    Conv("conv2", 64, kernel=5, stride=2, padding=2),
+)
+ALEXNET_MINI = _mini(
+    "alexnet-mini",
+    Conv("conv1", 24, kernel=7, stride=2, padding=3),
+    Conv("conv2", 64, kernel=5, stride=1, padding=2),
+)
+
 ARCHITECTURES = {arch.name: arch for arch in (ZFNET, ZFNET_PLAIN, ALEXNET, ZFNET32)}

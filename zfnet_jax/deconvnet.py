@@ -139,16 +139,12 @@ def project(
     places = _check_positions(positions, layer, shape, chosen.shape)
 
     plan = _Plan(arch, layer, mode, rule, overlap, norm, local and mode == "unit")
-    dtype = jnp.promote_types(model.dtype, jnp.float32)
-    kernels = {
-        spec.name: jnp.asarray(getattr(model, spec.name).kernel[...], dtype)
-        for spec, *_ in plan.steps
-        if isinstance(spec, Conv | Dense)
-    }
+    kernels = _kernels(plan, model)
     graph, weights = nnx.split(model)
     field = receptive_field(arch, layer) if mode == "unit" else _whole(arch.input_hw)
     shown_hw = field.size if crop else arch.input_hw
     each = chosen.shape[1] * (1 if places is None else places.shape[2])
+    dtype = _precision(model)
     pixels = np.zeros((len(images) * each, *shown_hw, arch.channels), dtype)
     found: list[tuple[_Points, np.ndarray]] = []
     for first in range(0, len(images) or 1, _IMAGES_AT_ONCE):
@@ -182,6 +178,67 @@ def project(
         np.asarray(points.position),
         np.concatenate([values for _, values in found]),
     )
+
+
+def project_activations(
+    model: ConvNet,
+    images: Float[Array | np.ndarray, "b h w c"],
+    layer: str,
+    activations: Float[Array | np.ndarray, "b ..."],
+    *,
+    rule: Rule = "deconvnet",
+    overlap: ops.Overlap = "sum",
+    norm: Norm = "skip",
+) -> Float[Array, "b h w c"]:
+    """Project given activations in place of a layer's own.
+
+    They go down by the switches of the images and, where the rule asks, through the
+    ReLUs that were active in them, the layer's own included. By the rule "gradient"
+    that is the derivative of the sum of the layer's output times `activations`.
+
+    Args:
+        model: The network.
+        images: Preprocessed images of the network's size.
+        layer: Any layer, up to `logits`.
+        activations: One for each of the layer's, in the shape of `ConvNet.features`.
+        rule: As for `project`.
+        overlap: As for `project`.
+        norm: As for `project`.
+
+    Returns:
+        Whole images, float32, or float64 for a float64 network.
+
+    Raises:
+        ValueError: images or activations do not fit the network, or there is no such
+            layer, rule, overlap or norm.
+    """
+    _check_choices(rule=rule, overlap=overlap, norm=norm)
+    arch = model.arch
+    shape = len(images), *arch.shapes()[arch.layer(layer).name]
+    if activations.shape != shape:
+        raise ValueError(
+            f"activations of {layer} are of shape {shape}, not {activations.shape}"
+        )
+    plan = _Plan(arch, layer, "map", rule, overlap, norm, local=False)
+    return _all_down(plan, *nnx.split(model), images, activations)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _all_down(
+    plan: _Plan, graph, weights, images: Array, signal: Array
+) -> Float[Array, "b h w c"]:
+    """From whole maps to whole images, all of them together."""
+    trace = _forward(
+        graph, weights, images, plan.layer, plan.masked, plan.overlap, plan.norm
+    )
+    model = nnx.merge(graph, weights)
+    kernels = _kernels(plan, model)
+    each = np.arange(len(images), dtype=np.int32)
+    points = _Points(each, np.zeros_like(each), np.zeros((len(each), 2), np.int32))
+    signal = jnp.asarray(signal, _precision(model))
+    for step in plan.steps:
+        signal = _step_down(plan, step, kernels, trace, signal, points)
+    return signal
 
 
 def _check_choices(**choices: str) -> None:
@@ -368,6 +425,18 @@ class _Plan:
         return self.rule != "deconvnet"
 
 
+def _precision(model: ConvNet) -> jnp.dtype:
+    return jnp.promote_types(model.dtype, jnp.float32)
+
+
+def _kernels(plan: _Plan, model: ConvNet) -> dict[str, Array]:
+    return {
+        spec.name: jnp.asarray(getattr(model, spec.name).kernel[...], _precision(model))
+        for spec, *_ in plan.steps
+        if isinstance(spec, Conv | Dense)
+    }
+
+
 def _whole(hw: Pair) -> ReceptiveField:
     """All of a map, wherever the activation lies."""
     return ReceptiveField(hw, (0, 0), (0, 0), hw)
@@ -407,7 +476,7 @@ def _forward(
     norm: Norm,
 ) -> _Trace:
     model = nnx.merge(graph, weights)
-    dtype = jnp.promote_types(model.dtype, jnp.float32)
+    dtype = _precision(model)
     seen = model.features(images, until=layer)
     places, last, active, inputs = {}, {}, {}, {}
     entering = images

@@ -3,12 +3,14 @@
     claim(folder)
     write_layer(folder, layer, top, source, rules, pictures, key)   # for each layer
     write_course(folder, layer, course, found, source, key)  # where a run has it
-    render(folder, network, [layer.name for layer in layers], [layer.name for …])
+    write_sanity(folder, layer, randomised, replaced, figures, key)
+    render(folder, network, [layer.name for layer in layers], [layer.name for …], True)
 
 The writers leave pictures and a JSON file of all numbers beside them; `render` makes
-the pages from these alone: an overview, a page for each layer, a page for each unit.
-They need no server and no network. What was written under the same key is found by
-`has_layer` and `has_course`, so that unchanged layers need not be computed again.
+the pages from these alone: an overview, a page for each layer, a page for each unit,
+and one that says what the pictures tell and what not. They need no server and no
+network. What was written under the same key is found by `has_layer`, `has_course` and
+`has_sanity`, so that what is unchanged need not be computed again.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ from typing import Any
 import jinja2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
+from matplotlib.figure import Figure
 from PIL import Image
 
 from zfnet_jax import viz
-from zfnet_jax.analysis import Evolution, TopActivations
+from zfnet_jax.analysis import Comparison, Evolution, TopActivations
 from zfnet_jax.deconvnet import Projections
 
 # Pages of a layer show so many units at a time. These pictures, and the text of all
@@ -47,6 +50,8 @@ from zfnet_jax.deconvnet import Projections
 UNITS_AT_ONCE = 256
 _PAGE_BYTES, _TEXT_BYTES = 7_500_000, 1_100
 _LEAST_SIDE, _SMALL_SIDE, _LARGE_SIDE = 8, 64, 224
+
+SANITY_FIGURES = ("randomisation", "randomised_pictures", "controls")
 
 _FORMAT = 1
 _ASSETS = ("gallery.css", "gallery.js")
@@ -118,7 +123,7 @@ def claim(folder: Path) -> None:
     """
     mark = folder / "gallery.json"
     if _key(mark) is None:
-        names = ("index.html", "assets", "images", "layers", mark.name)
+        names = ("index.html", "assets", "images", "layers", "sanity", mark.name)
         if there := [name for name in names if (folder / name).exists()]:
             raise ValueError(
                 f"{folder} holds {there[0]} and is no gallery: choose another folder"
@@ -148,6 +153,14 @@ def has_course(folder: Path, layer: str, key: str) -> bool:
         return False
     units = _read(home / "course.json")["units"]
     return all(_is_there(home / f"{unit}.webp") for unit in units)
+
+
+def has_sanity(folder: Path, key: str) -> bool:
+    """Whether `write_sanity` has written under this key, and whole."""
+    home = folder / "sanity"
+    if _key(home / "sanity.json") != key:
+        return False
+    return all(_is_there(home / f"{name}.png") for name in SANITY_FIGURES)
 
 
 def write_layer(
@@ -250,6 +263,40 @@ def write_course(
         _write(part / "course.json", _json(record))
 
 
+def write_sanity(
+    folder: Path,
+    layer: str,
+    randomised: Comparison,
+    replaced: Comparison,
+    figures: Mapping[str, Figure],
+    key: str,
+) -> None:
+    """Write how much of the pictures is the network's; all of it or nothing.
+
+    Args:
+        folder: Of the gallery.
+        layer: Of the unit that was replaced, a layer with weights.
+        randomised: As `analysis.randomisation` gives it, with the rule "deconvnet".
+        replaced: As `analysis.controls` gives it, likewise.
+        figures: Of these, by the names `SANITY_FIGURES`.
+        key: Names what all this was computed from, for `has_sanity`.
+    """
+    signed = randomised.similarity["deconvnet"].signed
+    means = replaced.similarity["deconvnet"].signed.mean(1)
+    record = {
+        "format": _FORMAT,
+        "key": key,
+        "layer": layer,
+        "images": signed.shape[1],
+        "destroyed_above": signed.mean(1)[randomised.columns.index(layer) - 1],
+        "replaced": dict(zip(replaced.columns, means, strict=True)),
+    }
+    with _replaced(folder / "sanity") as part:
+        for name in SANITY_FIGURES:
+            _write(part / f"{name}.png", viz.figure_bytes(figures[name], "png"))
+        _write(part / "sanity.json", _json(record))
+
+
 def counts(folder: Path, layer: str) -> dict[str, int]:
     """How many units a layer that was written has, and how many of them are dead."""
     units = _read(_found(folder, layer) / "layer.json")["units"]
@@ -257,7 +304,11 @@ def counts(folder: Path, layer: str) -> dict[str, int]:
 
 
 def render(
-    folder: Path, network: Network, layers: Sequence[str], courses: Collection[str] = ()
+    folder: Path,
+    network: Network,
+    layers: Sequence[str],
+    courses: Collection[str] = (),
+    sanity: bool = False,
 ) -> Path:
     """Write the pages of layers that `write_layer` has written.
 
@@ -269,6 +320,7 @@ def render(
         network: What to say of the network.
         layers: Names of its layers, from the image up.
         courses: Those of which to show what `write_course` has written.
+        sanity: Whether to show what `write_sanity` has written.
 
     Returns:
         The overview, to be opened in a browser.
@@ -280,7 +332,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    pages.filters |= {"number": _number, "percent": _percent}
+    pages.filters |= {"number": _number, "percent": _percent, "alike": "{:z.2f}".format}
     templates = importlib.resources.files("zfnet_jax") / "templates"
     (folder / "assets").mkdir(exist_ok=True)
     for asset in _ASSETS:
@@ -322,9 +374,15 @@ def render(
         for page in home.glob("*.html"):
             if page.stem.isdecimal() and int(page.stem) >= count:
                 page.unlink()
-    text = pages.get_template("overview.html").render(
-        network=network, layers=records, widths=widths, root=""
-    )
+    checks = _read(folder / "sanity" / "sanity.json") if sanity else None
+    common = {"network": network, "widths": widths, "sanity": checks}
+    page = folder / "sanity" / "index.html"
+    if checks is None:
+        page.unlink(missing_ok=True)
+    else:
+        text = pages.get_template("sanity.html").render(common, root="../")
+        _write(page, text.encode())
+    text = pages.get_template("overview.html").render(common, layers=records, root="")
     overview = folder / "index.html"
     _write(overview, text.encode())
     _forget(folder, layers)

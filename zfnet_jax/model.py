@@ -186,6 +186,16 @@ class ConvNet(nnx.Module):
             logits = logits.astype(jnp.float32)
         return Features(features, switches, logits)
 
+    def classify(
+        self, x: Float[Array | np.ndarray, "b ..."]
+    ) -> Float[Array, "b classes"]:
+        """Logits from what the first dense layer takes, a map or flattened."""
+        x = jnp.asarray(x, self.dtype)
+        for layer in self.arch.layers:
+            if isinstance(layer, Dense):
+                x = self._dense(x, layer)
+        return x.astype(jnp.float32)
+
     def _check(self, images: Array | np.ndarray) -> Array:
         expected = (*self.arch.input_hw, self.arch.channels)
         if images.shape[1:] != expected:

@@ -7,9 +7,11 @@ update are one program, split over all local devices along the batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree, UInt8
 
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import Architecture, Dense
-from zfnet_jax.data import Dataset, Preprocessing
+from zfnet_jax.data import Dataset, Preprocessing, ten_crop
 from zfnet_jax.model import ConvNet, Initializer
 
 # The values of one epoch, by name.
@@ -506,14 +508,62 @@ def evaluate(
     def run(params: PyTree, batch: Array) -> Array:
         return nnx.merge(graph, params)(preprocess(batch))
 
-    size = min(batch_size, len(images))
-    logits = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        missing = size - len(batch)
-        batch = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        logits.append(np.asarray(run(params, batch))[: size - missing])
-    return np.concatenate(logits)
+    return np.stack([*_batched(functools.partial(run, params), images, batch_size)])
+
+
+def class_probabilities(
+    model: ConvNet,
+    preprocess: Preprocessing,
+    images: Iterable[UInt8[np.ndarray, "h w c"]],
+    *,
+    ten_crops: bool = False,
+    batch_size: int = 50,
+) -> Iterator[Float32[np.ndarray, " classes"]]:
+    """Softmax probabilities of each image, by one view or by ten, with dropout off.
+
+    Ten views are the corners and the centre, each also mirrored; their probabilities
+    are averaged (Krizhevsky et al. 2012, section 4.1). The mean image is subtracted
+    from each crop. Images are read as they are needed, a batch ahead at most.
+
+    Args:
+        model: The network.
+        preprocess: Its preprocessing.
+        images: RGB pixels, 0 to 255; for one view of the size that `preprocess` takes,
+            for ten crops of that size larger, as `ten_crop_size` says.
+        ten_crops: Average over ten views.
+        batch_size: Images at a time, which need the memory of as many views; one
+            program serves all batches, and its size does not change the result.
+
+    Raises:
+        ValueError: Raised with the first result: `batch_size` is not positive, or the
+            images do not fit `preprocess` or each other.
+    """
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def run(params: PyTree, batch: Array) -> Array:
+        def view(crop: Array) -> Array:
+            return jax.nn.softmax(nnx.merge(graph, params)(preprocess(crop)))
+
+        if not ten_crops:
+            return view(batch)
+        crops = ten_crop(batch, preprocess.mean.shape[:2])
+        return jax.lax.map(view, jnp.moveaxis(crops, 1, 0)).mean(0)
+
+    yield from _batched(functools.partial(run, params), images, batch_size)
+
+
+def _batched(
+    run: Callable[[np.ndarray], Array], images: Iterable[np.ndarray], batch_size: int
+) -> Iterator[np.ndarray]:
+    """What a program gives for each image; every batch is of the first one's size."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
+    images, size = iter(images), 0
+    while batch := list(itertools.islice(images, batch_size)):
+        size = size or len(batch)
+        padded = np.pad(np.stack(batch), ((0, size - len(batch)), *[(0, 0)] * 3))
+        yield from np.asarray(run(padded))[: len(batch)]
 
 
 def loss_and_accuracy(

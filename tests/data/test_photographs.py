@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from zfnet_jax.data import DataNotFoundError, load_photograph, photographs
+from zfnet_jax.data import (
+    DataNotFoundError,
+    find_photographs,
+    load_photograph,
+    photographs,
+)
 
 # Three rows and two columns of one colour each: no turn leaves it as it is.
 COLORS = np.array(
@@ -378,3 +383,29 @@ def test_a_damaged_file_never_leaks_another_error(tmp_path):
             except DataNotFoundError:
                 continue
             assert loaded.dtype == np.uint8 and loaded.ndim == 3
+
+
+# Folders
+
+
+def test_a_folder_gives_its_images_by_name(tmp_path):
+    (tmp_path / "below.png").mkdir()
+    for name in ("b.JPG", "a.tiff", "c.webp", "B.jpeg", ".hidden.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"not read yet")
+    (tmp_path / "below.png" / "deep.png").write_bytes(b"")
+    found = find_photographs(str(tmp_path))
+    assert found == [tmp_path / x for x in ("B.jpeg", "a.tiff", "b.JPG", "c.webp")]
+
+
+def test_every_kind_that_is_read_is_found(tmp_path):
+    suffixes = "bmp gif jpeg jpg jp2 jpe mpo pbm pgm png pnm ppm tif tiff webp".split()
+    for suffix in suffixes:
+        (tmp_path / f"x.{suffix}").touch()
+    assert [file.suffix[1:] for file in find_photographs(tmp_path)] == sorted(suffixes)
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(DataNotFoundError, match=str(folder)):
+            find_photographs(folder)

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from zfnet_jax.data import Preprocessing, center_crop, resize_shortest_side, ten_crop
+from zfnet_jax.data import (
+    Preprocessing,
+    center_crop,
+    fitted,
+    resize_shortest_side,
+    ten_crop,
+    ten_crop_size,
+)
 
 
 def random_images(*shape: int) -> np.ndarray:
@@ -159,3 +166,35 @@ def test_crops_of_jax_arrays():
 def test_crops_name_sizes_that_do_not_fit(crop, size):
     with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} .* 7 x 6"):
         crop(random_images(2, 7, 6, 3), size)
+
+
+@pytest.mark.parametrize(
+    ("size", "larger"),
+    [((224, 224), (256, 256)), ((32, 16), (37, 18)), ((1, 24), (1, 27))],
+)
+def test_images_for_ten_crops_are_larger_as_in_the_paper(size, larger):
+    assert ten_crop_size(size) == larger
+
+
+# The middle of the photograph
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (32, 32), (33, 500), (700, 64)])
+@pytest.mark.parametrize("wanted", [(32, 32), (20, 32)])
+def test_fitted_has_the_size_of_the_network(size, wanted):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    assert fitted(pixels, wanted).shape == (*wanted, 3)
+
+
+def test_fitted_keeps_the_middle_upright():
+    pixels = np.zeros((64, 164, 3), np.uint8)
+    pixels[:, 50:114] = np.arange(64, dtype=np.uint8)[:, None, None] * 4
+    pixels[:, :50] = 255
+    found = fitted(pixels, (32, 32)).astype(int)
+    expected = np.arange(32)[:, None].repeat(32, 1) * 8 + 2
+    np.testing.assert_allclose(found[..., 0], expected, atol=2)
+
+
+def test_a_strip_stays_small():
+    strip = np.zeros((1, 2_000_000, 3), np.uint8)
+    assert fitted(strip, (224, 224)).shape == (224, 224, 3)

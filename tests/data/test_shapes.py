@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.path import Path
 
-from zfnet_jax.data import SHAPES, Dataset, make_shapes
+from zfnet_jax.data import CORNERS, SHAPES, Dataset, make_shapes, shape_parts
+
+SIDES = ("left", "right")
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +251,75 @@ def test_backgrounds_are_pink():
 def test_names_what_is_out_of_range(arguments, said):
     with pytest.raises(ValueError, match=said):
         make_shapes(*arguments)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (60, 93)])
+def test_parts_lie_at_the_corners_of_the_mask(size):
+    data = make_shapes(200, size, seed=4)
+    assert data.masks is not None
+    for name, corners in CORNERS.items():
+        indices, boxes = shape_parts(name, 200, size, seed=4)
+        np.testing.assert_array_equal(
+            indices, np.flatnonzero(data.labels == data.class_names.index(name))
+        )
+        assert list(boxes) == list(corners)
+        for index, *found in zip(indices, *boxes.values(), strict=True):
+            mask = data.masks[index]
+            points = np.argwhere(mask) + 0.5
+            at = {
+                corner: np.array([box[0] + box[2], box[1] + box[3]]) / 2
+                for corner, box in zip(corners, found, strict=True)
+            }
+            radius = np.sqrt(mask.sum() / np.pi)
+            middle = points.mean(0)
+            for corner, place in at.items():
+                outward = (place - middle) / np.linalg.norm(place - middle)
+                reach = (points - middle) @ outward
+                farthest = points[reach.argmax()]
+                assert np.linalg.norm(place - farthest) < 0.55 * radius, (name, corner)
+            for top, left, bottom, right in found:
+                assert mask[top:bottom, left:right].mean() > 0.2
+
+
+def test_the_tip_of_an_arrow_is_where_its_head_is():
+    data = make_shapes(400, (48, 48), seed=6)
+    assert data.masks is not None
+    indices, boxes = shape_parts("arrow", 400, (48, 48), seed=6)
+    at = {part: (box[:, :2] + box[:, 2:]) / 2 for part, box in boxes.items()}
+    for n, index in enumerate(indices):
+        place = np.argwhere(data.masks[index]) + 0.5
+        offset = (place - place.mean(0)).T
+        # The head is wide and the tail narrow.
+        long = at["tip"][n] - at["tail"][n]
+        long /= np.linalg.norm(long)
+        along, across = long @ offset, np.array([-long[1], long[0]]) @ offset
+        assert abs(along).max() > abs(across).max()
+        share = (along - along.min()) / np.ptp(along)
+        tip, tail = (0.52 < share) & (share < 0.7), (0.2 < share) & (share < 0.4)
+        assert across[tip].std() > 1.5 * across[tail].std()
+        # As it flies upward: rows count downward.
+        to_right = np.array([long[1], -long[0]])
+        left, right = (
+            to_right @ (at[f"{side} barb"][n] - at["tip"][n]) for side in SIDES
+        )
+        assert left < 0 < right
+
+
+def test_the_lobes_of_a_heart_are_left_and_right_as_it_stands():
+    _, boxes = shape_parts("heart", 400, (48, 48), seed=6)
+    at = {part: (box[:, :2] + box[:, 2:]) / 2 for part, box in boxes.items()}
+    down = at["tip"] - (at["left lobe"] + at["right lobe"]) / 2
+    # Turned so that `down` points down the rows, columns go along (-down[1], down[0]).
+    to_right = np.stack([-down[:, 1], down[:, 0]], 1)
+    for side, sign in zip(SIDES, (-1, 1), strict=True):
+        offset = at[f"{side} lobe"] - at["tip"]
+        assert (np.sign((offset * to_right).sum(1)) == sign).all()
+
+
+def test_parts_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="corners of heart, arrow, not of 'disk'"):
+        shape_parts("disk", 10)
+    with pytest.raises(ValueError, match="count must be 0 or more"):
+        shape_parts("arrow", -1)
+    indices, boxes = shape_parts("arrow", 0)
+    assert len(indices) == 0 and boxes["tip"].shape == (0, 4)

@@ -10,7 +10,7 @@ import zfnet_jax as zf
 from experiments import feature_maps
 from experiments.common import main
 from experiments.feature_maps import Options, run
-from experiments.project import fitted
+from zfnet_jax.data import fitted
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -14,6 +14,7 @@ from experiments.common import main
 from experiments.gallery import Options, described, run
 from tests.references.small_network import SMALL, save
 from zfnet_jax import viz
+from zfnet_jax.analysis import controls, randomisation
 from zfnet_jax.arch import Architecture
 from zfnet_jax.data import Preprocessing, make_shapes
 
@@ -101,6 +102,29 @@ def test_it_says_what_it_is_of(finished):
         assert json.loads((finished / name).read_text())
 
 
+def test_it_says_what_the_pictures_tell(finished, trained):
+    """The numbers of the first page, again from the network and the images."""
+    net = zf.load_pretrained(trained / "weights.safetensors")
+    dataset = make_shapes(40, seed=1).take(np.arange(16))
+    images = np.asarray(net.preprocess(dataset.images))
+    found = controls(net.model, images, "conv2").similarity["deconvnet"].signed
+    classes = randomisation(net.model, images, dataset.labels)
+    fc3 = classes.similarity["deconvnet"].signed[classes.columns.index("fc3")]
+    text = (finished / "index.html").read_text()
+    for number in (found[1].mean(), found[3].mean(), found[4].mean(), fc3.mean()):
+        assert f"{number:z.2f}" in text
+    assert (finished / "sanity/index.html").exists()
+
+
+def test_without_two_images_of_its_classes_it_does_not(untrained, tmp_path, capsys):
+    assert build(tmp_path, untrained, "--layers", "conv2") == 0
+    assert (tmp_path / "sanity/index.html").exists()
+    assert build(tmp_path, untrained, "--layers", "conv2", "--limit", "1") == 0
+    assert "two images of the network's own classes" in capsys.readouterr().out
+    assert not (tmp_path / "sanity/index.html").exists()
+    assert "What they tell" not in (tmp_path / "index.html").read_text()
+
+
 def record_dead(out) -> int:
     return sum(unit["dead"] for unit in record(out, "fc3")["units"])
 
@@ -119,6 +143,7 @@ def test_a_second_run_computes_only_what_has_changed(
     with monkeypatch.context() as patch:
         for name in ("top_activations", "project_top", "evolution", "project_course"):
             patch.setattr(experiment, name, refuse)
+        patch.setattr(experiment.sanity, "examine", refuse)
         assert build(out, trained) == 0
     assert "unchanged: 2 of 2 layers" in capsys.readouterr().out
     after = {x: x.read_bytes() for x in out.rglob("*.*") if x.suffix != ".json"}

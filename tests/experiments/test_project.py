@@ -382,27 +382,3 @@ def test_a_changed_byte_of_described_weights_is_4(described, photo, tmp_path, ca
     damaged.write_bytes(bytes(content))
     out = ["--image", str(photo), "--out", str(tmp_path / "out")]
     assert str(damaged) in refusal(capfd, 4, *out, "--weights", str(damaged))
-
-
-# The middle of the photograph
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 3), (32, 32), (33, 500), (700, 64)])
-@pytest.mark.parametrize("wanted", [(32, 32), (20, 32)])
-def test_fitted_has_the_size_of_the_network(size, wanted):
-    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    assert project.fitted(pixels, wanted).shape == (*wanted, 3)
-
-
-def test_fitted_keeps_the_middle_upright():
-    pixels = np.zeros((64, 164, 3), np.uint8)
-    pixels[:, 50:114] = np.arange(64, dtype=np.uint8)[:, None, None] * 4
-    pixels[:, :50] = 255
-    fitted = project.fitted(pixels, (32, 32)).astype(int)
-    expected = np.arange(32)[:, None].repeat(32, 1) * 8 + 2
-    np.testing.assert_allclose(fitted[..., 0], expected, atol=2)
-
-
-def test_a_strip_stays_small():
-    strip = np.zeros((1, 2_000_000, 3), np.uint8)
-    assert project.fitted(strip, (224, 224)).shape == (224, 224, 3)

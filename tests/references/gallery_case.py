@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from zfnet_jax import gallery
-from zfnet_jax.analysis import Evolution, TopActivations
+from zfnet_jax.analysis import Comparison, Evolution, Similarity, TopActivations
 from zfnet_jax.deconvnet import Projections
 
 K, COUNT, IMAGE, CELL = 4, 30, (12, 12), (8, 8)
@@ -100,6 +101,24 @@ def _build(folder: Path, layers: Sequence[str]) -> Path:
         units = range(UNITS["conv2"])
         gallery.write_course(folder, "conv2", course, found, units, SOURCE, "key")
     return gallery.render(folder, NETWORK, layers, set(layers) & {"conv2"})
+
+
+def build_sanity(folder: Path) -> dict[str, float]:
+    """Write what pictures tell; returns each number that its sentences hold."""
+    stages = ("trained", "logits", "fc6", "conv2", "conv1", "edges")
+    kinds = ("unit", "random there", "another unit", "another image", "edges")
+    rng = np.random.default_rng(5)
+    found: list[Comparison] = []
+    for columns in (stages, kinds):
+        numbers = Similarity(*rng.random((3, len(columns), 6)))
+        empty, none = np.zeros((len(columns), 6), bool), (len(columns), 0, *IMAGE, 3)
+        rule = "deconvnet"
+        pictures = {rule: np.zeros(none, np.float32)}
+        found.append(Comparison(columns, {rule: numbers}, {rule: empty}, pictures))
+    figures = {name: Figure((1, 1)) for name in gallery.SANITY_FIGURES}
+    gallery.write_sanity(folder, "conv2", found[0], found[1], figures, "key")
+    destroyed, replaced = (x.similarity["deconvnet"].signed.mean(1) for x in found)
+    return {"fc6": destroyed[2], **dict(zip(kinds[1:-1], replaced[1:-1], strict=True))}
 
 
 def course_of() -> tuple[Evolution, Projections]:

@@ -2,25 +2,32 @@
 
 from zfnet_jax.data.cifar10 import Archive, load_cifar10
 from zfnet_jax.data.dataset import DataNotFoundError, Dataset
-from zfnet_jax.data.photographs import load_photograph
+from zfnet_jax.data.photographs import find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
     Preprocessing,
     center_crop,
+    fitted,
     resize_shortest_side,
     ten_crop,
+    ten_crop_size,
 )
-from zfnet_jax.data.shapes import SHAPES, make_shapes
+from zfnet_jax.data.shapes import CORNERS, SHAPES, make_shapes, shape_parts
 
 __all__ = [
+    "CORNERS",
     "SHAPES",
     "Archive",
     "DataNotFoundError",
     "Dataset",
     "Preprocessing",
     "center_crop",
+    "find_photographs",
+    "fitted",
     "load_cifar10",
     "load_photograph",
     "make_shapes",
     "resize_shortest_side",
+    "shape_parts",
     "ten_crop",
+    "ten_crop_size",
 ]

@@ -96,6 +96,43 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
+def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
+    """Files in a folder that are named as images that `load_photograph` reads.
+
+    Args:
+        folder: The folder; folders below it and hidden files are left out.
+
+    Returns:
+        At least one path, in the order of their names.
+
+    Raises:
+        DataNotFoundError: There is no such folder, or no such file in it.
+        OSError: The system refuses to read the folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataNotFoundError(f"there is no folder {folder}")
+    Image.init()
+    suffixes = {
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in _FORMATS
+    }
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith(".")
+        and path.is_file()
+    ]
+    if not files:
+        raise DataNotFoundError(
+            f"the folder {folder} holds no images ({', '.join(_FORMATS)}); folders "
+            "below it are not searched"
+        )
+    return files
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         levels = np.asarray(image)

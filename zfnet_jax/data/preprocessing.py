@@ -155,6 +155,32 @@ def center_crop(
     ]
 
 
+def fitted(
+    photograph: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The middle of a photograph, resized to the size of a network.
+
+    As resizing the shortest side and cropping then, which is the paper's order, but a
+    strip a pixel high stays small.
+
+    Args:
+        photograph: RGB pixels, 0 to 255.
+        size: Rows and columns of the result, in pixels.
+
+    Raises:
+        ValueError: `size` is not positive.
+    """
+    side = min(photograph.shape[:2])
+    square = resize_shortest_side(center_crop(photograph, (side, side)), max(size))
+    return center_crop(square, size)
+
+
+def ten_crop_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of an image to cut ten crops of `size` out of, 256 for 224."""
+    rows, cols = size
+    return round(rows * 256 / 224), round(cols * 256 / 224)
+
+
 @overload
 def ten_crop(
     images: Shaped[np.ndarray, "b h w c"], size: tuple[int, int]

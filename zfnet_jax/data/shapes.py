@@ -13,7 +13,7 @@ rounding to bytes. So the same seed gives the same bytes elsewhere and later.
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float64, UInt64
+from jaxtyping import Float64, Int64, UInt64
 
 from zfnet_jax.data.dataset import Dataset
 
@@ -27,7 +27,11 @@ _TEXTURE = (14.0, 30.0)
 _CONTRAST = (70.0, 110.0)
 _CHROMA = 45.0
 
+# Half the side of the box about a corner, in the same unit as the outlines.
+_CORNER = 0.25
+
 _PARAMETERS = 16
+_POSE = 4
 _TEXTURES = 2
 _CHUNK_PIXELS = 2**15
 
@@ -49,14 +53,7 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
     Raises:
         ValueError: An argument is out of its range.
     """
-    if count < 0:
-        raise ValueError(f"count must be 0 or more, not {count}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
-    if min(size) < 8:
-        raise ValueError(
-            f"shapes need at least 8 x 8 pixels, not {size[0]} x {size[1]}"
-        )
+    _check(count, size, seed)
     images = np.empty((count, *size, 3), np.uint8)
     masks = np.empty((count, *size), np.bool_)
     labels = _labels(count, seed)
@@ -75,6 +72,58 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
         masks=masks,
         source=f"shapes drawn by zfnet_jax, {size[0]} x {size[1]}, seed {seed}",
     )
+
+
+def shape_parts(
+    name: str, count: int, size: tuple[int, int] = (32, 32), seed: int = 0
+) -> tuple[Int64[np.ndarray, " n"], dict[str, Int64[np.ndarray, "n 4"]]]:
+    """Where the named corners of one class are in the images of `make_shapes`.
+
+    A box is a square about a corner, its side half the radius of the circle that holds
+    the object, cut off at the image's border.
+
+    Args:
+        name: A class of `CORNERS`.
+        count: As for `make_shapes`.
+        size: As for `make_shapes`.
+        seed: As for `make_shapes`.
+
+    Returns:
+        Which of the images are of that class; and for each of them, by the corner's
+        name, its box: top, left, bottom, right in pixels, ends exclusive.
+
+    Raises:
+        ValueError: An argument is out of its range, or the class has no such corners.
+    """
+    _check(count, size, seed)
+    if name not in CORNERS:
+        raise ValueError(
+            f"there are named corners of {', '.join(CORNERS)}, not of {name!r}"
+        )
+    indices = np.flatnonzero(_labels(count, seed) == list(SHAPES).index(name))
+    raw = [_raw(_POSE, seed, 1, int(index)) for index in indices]
+    uniform = _uniform(np.array(raw, np.uint64).reshape(len(indices), _POSE))
+    radius, center_x, center_y, turn = _pose(uniform, size)
+    boxes = {}
+    for corner, (x, y) in CORNERS[name].items():
+        row = center_y + radius * (np.sin(turn) * x + np.cos(turn) * y)
+        column = center_x + radius * (np.cos(turn) * x - np.sin(turn) * y)
+        half = _CORNER * radius
+        ends = np.stack([row - half, column - half, row + half, column + half], 1)
+        # The pixels whose centres, which lie at half-integers, are inside.
+        boxes[corner] = np.ceil(ends - 0.5).astype(np.int64).clip(0, [*size, *size])
+    return indices, boxes
+
+
+def _check(count: int, size: tuple[int, int], seed: int) -> None:
+    if count < 0:
+        raise ValueError(f"count must be 0 or more, not {count}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
+    if min(size) < 8:
+        raise ValueError(
+            f"shapes need at least 8 x 8 pixels, not {size[0]} x {size[1]}"
+        )
 
 
 def _disk(x: Coordinates, y: Coordinates) -> Coordinates:
@@ -154,6 +203,26 @@ that holds the whole shape. It is negative inside, and close to the outline it i
 distance to it, but for corners, which stay sharp.
 """
 
+CORNERS: dict[str, dict[str, tuple[float, float]]] = {
+    "heart": {
+        "tip": (0.0, -0.78),
+        "left lobe": (0.5, 0.45),
+        "right lobe": (-0.5, 0.45),
+    },
+    "arrow": {
+        "tip": (0.8, 0.0),
+        "left barb": (0.08, -0.7),
+        "right barb": (0.08, 0.7),
+        "tail": (-0.85, 0.0),
+    },
+}
+"""The middles of the corners of a class, in the coordinates of `SHAPES`.
+
+Of classes whose corners can be told apart however the object is turned. Left and right
+are those of the picture of a heart that stands on its tip, and of an arrow that flies
+upward.
+"""
+
 
 def _labels(count: int, seed: int) -> np.ndarray:
     """A permutation of the classes for each block: balanced, and in no fixed order."""
@@ -171,16 +240,13 @@ def _draw(
     spectrum = (_TEXTURES, height, width // 2 + 1)
     numbers = _PARAMETERS + int(np.prod(spectrum))
     raw = np.stack([_raw(numbers, seed, 1, index) for index in indices])
-    # The upper 53 bits make a float in [0, 1) with no rounding.
-    uniform = iter((raw[:, :_PARAMETERS] >> np.uint64(11)).T * 2.0**-53)
+    drawn = _uniform(raw[:, :_PARAMETERS])
+    radius, center_x, center_y, turn = _pose(drawn[:_POSE], size)
+    uniform = iter(drawn[_POSE:])
 
     def between(low: float, high: float) -> np.ndarray:
         return low + (high - low) * next(uniform)
 
-    radius = between(*_RADIUS) * min(size)
-    center_x = radius + between(0.0, 1.0) * (width - 2 * radius)
-    center_y = radius + between(0.0, 1.0) * (height - 2 * radius)
-    turn = between(0.0, 2 * np.pi)
     # Pixel centres lie at half-integers.
     x = (np.arange(width) + 0.5 - center_x[:, None]) / radius[:, None]
     y = (np.arange(height) + 0.5 - center_y[:, None]) / radius[:, None]
@@ -218,6 +284,22 @@ def _draw(
         pixels += (paint[:, channel, None, None] - pixels) * coverage
         images[..., channel] = np.floor(pixels + 0.5)
     return images, distance <= 0
+
+
+def _uniform(raw: UInt64[np.ndarray, "n p"]) -> Float64[np.ndarray, "p n"]:
+    """The upper 53 bits make a float in [0, 1) with no rounding."""
+    return (raw >> np.uint64(11)).T * 2.0**-53
+
+
+def _pose(
+    uniform: Float64[np.ndarray, "4 n"], size: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
+    """Radius, x and y of the centre in pixels, turn in radians, clockwise as seen."""
+    height, width = size
+    radius = (_RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * uniform[0]) * min(size)
+    center_x = radius + uniform[1] * (width - 2 * radius)
+    center_y = radius + uniform[2] * (height - 2 * radius)
+    return radius, center_x, center_y, 2 * np.pi * uniform[3]
 
 
 def _textures(

@@ -6,6 +6,7 @@ hard edges, so that a pixel of a 32 x 32 image is a square on screen.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import io
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
 AnyArray = Array | np.ndarray
@@ -36,6 +37,19 @@ _BAR = 12
 COLOR_BAR = _BAR + 4 + SMALL
 
 INK, FAINT, LINE = "#222222", "#5F5F5F", "#C8C8C8"
+
+# Okabe & Ito's colours, told apart by the colour-blind too; marks, dashes, hatching or
+# numbers always say the same.
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#F0E442",
+    "#999999",
+)
 
 
 def display(
@@ -85,17 +99,27 @@ def save_figure(fig: Figure, path: str | Path) -> tuple[Path, ...]:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"path must end in .png, got {path}")
-    metadata: dict[str, dict[str, str | None]] = {".png": {"Software": None}}
-    if not any(ax.images for ax in fig.axes):
-        metadata[".pdf"] = {"Creator": None, "Producer": None, "CreationDate": None}
+    kinds = ["png"] if any(ax.images for ax in fig.axes) else ["png", "pdf"]
     written = []
-    for suffix, omitted in metadata.items():
+    for kind in kinds:
         # Rendered in memory, so that an error in drawing leaves no half-written file.
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format=suffix[1:], dpi="figure", metadata=omitted)
-        written.append(path.with_suffix(suffix))
-        written[-1].write_bytes(buffer.getvalue())
+        data = figure_bytes(fig, kind)
+        written.append(path.with_suffix(f".{kind}"))
+        written[-1].write_bytes(data)
     return tuple(written)
+
+
+def figure_bytes(fig: Figure, kind: str) -> bytes:
+    """A figure as a "png" or "pdf" file, which names neither a date nor a version."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, dpi="figure", metadata=_OMITTED[kind])
+    return buffer.getvalue()
+
+
+_OMITTED: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
 
 
 def checked(
@@ -262,9 +286,15 @@ def _wrapped(text: str, width: int, height: int) -> list[str]:
 
 
 def shortened(text: str, width: int, height: int) -> str:
-    """The text, cut short with an ellipsis where it is wider than `width`."""
+    """The text, cut short with an ellipsis where it is wider than `width`.
+
+    What the font has no sign for, such as a line break, is marked as such.
+    """
+    sign = get_font(findfont(FontProperties())).get_char_index
+    text = "".join(x if sign(ord(x)) else "\N{REPLACEMENT CHARACTER}" for x in text)
     if text_width(text, height) <= width:
         return text
-    while text and text_width(text + "…", height) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    too_long = bisect.bisect_right(
+        range(len(text)), width, key=lambda end: text_width(f"{text[:end]}…", height)
+    )
+    return text[: max(too_long - 1, 0)].rstrip() + "…"

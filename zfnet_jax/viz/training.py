@@ -21,6 +21,7 @@ from zfnet_jax.viz.sheet import (
     LABEL,
     LINE,
     MARGIN,
+    PALETTE,
     SHEET_WIDTH,
     SMALL,
     TITLE,
@@ -38,8 +39,7 @@ from zfnet_jax.viz.sheet import (
 
 _QUANTITIES = ("loss", "accuracy")
 
-# Okabe & Ito's palette, told apart by the colour-blind too.
-_BLUE, _VERMILLION = "#0072B2", "#D55E00"
+_BLUE, _VERMILLION = PALETTE[:2]
 
 
 def training_curves(

@@ -1,0 +1,329 @@
+"""Depth and width: every row of Table 3 of the paper, at the size of CIFAR-10.
+
+    python -m experiments.ablation --data-dir FOLDER
+
+Both of the paper's networks in a form for 32 x 32 images (ZFNET_MINI, ALEXNET_MINI: a
+quarter of the widths, layer 1 with half the stride), with layers removed or resized as
+in the table, are trained alike from several seeds: SGD with momentum, dropout 0.5,
+random crops and flips. For each row the training error, without augmentation and
+dropout, and the error on validation images that were set apart; beside the paper's
+numbers, with the rank correlation of the two orders.
+
+Expected with no other option (4,000 training images, 8 epochs, 3 seeds): about an hour
+on two CPU cores, and the results that docs/reproduction.md shows; --limit 500
+--epochs 2 --seeds 1 takes a minute or two and shows no more than that it runs. What is
+finished is kept in --out/runs, and a second run goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.common import (
+    Progress,
+    Results,
+    UsageError,
+    at_least,
+    counted,
+    load_dataset,
+    main,
+)
+from zfnet_jax import training, viz
+from zfnet_jax.analysis import spearman
+from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
+from zfnet_jax.data import Dataset
+
+_RATE = 0.05
+
+
+def _rate(step: jax.Array, state: object, total: int) -> jax.Array:
+    del state
+    return jnp.asarray(_schedule(total)(step))
+
+
+def _schedule(total: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(_RATE, total)
+
+
+def _optimizer(
+    total: int, steps_per_epoch: int
+) -> optax.GradientTransformationExtraArgs:
+    del steps_per_epoch
+    return optax.with_extra_args_support(
+        optax.chain(
+            optax.clip_by_global_norm(2.0),
+            optax.add_decayed_weights(5e-4),
+            optax.sgd(_schedule(total), momentum=0.9, nesterov=True),
+        )
+    )
+
+
+# The paper's kind of training at a budget of minutes: its momentum, dropout and crops;
+# weights at He's scale and a rate that decays, since 70 epochs are out of reach.
+MINI = training.Recipe(
+    name="mini",
+    epochs=8,
+    batch_size=64,
+    validation=2_000,
+    scale=1 / 64,
+    init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+    dropout=0.5,
+    label_smoothing=0.0,
+    augmentation=training.Augmentation(margin=2),
+    average=0.0,
+    optimizer=_optimizer,
+    learning_rate=_rate,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of Table 3 from one of the two networks.
+
+    Attributes:
+        change: As the paper names it.
+        base: The network that it starts from.
+        remove: Layers left out.
+        widths: Layers resized, to a quarter of the paper's widths.
+        paper: Training top-1, validation top-1 and validation top-5 error in percent.
+    """
+
+    change: str
+    base: Architecture
+    paper: tuple[float, float, float]
+    remove: tuple[str, ...] = ()
+    widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def arch(self) -> Architecture:
+        """The network of the row."""
+        return ablate(self.base, self.remove, self.widths)
+
+    @property
+    def name(self) -> str:
+        """Short, and unique."""
+        return f"{self.base.name.removesuffix('-mini')}: {self.change}"
+
+
+_NARROW = {"fc6": 512, "fc7": 512}
+_WIDE = {"fc6": 2048, "fc7": 2048}
+_MAPS = {"conv3": 128, "conv4": 256, "conv5": 128}
+
+TABLE_3 = (
+    Row("none", ALEXNET_MINI, (35.1, 40.5, 18.1)),
+    Row("layers 3, 4 removed", ALEXNET_MINI, (41.8, 45.4, 22.1), ("conv3", "conv4")),
+    Row("layer 7 removed", ALEXNET_MINI, (27.4, 40.0, 18.4), ("fc7",)),
+    Row("layers 6, 7 removed", ALEXNET_MINI, (27.4, 44.8, 22.4), ("fc6", "fc7")),
+    Row(
+        "layers 3, 4, 6, 7 removed",
+        ALEXNET_MINI,
+        (71.1, 71.3, 50.1),
+        ("conv3", "conv4", "fc6", "fc7"),
+    ),
+    Row("layers 6, 7 of half the width", ALEXNET_MINI, (40.3, 41.7, 18.8), (), _NARROW),
+    Row("layers 6, 7 of twice the width", ALEXNET_MINI, (26.8, 40.0, 18.1), (), _WIDE),
+    Row("none", ZFNET_MINI, (33.1, 38.4, 16.5)),
+    Row("layers 6, 7 of half the width", ZFNET_MINI, (38.2, 40.2, 17.6), (), _NARROW),
+    Row("layers 6, 7 of twice the width", ZFNET_MINI, (22.0, 38.8, 17.0), (), _WIDE),
+    Row("layers 3 to 5 wider", ZFNET_MINI, (18.8, 37.5, 16.0), (), _MAPS),
+    Row("both of the last two", ZFNET_MINI, (10.0, 38.3, 16.9), (), {**_WIDE, **_MAPS}),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How many networks to train, on how many images, for how long."""
+
+    seeds: int = 3
+    """How many seeds each row is trained from, counted from --seed on."""
+    train_images: int = 4_000
+    """Training images."""
+    validation_images: int = 2_000
+    """Images set apart from the training set, never trained on."""
+    epochs: int = MINI.epochs
+    """Passes over the training images."""
+    dataset: Literal["cifar10", "shapes"] = "cifar10"
+    """Where images come from; shapes are generated and need no download."""
+    data_dir: Path | None = None
+    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
+    limit: int | None = None
+    """At most so many training images, and so many validation images."""
+    seed: int = 0
+    """The first seed; it also determines which images are set apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Budget):
+    """Train every row of Table 3 and put its errors beside the paper's."""
+
+    out: Path = Path("results/ablation")
+    """Folder for results; finished trainings that it holds are not repeated."""
+
+
+def run(options: Options) -> None:
+    """Train, measure, draw and write everything down."""
+    results = Results(options.out)
+    train, validation = apart(options)
+    runs = results.path / "runs"
+    runs.mkdir(exist_ok=True)
+    seeds = range(options.seed, options.seed + options.seeds)
+    work = [(row, seed) for row in TABLE_3 for seed in seeds]
+    errors: dict[str, list[dict[str, float]]] = {row.name: [] for row in TABLE_3}
+    with Progress("training", len(work), unit="network") as progress:
+        for done, (row, seed) in enumerate(work, 1):
+            of = {
+                "architecture": repr(row.arch),
+                "data": train.digest() + validation.digest(),
+                "recipe": [_RATE, MINI.batch_size, options.epochs],
+                "seed": seed,
+            }
+            key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
+            found = _known(runs / f"{key}.json")
+            if found is None:
+                found = errors_of(row.arch, train, validation, options.epochs, seed)
+                results.json(f"runs/{key}.json", {"errors": found, "row": row.name})
+            errors[row.name].append(found)
+            progress.update(done, row=row.name, validation_error=found["validation"])
+    rows = {row.name: described(row, errors[row.name]) for row in TABLE_3}
+    figure, _ = viz.ablation_chart(
+        f"Table 3 at {train.images.shape[1]} x {train.images.shape[2]}: "
+        f"{len(train):,} images, {options.epochs} epochs, "
+        f"{counted(len(seeds), 'seed')}",
+        "top-1 errors; bars: one standard deviation over seeds",
+        list(rows),
+        {
+            "the paper, 224 x 224": {
+                column: np.array([[row.paper[place]] for row in TABLE_3])
+                for place, column in enumerate(_COLUMNS[:2])
+            },
+            "here": {
+                column: np.array(
+                    [[found[column] for found in errors[row.name]] for row in TABLE_3]
+                )
+                for column in _COLUMNS[:2]
+            },
+        },
+    )
+    results.figure("ablation", figure)
+    order = {
+        base.name: agreement([row for row in TABLE_3 if row.base is base], rows)
+        for base in (ALEXNET_MINI, ZFNET_MINI)
+    }
+    results.metrics(
+        {
+            "data": train.source,
+            "train_images": len(train),
+            "validation_images": len(validation),
+            "epochs": options.epochs,
+            "seeds": list(seeds),
+            "rows": rows,
+            "rank_correlation_with_the_paper": order,
+        }
+    )
+    results.config(options)
+    results.manifest(
+        seed=options.seed,
+        digests={"train": train.digest(), "validation": validation.digest()},
+    )
+    print(table(rows))
+    print(f"figure in {results.path}")
+
+
+def apart(options: Budget) -> tuple[Dataset, Dataset]:
+    """Training images, and others of the same half of the dataset to validate on."""
+    at_least(1, options, "seeds", "epochs", "train_images", "validation_images")
+    at_least(1, options, "limit")
+    at_least(0, options, "seed")
+    dataset = load_dataset(options.dataset, "train", options.data_dir)
+    count = min(options.train_images, options.limit or options.train_images)
+    held = min(options.validation_images, options.limit or options.validation_images)
+    if count + held > len(dataset):
+        raise UsageError(
+            f"--train-images {count} and --validation-images {held}: there are "
+            f"{len(dataset)} in all"
+        )
+    if count < MINI.batch_size:
+        raise UsageError(f"training takes {MINI.batch_size} images at least")
+    chosen = np.random.default_rng(options.seed).permutation(len(dataset))
+    return (
+        dataset.take(np.sort(chosen[:count])),
+        dataset.take(np.sort(chosen[count : count + held])),
+    )
+
+
+def errors_of(
+    arch: Architecture, train: Dataset, validation: Dataset, epochs: int, seed: int
+) -> dict[str, float]:
+    """Train one network: its top-1 errors, and top-5 on validation, in percent."""
+    result = training.train(arch, train, recipe=MINI, epochs=epochs, seed=seed)
+
+    def misses(data: Dataset, top: int) -> float:
+        logits = training.evaluate(result.model, result.preprocess, data.images)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+        return 100 * float(1 - (best == data.labels[:, None]).any(1).mean())
+
+    return {
+        "train": misses(train, 1),
+        "validation": misses(validation, 1),
+        "validation_top5": misses(validation, 5),
+    }
+
+
+def _known(file: Path) -> dict[str, float] | None:
+    """What an earlier run found, if it is there and whole."""
+    try:
+        errors = json.loads(file.read_text())["errors"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return errors if set(errors) == set(_COLUMNS) else None
+
+
+_COLUMNS = ("train", "validation", "validation_top5")
+
+
+def described(row: Row, found: list[dict[str, float]]) -> dict[str, object]:
+    """A row's errors: the paper's, and ours by column, a value for each seed."""
+    return {
+        "paper": dict(zip(_COLUMNS, row.paper, strict=True)),
+        "errors": {name: [errors[name] for errors in found] for name in _COLUMNS},
+    }
+
+
+def agreement(rows: list[Row], found: Mapping[str, Any]) -> dict[str, float]:
+    """Spearman's rank correlation of the paper's errors and our means, by column."""
+    return {
+        column: spearman(
+            np.array([found[row.name]["paper"][column] for row in rows]),
+            np.array([np.mean(found[row.name]["errors"][column]) for row in rows]),
+        )
+        for column in _COLUMNS
+    }
+
+
+def table(rows: Mapping[str, Any]) -> str:
+    """Training and validation errors, mean and spread, beside the paper's."""
+    lines = [f"{'':40}  {'train':>12}  paper  {'validation':>12}  paper"]
+    for name, row in rows.items():
+        cells = []
+        for column in _COLUMNS[:2]:
+            ours = np.array(row["errors"][column])
+            cells.append(f"{f'{ours.mean():.1f} ± {ours.std():.1f}':>12}")
+            cells.append(f"{row['paper'][column]:>5.1f}")
+        lines.append(f"{name:40}  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, Options))

@@ -1,0 +1,245 @@
+"""The sign-Hamming measure on changes that are known, and its permutation test."""
+
+import itertools
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+from flax import nnx
+
+import zfnet_jax as zf
+from tests.analysis.test_mining import SMALL
+from tests.references.deconvnet_cases import draw_state
+from zfnet_jax.analysis import (
+    box_fault,
+    correspondence,
+    masked,
+    random_boxes,
+    sign_distances,
+)
+from zfnet_jax.arch import Architecture, Conv, Dense
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+# Wide enough for signs to tell something, and nothing that takes long to compile.
+LINEAR = Architecture(
+    "linear",
+    (10, 10),
+    (
+        Conv("conv1", 2, kernel=1),
+        Dense("fc2", 100),
+        Dense("logits", 2, relu=False),
+    ),
+)
+
+
+def noise(count: int, *hw: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, *hw, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return zf.load_weights(draw_state(SMALL), SMALL)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A network whose ReLUs are always active, so that every change shows."""
+    model = zf.ConvNet(LINEAR, rngs=nnx.Rngs(0))
+    for layer, bias in ((model.conv1, 30), (model.fc2, 3000)):
+        layer.bias[...] = layer.bias[...] + bias
+    return model
+
+
+def by_definition(signs: np.ndarray) -> float:
+    """The paper's sum over i ≠ j of the Hamming distance, over pairs and dimensions."""
+    count, width = signs.shape
+    total = sum(
+        int((signs[i] != signs[j]).sum())
+        for i, j in itertools.permutations(range(count), 2)
+    )
+    return total / (count * (count - 1) * width)
+
+
+def test_distances_by_hand():
+    signs = np.array([[1, 0, -1, 1], [1, 0, 0, -1], [0, 0, -1, 1]], np.int8)
+    # Of (1, 2), (1, 3), (2, 3): two, one and three of four dimensions differ.
+    np.testing.assert_allclose(sign_distances(signs), [0.5, 0.25, 0.75])
+    assert by_definition(signs) == pytest.approx(0.5)
+
+
+def test_opposite_changes_in_every_dimension_are_1_apart():
+    signs = np.where(np.random.default_rng(0).random(50) < 0.5, 1, -1).astype(np.int8)
+    assert sign_distances(np.stack([signs, -signs])) == pytest.approx([1])
+    assert sign_distances(np.stack([signs, signs, -signs])) == pytest.approx([0, 1, 1])
+    assert sign_distances(np.stack([signs, 0 * signs])) == pytest.approx([1])
+
+
+def test_delta_is_the_papers(model):
+    # Two batches, the second of them filled up.
+    count = 35
+    images = noise(count, 9, 12)
+    boxes = {
+        "one": random_boxes(np.tile([[0, 0, 4, 3]], (count, 1)), (9, 12), 1, 5)[0],
+        "other": random_boxes(np.tile([[0, 0, 3, 5]], (count, 1)), (9, 12), 1, 6)[0],
+    }
+    told: list[int] = []
+    layers = ["fc3", "pool1"]
+    found = correspondence(
+        model, images, boxes, layers, draws=3, seed=2, progress=told.append
+    )
+    assert list(found) == ["pool1", "fc3"]
+    assert told == list(range(1, 9))
+    features = jax.jit(lambda images: model.features(images).features)
+    before = features(images)
+    for index, (part, places) in enumerate(boxes.items()):
+        for draw, rows in enumerate((places, *random_boxes(places, (9, 12), 3, 2))):
+            hidden = images.copy()
+            for image, (top, left, bottom, right) in zip(hidden, rows, strict=True):
+                image[top:bottom, left:right] = 0
+            after = features(hidden)
+            for layer, x in found.items():
+                change = np.asarray(before[layer]) - np.asarray(after[layer])
+                signs = np.sign(change).reshape(count, -1).astype(np.int8)
+                expected = by_definition(signs)
+                if draw:
+                    assert x.random[index, draw - 1] == pytest.approx(expected)
+                    continue
+                assert x.parts[index] == part
+                assert x.delta[index] == pytest.approx(expected)
+                assert x.changed[index] == pytest.approx((signs != 0).mean())
+                spread = sign_distances(signs).std()
+                assert x.spread[index] == pytest.approx(spread)
+
+
+def test_layers_are_the_last_map_and_the_last_hidden_one(model):
+    boxes = {"part": np.array([[0, 0, 3, 3], [2, 2, 5, 5]])}
+    found = correspondence(model, noise(2, 9, 12), boxes, draws=1)
+    assert list(found) == ["conv2", "fc3"]
+
+
+def test_equal_images_with_equal_boxes_have_delta_0(model):
+    images = np.repeat(noise(1, 9, 12), 4, 0)
+    boxes = {"part": np.tile([[2, 3, 6, 8]], (4, 1))}
+    for x in correspondence(model, images, boxes, ["conv1", "fc3"], draws=2).values():
+        assert x.delta == x.spread == [0]
+        assert x.changed > 0
+        # One part cannot be mixed with others.
+        assert not x.mixed.any() and x.p_mixed == [1]
+
+
+def test_the_order_of_images_does_not_matter(model):
+    images, order = noise(6, 9, 12), np.array([3, 0, 5, 1, 4, 2])
+    box = random_boxes(np.tile([[0, 0, 4, 4]], (6, 1)), (9, 12), 1)[0]
+    found = correspondence(model, images, {"part": box}, ["fc3"], draws=1)["fc3"]
+    moved = correspondence(
+        model, images[order], {"part": box[order]}, ["fc3"], draws=1
+    )["fc3"]
+    np.testing.assert_allclose(found.delta, moved.delta, rtol=1e-12)
+    np.testing.assert_allclose(found.spread, moved.spread, rtol=1e-12)
+
+
+def test_only_what_sees_the_mask_changes(linear, model):
+    images = noise(3, 10, 10)
+    boxes = {"part": np.tile([[2, 3, 5, 9]], (3, 1))}
+    found = correspondence(linear, images, boxes, ["conv1", "fc2"], draws=2)
+    assert found["conv1"].changed == pytest.approx([18 / 100])
+    assert found["conv1"].random_changed == pytest.approx([18 / 100])
+    assert found["fc2"].changed == pytest.approx([1])
+    # Windows of 3 x 3 at the corner of an image, rectified: at most 2 x 2 positions.
+    corner = {"part": np.tile([[0, 0, 1, 1]], (3, 1))}
+    found = correspondence(model, noise(3, 9, 12), corner, ["conv1"], draws=1)
+    assert 0 < found["conv1"].changed[0] <= 4 / 108
+
+
+def test_p_values_are_uniform_where_parts_are_random_boxes(linear):
+    draws = 9
+    values = {"p_random": [], "p_mixed": []}
+    for seed in range(15):
+        images = noise(4, 10, 10, seed=seed)
+        sizes = np.tile([[0, 0, 4, 4]], (4, 1))
+        places = random_boxes(sizes, (10, 10), 4, seed=100 + seed)
+        boxes = {f"part {index}": box for index, box in enumerate(places)}
+        found = correspondence(linear, images, boxes, ["fc2"], draws=draws, seed=seed)
+        for name in values:
+            values[name].append(getattr(found["fc2"], name))
+    for name, found in values.items():
+        all_values = np.concatenate(found)
+        # Multiples of 1 / (1 + draws), each as likely; sixty of them, some dependent.
+        np.testing.assert_allclose(all_values * 10, np.rint(all_values * 10))
+        assert abs(all_values.mean() - 0.55) < 0.12, name
+        for level in (0.2, 0.5, 0.8):
+            assert abs((all_values <= level).mean() - level) < 0.2, name
+
+
+def test_planted_parts_are_found(linear):
+    images = noise(8, 10, 10)
+    rng = np.random.default_rng(3)
+    boxes = {}
+    # Each part looks alike wherever the network meets it, unlike all else.
+    for part, (top, left) in {"one": (1, 1), "other": (6, 5)}.items():
+        images[:, top : top + 3, left : left + 3] += 8 * rng.normal(size=(3, 3, 3))
+        boxes[part] = np.tile([[top, left, top + 3, left + 3]], (8, 1))
+    found = correspondence(linear, images, boxes, ["fc2"], draws=99)["fc2"]
+    assert (found.delta < 0.2).all()
+    np.testing.assert_allclose(found.p_random, 0.01)
+    assert (found.p_mixed < 0.03).all()
+    assert found.random.mean() > 0.3 and found.mixed.mean() > 0.3
+
+
+def test_random_boxes_keep_their_sizes_and_reach_every_place():
+    boxes = np.array([[0, 0, 2, 3], [4, 4, 5, 5]])
+    drawn = random_boxes(boxes, (5, 6), 4000, seed=1)
+    assert drawn.shape == (4000, 2, 4)
+    sizes = drawn[..., 2:] - drawn[..., :2]
+    assert (sizes[:, 0] == [2, 3]).all() and (sizes[:, 1] == [1, 1]).all()
+    for image, (rows, columns) in enumerate([(4, 4), (5, 6)]):
+        corners = drawn[:, image, 0] * columns + drawn[:, image, 1]
+        counts = np.bincount(corners, minlength=rows * columns)
+        assert len(counts) == rows * columns
+        expected = 4000 / len(counts)
+        # Six standard deviations.
+        assert abs(counts - expected).max() < 6 * np.sqrt(expected)
+    np.testing.assert_array_equal(drawn, random_boxes(boxes, (5, 6), 4000, seed=1))
+    assert (drawn != random_boxes(boxes, (5, 6), 4000, seed=2)).any()
+
+
+def test_masks_fill_their_boxes_and_no_more():
+    images, mean = noise(2, 5, 6), noise(1, 5, 6, seed=1)[0]
+    boxes = np.array([[1, 2, 3, 6], [0, 0, 0, 0]])
+    for fill in (0.5, mean):
+        expected = images.copy()
+        expected[0, 1:3, 2:6] = np.broadcast_to(fill, (5, 6, 3))[1:3, 2:6]
+        np.testing.assert_array_equal(masked(images, boxes, fill), expected)
+
+
+def test_faults_of_boxes():
+    assert box_fault((0, 0, 5, 5), (5, 6)) is None
+    assert "covers the whole image" in str(box_fault((0, 0, 5, 6), (5, 6)))
+    for box in ((2, 0, 2, 4), (0, 3, 2, 1)):
+        assert "is empty" in str(box_fault(box, (5, 6)))
+    for box in ((-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 6, 2), (0, 0, 2, 7)):
+        assert "leaves the image of 5 x 6" in str(box_fault(box, (5, 6)))
+
+
+PLACES = np.array([[0, 0, 3, 3], [2, 2, 5, 5]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": noise(1, 9, 12)}, "two images at least are compared, not 1"),
+        ({"boxes": {}}, "one part"),
+        ({"boxes": {"eye": PLACES[:1]}}, "eye: 1 boxes for 2 images"),
+        ({"boxes": {"eye": PLACES + 5}}, "eye in image 1: .*leaves the image"),
+        ({"boxes": {"eye": PLACES * 0}}, "eye in image 0: .*is empty"),
+        ({"draws": 0}, "draws must be 1 or more, not 0"),
+        ({"layers": ["conv9"]}, "conv9"),
+    ],
+)
+def test_what_cannot_be_is_refused(model, change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    arguments = {"images": noise(2, 9, 12), "boxes": {"eye": PLACES}}
+    with pytest.raises(ValueError, match=message):
+        correspondence(model, **{**arguments, **change})

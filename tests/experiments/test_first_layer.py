@@ -1,0 +1,70 @@
+"""The first layers of two networks, trained and measured end to end."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zfnet_jax as zf
+from experiments import first_layer
+from experiments.common import main
+from experiments.first_layer import Options, run
+from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def small(stride: int) -> Architecture:
+    return Architecture(
+        f"stride {stride}",
+        (16, 16),
+        (
+            Conv("conv1", 4, kernel=5, stride=stride, padding=2),
+            MaxPool("pool1", kernel=2, stride=2),
+            Conv("conv2", 6, kernel=3, padding=1),
+            Dense("logits", 10, relu=False),
+        ),
+    )
+
+
+def test_it_trains_and_measures(monkeypatch, tmp_path, capsys):
+    bases = {"AlexNet": small(2), "ZFNet": small(1)}
+    monkeypatch.setitem(first_layer._BASES, "mini", bases)
+    argv = ["--dataset", "shapes", "--limit", "128", "--epochs", "1", "--seeds", "1"]
+    assert main(run, Options, [*argv, "--out", str(tmp_path)]) == 0
+    networks = json.loads((tmp_path / "metrics.json").read_text())["networks"]
+    assert set(networks) == {
+        "AlexNet, no limit",
+        "AlexNet, RMS limit",
+        "ZFNet, no limit",
+        "ZFNet, RMS limit",
+    }
+    for name, (found,) in networks.items():
+        assert len(found["rms"]) == 4
+        assert sum(found["bands"].values()) == pytest.approx(1, abs=1e-5)
+        # He's scale starts filters of 5 x 5 x 3 at an RMS of 0.16.
+        assert (max(found["rms"]) <= 0.1001) == name.endswith("RMS limit")
+        assert found["aliasing"]["conv1"] == 0 or name.startswith("AlexNet")
+    aliased = networks["AlexNet, no limit"][0]["aliasing"]["conv1"]
+    assert aliased is not None and aliased > 0
+    for name in ("filters", "bands", "aliasing"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert np.asarray(image.convert("RGB")).std() > 1
+    assert "ZFNet, RMS limit" in capsys.readouterr().out
+
+
+def test_the_networks_differ_in_layers_1_and_2_only():
+    minis = first_layer._BASES["mini"].values()
+    alex, zf_ = (arch.kernel_shapes() for arch in minis)
+    differing = {name for name in alex if alex[name] != zf_[name]}
+    assert differing == {"conv1"} and alex["conv1"] == (7, 7, 3, 48)
+    for arch in minis:
+        strides = [x.stride[0] for x in arch.layers if isinstance(x, zf.Conv)]
+        assert strides[:2] in ([2, 1], [1, 2]) and set(strides[2:]) == {1}
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--epochs", "--limit"])
+def test_what_cannot_be_is_one_line(flag, tmp_path, refusal):
+    line = refusal(run, Options, 2, flag, "0", "--out", str(tmp_path))
+    assert flag in line

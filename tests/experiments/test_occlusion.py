@@ -1,0 +1,121 @@
+"""Squares that slide over shapes and over a photograph, end to end."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import zfnet_jax as zf
+from experiments.common import main
+from experiments.occlusion import Options, on_objects, run
+from zfnet_jax.data import SHAPES, make_shapes
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def arguments(trained, out, *argv: str) -> list[str]:
+    return ["--weights", str(trained / "weights.safetensors"), *argv, "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def finished(compiled_once, trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "new"
+    argv = ["--limit", "60", "--images", "4", "--shown", "1"]
+    assert main(run, Options, arguments(trained, out, *argv)) == 0
+    return out
+
+
+def test_the_numbers_are_those_of_the_library(finished, trained):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    net = zf.load_pretrained(trained / "weights.safetensors")
+    shapes = make_shapes(60, seed=1)
+    images = np.asarray(net.preprocess(shapes.images))
+    right = np.flatnonzero(jax.jit(net.model)(images).argmax(-1) == shapes.labels)[:4]
+    assert len(metrics["of_each"]) == len(right) > 0
+    grey = np.full((1, 32, 32, 3), 128, np.uint8)
+    found = zf.occlusion(
+        net.model,
+        images[right[0]],
+        int(shapes.labels[right[0]]),
+        4,  # a quarter and a sixteenth of 16 pixels
+        1,
+        np.asarray(net.preprocess(grey))[0],
+    )
+    logits = np.load(finished / "logits.npy")
+    np.testing.assert_allclose(logits[0], found.logits, rtol=1e-4, atol=1e-5)
+    first = metrics["of_each"][0]
+    assert first["target"] == net.class_names[shapes.labels[right[0]]]
+    assert first["unit"] == found.unit
+    assert first["least_probability"] == pytest.approx(found.probability.min(), 1e-4)
+    assert first["activity"] == pytest.approx(found.clean_activity, 1e-4)
+    with Image.open(finished / "occlusion_0.png") as image:
+        assert np.asarray(image.convert("RGB")).std() > 1
+    assert not (finished / "occlusion_1.png").exists()
+    # The masks are of 32 x 32 pixels and the network's images are not.
+    assert "drop_on_the_object" not in metrics
+
+
+def test_a_photograph_needs_no_dataset(trained, tmp_path):
+    photograph = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(photograph)
+    argv = ["--image", str(photograph), "--others", "0", "--target", "heart"]
+    more = ["--size", "5", "--stride", "4", "--fill", "mean"]
+    out = tmp_path / "out"
+    assert main(run, Options, arguments(trained, out, *argv, *more)) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["of_each"][0]["target"] == "heart"
+    assert (metrics["size"], metrics["stride"]) == (5, 4)
+    assert np.load(out / "logits.npy").shape == (1, 4, 4, len(SHAPES))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert set(manifest["digests"]) == {"image", "weights"}
+
+
+def test_drops_on_known_objects():
+    """A net that sees one pixel drops on the object that holds it, and nowhere else."""
+    arch = zf.Architecture(
+        "one", (6, 6), (zf.Conv("conv1", 1, 1), zf.Dense("logits", 2, relu=False))
+    )
+    model = zf.load_weights(
+        {
+            "conv1.weight": np.ones((1, 3, 1, 1), np.float32),
+            "conv1.bias": np.zeros(1, np.float32),
+            "logits.weight": np.zeros((2, 36), np.float32),
+            "logits.bias": np.zeros(2, np.float32),
+        },
+        arch,
+    )
+    model.logits.kernel[...] = np.eye(36, 2, -14, np.float32)
+    found = zf.occlusion(model, np.ones((6, 6, 3), np.float32), 0, 1, 1)
+    masks = np.zeros((2, 6, 6), bool)
+    masks[0, 2:4, 1:3] = True  # holds pixel 14, which is in row 2, column 2
+    masks[1, 0] = True
+    on = on_objects([found, found], [0, 0], masks)
+    assert on["share"] == pytest.approx(0.5)
+    assert on["on_other_objects"] == pytest.approx(0.5)
+    assert on["chance"] == pytest.approx(10 / 72)
+    assert on_objects([found], [0], masks[:1])["share"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "parts"),
+    [
+        (["--size", "17"], 2, ["17 pixels", "16 x 16"]),
+        (["--size", "0"], 2, ["--size"]),
+        (["--stride", "0"], 2, ["--stride"]),
+        (["--target", "unicorn"], 2, ["--target unicorn", "0 to 9", "disk"]),
+        (["--target", "10"], 2, ["--target 10", "0 to 9"]),
+        (["--indices", "60"], 2, ["--indices 60", "60 test images"]),
+        (["--images", "3000"], 2, ["--images 3000", "classified right"]),
+        (["--image", "no.jpg"], 3, ["no.jpg"]),
+        (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
+    ],
+)
+def test_what_cannot_be_is_one_line(argv, code, parts, trained, tmp_path, refusal):
+    if argv[0] != "--images":
+        argv = [*argv, "--limit", "60"]
+    line = refusal(run, Options, code, *arguments(trained, tmp_path / "out"), *argv)
+    for part in parts:
+        assert part in line
