@@ -179,7 +179,8 @@ def check_values(
         "scale": (0.1, 10),
         "rotate": (-3600, 3600),
     }[transform]
-    single = np.asarray(values, np.float32)
+    # In the precision of the transformation, which not every number can be given in.
+    single = values.clip(-1e6, 1e6).astype(np.float32)
     wrong = values[(single < np.float32(low)) | (single > np.float32(high))]
     if len(wrong):
         raise ValueError(
