@@ -81,7 +81,7 @@ class Options:
     units: int = 6
     """How many of the layer's strongest units to project."""
     out: Path = Path("results/any_model")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def squeezenet(

@@ -81,7 +81,7 @@ class Options:
     seed: int = 0
     """Determines the random order."""
     out: Path = Path("results/attribution")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:

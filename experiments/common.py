@@ -424,21 +424,73 @@ def trained_on(net: Pretrained) -> Literal["cifar10", "shapes"]:
     return "shapes" if net.metadata.get("dataset") == "shapes" else "cifar10"
 
 
-def same_classes(weights: str, net: Pretrained, dataset: Dataset) -> None:
-    """Refuse a dataset whose labels are not the network's classes."""
-    if dataset.class_names != net.class_names:
-        raise UsageError(
-            f"--weights {weights} is of other classes than {dataset.name}: choose "
-            "another --dataset"
-        )
-
-
 def load_network(weights: str) -> Pretrained:
     """A shipped network, or one from the `weights.safetensors` of a training run."""
     try:
         return load_pretrained(weights)
     except FileNotFoundError as error:
         raise DataNotFoundError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """Options of an experiment that shows images to a trained network."""
+
+    weights: str = "zfnet32-cifar10"
+    """A shipped name, or the weights.safetensors of a training run."""
+    dataset: Literal["cifar10", "shapes"] | None = None
+    """Where images come from; if not given, what the network was trained on."""
+    data_dir: Path | None = None
+    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
+    limit: int | None = None
+    """Take only the first N images."""
+
+    def network(self) -> Pretrained:
+        """The network of --weights."""
+        return load_network(self.weights)
+
+    def images_for(
+        self,
+        net: Pretrained,
+        count: int | None = None,
+        split: Literal["train", "test"] = "test",
+    ) -> Dataset:
+        """The first images, of classes that the network may not know.
+
+        Args:
+            net: The network.
+            count: How many --images asks for, of which --limit may leave fewer; None:
+                all that are there, or --limit.
+            split: Which half of the dataset.
+        """
+        name = self.dataset or trained_on(net)
+        if self.limit is not None and (count is None or count > self.limit):
+            flag, count = "limit", self.limit
+        else:
+            flag = "images"
+        dataset = load_dataset(name, split, self.data_dir, count)
+        enough(flag, count, len(dataset))
+        return dataset
+
+    def known_images(self, net: Pretrained, count: int | None = None) -> Dataset:
+        """As `images_for`, of the test images, whose labels are the network's."""
+        dataset = self.images_for(net, count)
+        if dataset.class_names != net.class_names:
+            raise UsageError(
+                f"--weights {self.weights} is of other classes than {dataset.name}: "
+                "choose another --dataset"
+            )
+        return dataset
+
+    def digests(self, dataset: Dataset) -> dict[str, str]:
+        """Of what the experiment read, for its manifest."""
+        return {"data": dataset.digest(), "weights": weights_digest(self.weights)}
+
+
+def enough(flag: str, asked: int | None, there: int) -> None:
+    """Refuse to take more images than there are."""
+    if asked is not None and asked > there:
+        raise UsageError(f"--{flag} {asked}: there are only {counted(there, 'image')}")
 
 
 def at_least(least: int, options: object, *names: str) -> None:
@@ -457,8 +509,12 @@ def chosen_layers(
     order = [layer.name for layer in arch.layers]
     if text is None:
         return [layer.name for layer in arch.layers if isinstance(layer, default)]
-    chosen = {arch.layer(name.strip()).name for name in text.split(",")}
-    return sorted(chosen, key=order.index)
+    return sorted(set(named_layers(arch, text)), key=order.index)
+
+
+def named_layers(arch: Architecture, text: str) -> list[str]:
+    """Layers named as in conv1,fc7, in that order."""
+    return [arch.layer(name.strip()).name for name in text.split(",")]
 
 
 def counted(number: int, what: str) -> str:

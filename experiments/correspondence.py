@@ -41,13 +41,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
     UsageError,
     at_least,
     load_dataset,
-    load_network,
     main,
+    named_layers,
     silent_decoders,
     trained_on,
     weights_digest,
@@ -74,7 +75,7 @@ _DRAWN, _SHAPES, _CLASSES = 10, 20, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Mask parts of images and compare how the features change."""
 
     boxes: Path | None = None
@@ -90,19 +91,15 @@ class Options:
     layer takes, and the last hidden layer."""
     draws: int = 200
     """How many times random boxes are drawn for each part."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
     dataset: Literal["cifar10", "shapes"] | None = None
     """Of which the CSV file numbers test images; if not given, what the network was
     trained on."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
     """Take only the first N images of the CSV file, or N shapes instead of 20."""
     seed: int = 0
     """Of the random boxes."""
     out: Path = Path("results/correspondence")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 class Annotated(NamedTuple):
@@ -135,13 +132,13 @@ def run(options: Options) -> None:
         raise UsageError("--shape is of generated shapes: leave --boxes out")
     results = Results(options.out)
     table = None if options.boxes is None else read_boxes(options.boxes)
-    net = load_network(options.weights)
+    net = options.network()
     found = (
         shapes(net, options.shape or "arrow", options.limit or _SHAPES)
         if table is None
         else gathered(net, table, options)
     )
-    parts = found.boxes
+    arch, parts = net.model.arch, found.boxes
     with Progress(
         "masking",
         len(parts) * (1 + options.draws),
@@ -152,12 +149,11 @@ def run(options: Options) -> None:
             net.model,
             np.asarray(net.preprocess(found.images)),
             parts,
-            None if options.layers is None else options.layers.split(","),
+            None if options.layers is None else named_layers(arch, options.layers),
             draws=options.draws,
             seed=options.seed,
             progress=progress.update,
         )
-    arch = net.model.arch
     draw(results, net, found, by_layer, options.seed)
     results.metrics(
         {

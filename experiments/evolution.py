@@ -62,13 +62,13 @@ class Options:
     data_dir: Path | None = None
     """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
-    """Search only the first N images."""
+    """Search the first N images at most."""
     sample: int = 500
     """Of how many images to compare features from checkpoint to checkpoint."""
     seed: int = 0
     """Determines which units are drawn."""
     out: Path = Path("results/evolution")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:

@@ -54,7 +54,7 @@ class Options:
     num_classes: int | None = None
     """Width of the classifier in a file of bare weights, if not the network's own."""
     out: Path = Path("results/feature_maps")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:

@@ -91,7 +91,7 @@ class Options(Budget):
     """Networks for 32 x 32 images, or the paper's own at 224 x 224; if not given, these
     where there is a GPU."""
     out: Path = Path("results/first_layer")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:

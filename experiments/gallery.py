@@ -89,9 +89,9 @@ class Options:
     data_dir: Path | None = None
     """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
-    """Search only the first N images."""
+    """Search the first N images at most."""
     evolution_limit: int = 10_000
-    """Search only the first N training images at each kept epoch."""
+    """Search the first N training images at most at each kept epoch."""
     out: Path = Path("results/gallery")
     """Folder for the gallery, new or of an earlier one; what has not changed is not
     computed again."""

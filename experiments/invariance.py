@@ -27,16 +27,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
     UsageError,
     at_least,
-    load_dataset,
-    load_network,
     main,
-    same_classes,
-    trained_on,
-    weights_digest,
+    named_layers,
 )
 from zfnet_jax import viz
 from zfnet_jax.analysis import (
@@ -60,7 +57,7 @@ _STEPS, _FOLDS = 25, (2, 3, 4, 5)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Draw how features move as images are transformed."""
 
     transform: Literal["translate", "scale", "rotate", "all"] = "all"
@@ -77,16 +74,8 @@ class Options:
     """How many images make the mean."""
     shown: int = 5
     """How many of them are drawn, 5 at most."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
-    dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    limit: int | None = None
-    """Take only the first N test images."""
     out: Path = Path("results/invariance")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
@@ -95,25 +84,19 @@ def run(options: Options) -> None:
     if options.values is not None and options.transform == "all":
         raise UsageError("--values are of one transformation: say which one")
     results = Results(options.out)
-    net = load_network(options.weights)
+    net = options.network()
     arch = net.model.arch
     values = {
         name: degrees(name, options.values, arch.input_hw[0])
         for name in get_args(Transform)
         if options.transform in (name, "all")
     }
-    layers = None
-    if options.layers is not None:
-        layers = [arch.layer(x.strip()).name for x in options.layers.split(",")]
-    name = options.dataset or trained_on(net)
-    dataset = load_dataset(name, "test", options.data_dir, options.limit)
-    same_classes(options.weights, net, dataset)
-    count = min(options.images, len(dataset))
-    if count < options.images and options.limit is None:
-        raise UsageError(f"--images {options.images}: there are {len(dataset)}")
+    layers = None if options.layers is None else named_layers(arch, options.layers)
+    dataset = options.known_images(net, options.images)
+    count = len(dataset)
     shown = min(options.shown, count, 5)
-    pictures = net.preprocess.pictures(dataset.images[:count])
-    images = np.asarray(net.preprocess(dataset.images[:count]))
+    pictures = net.preprocess.pictures(dataset.images)
+    images = np.asarray(net.preprocess(dataset.images))
     metrics = {}
     total = len(values) * count
     with Progress("transforming", total, unit="image", every=32) as progress:
@@ -121,7 +104,7 @@ def run(options: Options) -> None:
             found = invariance(
                 net.model,
                 images,
-                dataset.labels[:count],
+                dataset.labels,
                 transform,
                 chosen,
                 layers,
@@ -157,9 +140,9 @@ def run(options: Options) -> None:
             if _full_turn(transform, found):
                 metrics[transform]["periodicity_by_class"] = {
                     dataset.class_names[label]: periodicities(
-                        found, np.flatnonzero(dataset.labels[:count] == label)
+                        found, np.flatnonzero(dataset.labels == label)
                     )
-                    for label in np.unique(dataset.labels[:count])
+                    for label in np.unique(dataset.labels)
                 }
     results.metrics(
         {
@@ -171,13 +154,8 @@ def run(options: Options) -> None:
         }
     )
     results.config(options)
-    results.manifest(
-        seed=0,  # nothing here is random
-        digests={
-            "data": dataset.digest(),
-            "weights": weights_digest(options.weights),
-        },
-    )
+    # Nothing here is random.
+    results.manifest(seed=0, digests=options.digests(dataset))
     print(f"{len(values)} transformations of {count} images; figures in {results.path}")
 
 
@@ -211,7 +189,8 @@ def described(transform: Transform, found: Invariance, shown: int) -> dict[str, 
             "spread": curves.std(0),
             "relative": found.relative[layer].mean(0),
             "relative_spread": found.relative[layer].std(0),
-            "of_each_shown": curves[:shown],
+            "distance_of_each_shown": curves[:shown],
+            "relative_of_each_shown": found.relative[layer][:shown],
             "linearity_of_small": _finite(
                 linearity(found.values, mean, IDENTITY[transform], near)
             ),
@@ -221,6 +200,7 @@ def described(transform: Transform, found: Invariance, shown: int) -> dict[str, 
         "layers": layers,
         "probability": found.probability.mean(0),
         "probability_spread": found.probability.std(0),
+        "probability_of_each_shown": found.probability[:shown],
     }
     if _full_turn(transform, found):
         metrics["periodicity"] = periodicities(found, np.arange(len(found.probability)))

@@ -36,17 +36,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
     UsageError,
     at_least,
-    load_dataset,
-    load_network,
     main,
     numbers,
-    same_classes,
     silent_decoders,
-    trained_on,
     weights_digest,
 )
 from zfnet_jax import viz
@@ -70,7 +67,7 @@ _SEARCHED = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Slide a square over images and draw what the network makes of the rest."""
 
     image: Path | None = None
@@ -93,16 +90,8 @@ class Options:
     """How many of them are drawn, as in the paper."""
     others: int = 3
     """How many other images' projections stand in panel (c)."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
-    dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    limit: int | None = None
-    """Take only the first N test images."""
     out: Path = Path("results/occlusion")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
@@ -110,18 +99,14 @@ def run(options: Options) -> None:
     at_least(1, options, "size", "stride", "images", "limit")
     at_least(0, options, "shown", "others")
     results = Results(options.out)
-    net = load_network(options.weights)
+    net = options.network()
     arch = net.model.arch
     height = arch.input_hw[0]
     size = options.size or max(round(height / 4), 1)
     stride = options.stride or max(round(height / 16), 1)
-    name = options.dataset or trained_on(net)
     dataset = None
-    if options.image is None or options.others:
-        dataset = load_dataset(name, "test", options.data_dir, options.limit)
     if options.image is None:
-        assert dataset is not None
-        same_classes(options.weights, net, dataset)
+        dataset = options.known_images(net)
         chosen = dataset.take(_chosen(options, net, dataset))
     else:
         with silent_decoders():
@@ -130,6 +115,8 @@ def run(options: Options) -> None:
         chosen = Dataset(
             picture[None], np.zeros(1, np.int32), net.class_names, options.image.name
         )
+        if options.others:
+            dataset = options.images_for(net)
     images = np.asarray(net.preprocess(chosen.images))
     targets = _targets(options, net, chosen, images)
     cover = _covers(options.fill, net)

@@ -26,17 +26,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
     UsageError,
     at_least,
     counted,
-    load_dataset,
-    load_network,
+    enough,
     main,
-    same_classes,
     silent_decoders,
-    trained_on,
     weights_digest,
 )
 from zfnet_jax import viz
@@ -62,7 +60,7 @@ _NOTES: dict[View, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Name the most probable classes of photographs, or measure how often they hold."""
 
     image: Path | None = None
@@ -74,16 +72,8 @@ class Options:
     """How many of the most probable classes; if not given, 5, or all of fewer."""
     batch_size: int = 50
     """Images at a time: memory grows with this, not with the number of files."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
-    dataset: Literal["cifar10", "shapes"] | None = None
-    """Where test images come from; if not given, what the network was trained on."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    limit: int | None = None
-    """Take only the first N images; there must be as many."""
     out: Path = Path("results/predict")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 class Ranked(NamedTuple):
@@ -144,7 +134,7 @@ def run(options: Options) -> None:
     if options.image is not None and options.dataset is not None:
         raise UsageError("--dataset is of test images: leave it out with --image")
     results = Results(options.out)
-    net = load_network(options.weights)
+    net = options.network()
     classes = len(net.class_names)
     top = min(5, classes) if options.top is None else options.top
     if top > classes:
@@ -165,7 +155,7 @@ def predict(
 ) -> str:
     """Classify a photograph or a folder of them; their digest."""
     files = find_photographs(image) if image.is_dir() else [image]
-    enough(options.limit, len(files))
+    enough("limit", options.limit, len(files))
     files = files[: options.limit]
     view: View = "ten_crop" if options.ten_crop else "one_view"
     rows, columns, _ = net.preprocess.mean.shape
@@ -209,10 +199,7 @@ def predict(
 
 def evaluate(options: Options, net: Pretrained, top: int, results: Results) -> str:
     """Classify test images and compare with what they are; their digest."""
-    name = options.dataset or trained_on(net)
-    dataset = load_dataset(name, "test", options.data_dir, options.limit)
-    enough(options.limit, len(dataset))
-    same_classes(options.weights, net, dataset)
+    dataset = options.known_images(net)
     images: dict[View, np.ndarray] = {"one_view": dataset.images}
     pictures = net.preprocess.pictures(dataset.images[:_SHOWN])
     if options.ten_crop:
@@ -251,14 +238,9 @@ def evaluate(options: Options, net: Pretrained, top: int, results: Results) -> s
     print(" " * 9, *(f"{f'top-{k}':>8}" for k in ks))
     for shown, values in zip(found, accuracies.values(), strict=True):
         print(f"{_VIEWS[shown]:9}", *(f"{value:8.2%}" for value in values.values()))
-    print(f"{counted(len(dataset), 'image')} of {name}; figure in {results.path}")
+    shown_images = f"{counted(len(dataset), 'image')} of {dataset.name}"
+    print(f"{shown_images}; figure in {results.path}")
     return dataset.digest()
-
-
-def enough(limit: int | None, there: int) -> None:
-    """Refuse to take more images than there are."""
-    if limit is not None and limit > there:
-        raise UsageError(f"--limit {limit}: there are only {counted(there, 'image')}")
 
 
 def bordered(dataset: Dataset) -> np.ndarray:

@@ -22,13 +22,13 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
     UsageError,
@@ -36,10 +36,8 @@ from experiments.common import (
     chosen_layers,
     counted,
     load_dataset,
-    load_network,
     main,
     trained_on,
-    weights_digest,
 )
 from zfnet_jax import viz
 from zfnet_jax.analysis import (
@@ -73,7 +71,7 @@ TABLE_7 = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Train linear classifiers on the features of each layer."""
 
     layers: str | None = None
@@ -88,18 +86,12 @@ class Options:
     """What to pick from, as in 0.1,0.01; if not given, powers of ten from 1 to 1e-5."""
     repeats: int = 2
     """How often to draw images; the random network sees the first draw only."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
-    dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
     """Take at most N images to train, N to validate and N to test."""
     seed: int = 0
     """Of the first draw and of the random network; each further draw takes the next."""
     out: Path = Path("results/probe")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
@@ -109,7 +101,7 @@ def run(options: Options) -> None:
     at_least(0, options, "seed")
     penalties = strengths(options.penalties)
     results = Results(options.out)
-    net = load_network(options.weights)
+    net = options.network()
     arch = net.model.arch
     layers = probed_layers(arch, options.layers)
     name = options.dataset or trained_on(net)
@@ -171,13 +163,7 @@ def run(options: Options) -> None:
         }
     )
     results.config(options)
-    results.manifest(
-        seed=options.seed,
-        digests={
-            "data": dataset.digest(),
-            "weights": weights_digest(options.weights),
-        },
-    )
+    results.manifest(seed=options.seed, digests=options.digests(dataset))
     mean = {x: _accuracies(found["trained"], x, "svm").mean() for x in layers}
     best = max(mean, key=lambda layer: mean[layer])
     print(

@@ -76,7 +76,7 @@ class Options:
     num_classes: int | None = None
     """Width of the classifier in a file of bare weights, if not the network's own."""
     out: Path = Path("results/project")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 class Network(NamedTuple):

@@ -26,11 +26,11 @@ class Options:
     epochs: int = 2
     """Passes over the training images."""
     limit: int | None = None
-    """Take only the first N training images, and as many test images."""
+    """Take the first N training images at most, and N test images at most."""
     seed: int = 0
     """Determines weights, data order, augmentation and dropout."""
     out: Path = Path("results/quickstart")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 # All of them would take longer than four minutes.

@@ -26,22 +26,16 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
-    UsageError,
     at_least,
-    load_dataset,
-    load_network,
     main,
-    same_classes,
-    trained_on,
-    weights_digest,
 )
 from zfnet_jax import viz
 from zfnet_jax.analysis import Comparison, controls, randomisation
@@ -57,7 +51,7 @@ MEASURES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Compare pictures with those of what the network did not learn."""
 
     images: int = 100
@@ -66,18 +60,10 @@ class Options:
     """How many of them are drawn."""
     layer: str | None = None
     """Layer of the unit; if not given, the last convolution."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
-    dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    limit: int | None = None
-    """Take only the first N test images."""
     seed: int = 0
     """Determines the random weights and what takes a unit's place."""
     out: Path = Path("results/sanity")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
@@ -86,21 +72,16 @@ def run(options: Options) -> None:
     at_least(1, options, "shown")
     at_least(0, options, "seed")
     results = Results(options.out)
-    net = load_network(options.weights)
+    net = options.network()
     arch = net.model.arch
     layer = arch.layer(options.layer or last_convolution(arch)).name
-    name = options.dataset or trained_on(net)
-    dataset = load_dataset(name, "test", options.data_dir, options.limit)
-    same_classes(options.weights, net, dataset)
-    count = min(options.images, len(dataset))
-    if count < options.images and options.limit is None:
-        raise UsageError(f"--images {options.images}: there are {len(dataset)}")
-    chosen = dataset.take(np.arange(count))
+    dataset = options.known_images(net, options.images)
+    count = len(dataset)
     with Progress("comparing", 2 * count, unit="picture", every=count // 2) as progress:
         found = examine(
-            net, chosen, layer, options.seed, options.shown, progress.update
+            net, dataset, layer, options.seed, options.shown, progress.update
         )
-    for name, figure in figures(net, chosen, layer, *found).items():
+    for name, figure in figures(net, dataset, layer, *found).items():
         results.figure(name, figure)
     destroyed, control = found
     results.metrics(
@@ -114,13 +95,7 @@ def run(options: Options) -> None:
         }
     )
     results.config(options)
-    results.manifest(
-        seed=options.seed,
-        digests={
-            "data": dataset.digest(),
-            "weights": weights_digest(options.weights),
-        },
-    )
+    results.manifest(seed=options.seed, digests=options.digests(dataset))
     for title, comparison in (
         ("layers drawn anew from the top down", destroyed),
         (f"a unit of {layer}", control),

@@ -21,18 +21,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common import (
+    ImageOptions,
     Progress,
     Results,
     UsageError,
     at_least,
     chosen_layers,
     counted,
-    load_dataset,
-    load_network,
     main,
     named_units,
-    trained_on,
-    weights_digest,
 )
 from zfnet_jax import viz
 from zfnet_jax.analysis import TopActivations, project_top, top_activations
@@ -42,7 +39,7 @@ from zfnet_jax.weights import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(ImageOptions):
     """Draw the strongest activations of units over a dataset."""
 
     layers: str | None = None
@@ -57,20 +54,12 @@ class Options:
     """What ReLUs do on the way down."""
     scale: Literal["patch", "unit", "layer"] = "patch"
     """What shares a display scale: nothing, a unit, the whole layer."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or the weights.safetensors of a training run."""
-    dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
     split: Literal["train", "test"] = "test"
     """Which half of the dataset to search."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    limit: int | None = None
-    """Search only the first N images."""
     seed: int = 0
     """Determines which units are drawn."""
     out: Path = Path("results/top_features")
-    """Folder for results; those of an earlier run are replaced."""
+    """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
@@ -78,12 +67,11 @@ def run(options: Options) -> None:
     at_least(1, options, "count", "top", "limit")
     at_least(0, options, "seed")
     results = Results(options.out)
-    net = load_network(options.weights)
+    net = options.network()
     arch = net.model.arch
     layers = chosen_layers(arch, options.layers)
     named = named_units(arch, layers, options.units)
-    name = options.dataset or trained_on(net)
-    dataset = load_dataset(name, options.split, options.data_dir, options.limit)
+    dataset = options.images_for(net, split=options.split)
     step = len(dataset) // 10
     with Progress("searching", len(dataset), unit="images", every=step) as progress:
         found = top_activations(
@@ -128,13 +116,7 @@ def run(options: Options) -> None:
         }
     )
     results.config(options)
-    results.manifest(
-        seed=options.seed,
-        digests={
-            "data": dataset.digest(),
-            "weights": weights_digest(options.weights),
-        },
-    )
+    results.manifest(seed=options.seed, digests=options.digests(dataset))
     print(
         f"{counted(len(layers), 'layer')} over {len(dataset):,} images; "
         f"figures in {results.path}"

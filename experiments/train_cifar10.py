@@ -63,7 +63,7 @@ class Options:
     batch_size: int | None = None
     """Images a step; the recipe's own number if not given."""
     limit: int | None = None
-    """Take only the first N training images, and as many test images."""
+    """Take the first N training images at most, and N test images at most."""
     validation: int | None = None
     """Training images set apart to measure each epoch; if not given, 5,000 (a tenth
     of fewer) where the recipe or --target-accuracy needs them, else none."""

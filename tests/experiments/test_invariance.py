@@ -36,8 +36,18 @@ def test_the_numbers_are_those_of_the_features(finished, trained):
             np.testing.assert_allclose(
                 known["layers"][layer]["distance"], curves.mean(0), rtol=1e-4, atol=1e-5
             )
+            for kind, each in (("distance", curves), ("relative", found.relative[layer])):
+                np.testing.assert_allclose(
+                    known["layers"][layer][f"{kind}_of_each_shown"],
+                    each[:5],
+                    rtol=1e-4,
+                    atol=1e-5,
+                )
         np.testing.assert_allclose(
             known["probability"], found.probability.mean(0), rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            known["probability_of_each_shown"], found.probability[:5], rtol=1e-4
         )
         with Image.open(finished / f"invariance_{transform}.png") as image:
             assert np.asarray(image.convert("RGB")).std() > 1
@@ -81,7 +91,8 @@ def test_ranges_are_the_papers():
         (["--values", "1,2"], 2, ["one transformation"]),
         (["--transform", "shear"], 2, ["shear"]),
         (["--layers", "conv9"], 2, ["conv9", "conv1 pool1 conv2 fc3 logits"]),
-        (["--images", "3000"], 2, ["--images 3000", "2000"]),
+        (["--images", "3000"], 2, ["--images 3000", "only 2,000"]),
+        (["--images", "9999", "--limit", "3000"], 2, ["--limit 3000", "only 2,000"]),
         (["--images", "0"], 2, ["--images"]),
         (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
     ],

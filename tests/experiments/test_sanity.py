@@ -86,7 +86,7 @@ def test_the_last_convolution_is_meant():
     ("argv", "code", "parts"),
     [
         (["--layer", "conv9"], 2, ["conv9", "conv1 pool1 conv2 fc3 logits"]),
-        (["--images", "3000"], 2, ["--images 3000", "2000"]),
+        (["--images", "3000"], 2, ["--images 3000", "only 2,000"]),
         (["--images", "1"], 2, ["--images must be 2 or more, not 1"]),
         (["--limit", "1"], 2, ["--limit must be 2 or more"]),
         (["--shown", "0"], 2, ["--shown"]),

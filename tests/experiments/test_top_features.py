@@ -92,6 +92,7 @@ def test_units_may_be_named_dead_ones_too(trained, tmp_path):
         (["--units", "1"], 2, ["--units", "--layers"]),
         (["--layers", "conv1", "--units", "x"], 2, ["--units x", "numbers"]),
         (["--limit", "0"], 2, ["--limit must be 1 or more, not 0"]),
+        (["--limit", "2001"], 2, ["--limit 2001", "only 2,000 images"]),
         (["--top", "0"], 2, ["--top"]),
         (["--count", "-1"], 2, ["--count"]),
         (["--seed", "-1"], 2, ["--seed"]),
