@@ -10,8 +10,9 @@ form for 32 x 32 images (ALEXNET_MINI: 7 x 7, stride 2; ZFNET_MINI: 5 x 5, strid
 filters each, alike above layer 2) are trained alike, with and without that limit. Of
 each: the filters before and after scaling to the limit, how their energy is spread over
 three bands of spatial frequency beside white noise, how many are dead, weak or
-dominant, and how much of the energy in layers 1 and 2 is too fine for the stride. Where
-there is a GPU, the paper's own networks are trained, at 224 x 224.
+dominant, what layer 2 responds to, and how much of the energy in layers 1 and 2 is too
+fine for the stride. Where there is a GPU, the paper's own networks are trained, at 224
+x 224.
 
 Expected with no other option (4,000 training images, 8 epochs, 1 seed): ten minutes on
 two CPU cores, and the results that docs/reproduction.md shows; --limit 500 --epochs 1
@@ -40,6 +41,7 @@ from zfnet_jax.analysis import (
     band_energy,
     filter_rms,
     limited,
+    project_top,
     top_activations,
 )
 from zfnet_jax.arch import ALEXNET, ALEXNET_MINI, ZFNET, ZFNET_MINI, ablate
@@ -53,7 +55,11 @@ _WEAK = 0.1
 # One of more than this many times the median RMS hides all others on a common scale.
 _DOMINANT = 3.0
 _LAYERS = ("conv1", "pool1", "conv2")
+_CONVOLUTIONS = ("conv1", "conv2")
 _MEASURED = 1_000
+# Units of layer 2 that are drawn, as many as layer 1 has.
+_DRAWN = 48
+_COUNTS = ("weak", "dominant")
 
 _BASES = {
     "mini": {
@@ -106,6 +112,7 @@ def run(options: Options) -> None:
         f"{base}, {how}": [] for base, how in variants
     }
     banks: dict[str, np.ndarray] = {}
+    second: dict[str, np.ndarray] = {}
     with Progress("training", len(variants) * len(seeds), unit="network") as progress:
         for seed in seeds:
             for base, how in variants:
@@ -118,11 +125,13 @@ def run(options: Options) -> None:
                 )
                 name = f"{base}, {how}"
                 found[name].append(measured(result, other))
-                banks.setdefault(name, np.asarray(result.model.conv1.kernel[...]))
+                if seed == seeds[0]:
+                    banks[name] = np.asarray(result.model.conv1.kernel[...])
+                    second[name] = projected(result, other)
                 done = sum(map(len, found.values()))
                 progress.update(done, network=name, error=found[name][-1]["error"])
     setting = f"{len(train):,} images, {options.epochs} epochs"
-    for name, figure in figures(found, banks, setting):
+    for name, figure in figures(found, banks, second, setting):
         results.figure(name, figure)
     results.metrics(
         {
@@ -151,7 +160,7 @@ def measured(result: training.TrainResult, images: Dataset) -> dict[str, Any]:
     logits = training.evaluate(model, preprocess, images.images)
     kernel = np.asarray(model.conv1.kernel[...])
     rms = filter_rms(kernel)
-    top = top_activations(model, images, ["conv1"], 1, preprocess=preprocess)
+    top = top_activations(model, images, _CONVOLUTIONS, 1, preprocess=preprocess)
     inputs = np.asarray(preprocess(images.images[:_MEASURED]))
     # A network that learned nothing may have maps that never vary.
     shares = {layer: aliasing(model, inputs, layer) for layer in _LAYERS}
@@ -161,7 +170,7 @@ def measured(result: training.TrainResult, images: Dataset) -> dict[str, Any]:
         "largest_over_median": float(rms.max() / np.median(rms)),
         "above_the_limit": int((rms > _LIMIT * 1.001).sum()),
         "dominant": int((rms > _DOMINANT * np.median(rms)).sum()),
-        "dead": int(top["conv1"].dead.sum()),
+        "dead": {layer: int(x.dead.sum()) for layer, x in top.items()},
         "weak": int((rms < _WEAK * rms.max()).sum()),
         "bands": {name: x.mean() for name, x in band_energy(kernel).items()},
         "aliasing": {
@@ -171,12 +180,23 @@ def measured(result: training.TrainResult, images: Dataset) -> dict[str, Any]:
     }
 
 
+def projected(result: training.TrainResult, images: Dataset) -> np.ndarray:
+    """The strongest activation of each unit of layer 2 as pixels, [h, w, 3, unit]."""
+    model, preprocess = result.model, result.preprocess
+    top = top_activations(model, images, ["conv2"], 1, preprocess=preprocess)["conv2"]
+    units = np.arange(min(_DRAWN, len(top.dead)))
+    down = project_top(model, images, "conv2", top, units, preprocess=preprocess)
+    shown, _ = viz.display_projections(down.pixels, down.units)
+    return np.moveaxis(2 * shown - 1, 0, -1)
+
+
 def figures(
     found: Mapping[str, list[dict[str, Any]]],
     banks: Mapping[str, np.ndarray],
+    second: Mapping[str, np.ndarray],
     setting: str,
 ) -> Iterator[tuple[str, Figure]]:
-    """The filters of the first seed, their bands, and the aliasing, by name."""
+    """Both layers of the first seed, the bands of layer 1, the aliasing, by name."""
     drawn = {}
     for name, kernel in banks.items():
         drawn[name] = kernel
@@ -185,6 +205,12 @@ def figures(
             drawn[f"{base}, scaled to {_LIMIT:g}"] = limited(kernel, _LIMIT)
     figure, _ = viz.filter_banks(f"first-layer filters, {setting}", "", drawn)
     yield "filters", figure
+    figure, _ = viz.filter_banks(
+        f"what layer 2 responds to, {setting}",
+        "projections of the strongest activation of each unit, each on its own scale",
+        second,
+    )
+    yield "layer2", figure
 
     def runs(key: str, group: str) -> dict[str, list[float]]:
         return {
@@ -220,8 +246,8 @@ def figures(
 
 def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
     """What was measured, a line for each network: means, and counts of all seeds."""
-    counts = ("dead", "weak", "dominant")
-    columns = ["error", *BANDS, *_LAYERS, *counts, "max/median"]
+    dead = [f"dead {layer}" for layer in _CONVOLUTIONS]
+    columns = ["error", *BANDS, *_LAYERS, *dead, *_COUNTS, "max/median"]
     lines = [f"{'':20}" + "".join(f"{column:>11}" for column in columns)]
     for name, several in found.items():
         shares = [
@@ -230,7 +256,9 @@ def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
             for x in several
         ]
         cells = [f"{value:>11.1%}" for value in np.mean(shares, 0)]
-        cells += [f"{sum(x[key] for x in several):>11}" for key in counts]
+        counts = [sum(x["dead"][layer] for x in several) for layer in _CONVOLUTIONS]
+        counts += [sum(x[key] for x in several) for key in _COUNTS]
+        cells += [f"{count:>11}" for count in counts]
         ratio = np.mean([x["largest_over_median"] for x in several])
         lines.append(f"{name:20}" + "".join(cells) + f"{ratio:>11.2f}")
     return "\n".join(lines)

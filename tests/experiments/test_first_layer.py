@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import zfnet_jax as zf
 from experiments import first_layer
 from experiments.common import main
 from experiments.first_layer import Options, run
+from zfnet_jax import training
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.data import Preprocessing, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -46,12 +49,33 @@ def test_it_trains_and_measures(monkeypatch, tmp_path, capsys):
         # He's scale starts filters of 5 x 5 x 3 at an RMS of 0.16.
         assert (max(found["rms"]) <= 0.1001) == name.endswith("RMS limit")
         assert found["aliasing"]["conv1"] == 0 or name.startswith("AlexNet")
+        assert set(found["dead"]) == {"conv1", "conv2"}
     aliased = networks["AlexNet, no limit"][0]["aliasing"]["conv1"]
     assert aliased is not None and aliased > 0
-    for name in ("filters", "bands", "aliasing"):
+    for name in ("filters", "layer2", "bands", "aliasing"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert np.asarray(image.convert("RGB")).std() > 1
     assert "ZFNet, RMS limit" in capsys.readouterr().out
+
+
+def test_layer_2_is_drawn_by_its_strongest_activations():
+    model = zf.ConvNet(small(2), rngs=nnx.Rngs(0))
+    shapes = make_shapes(40, (16, 16), seed=3)
+    result = training.TrainResult(
+        model, Preprocessing.fit(shapes.images, 1 / 64), [], 0.0, 0.0, 0.0
+    )
+    drawn = first_layer.projected(result, shapes)
+    # A unit of layer 2 sees 5 + 2 + 2 * 4 pixels.
+    assert drawn.shape == (15, 15, 3, 6)
+    inputs = np.asarray(result.preprocess(shapes.images))
+    maps = np.asarray(model.features(inputs).features["conv2"])
+    for unit in range(6):
+        image, *_ = np.unravel_index(maps[..., unit].argmax(), maps.shape[:3])
+        known = zf.project(model, inputs[image][None], "conv2", [unit], crop=True)
+        pixels = np.asarray(known.pixels[0])
+        np.testing.assert_allclose(
+            drawn[..., unit], pixels / max(np.abs(pixels).max(), 1e-30), atol=1e-5
+        )
 
 
 def test_the_networks_differ_in_layers_1_and_2_only():
