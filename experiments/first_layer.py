@@ -47,8 +47,7 @@ from zfnet_jax.analysis import (
 from zfnet_jax.arch import ALEXNET, ALEXNET_MINI, ZFNET, ZFNET_MINI, ablate
 from zfnet_jax.data import Dataset
 
-# What section 3 limits the RMS of a filter to. Pixels here are within about 2 and not
-# 128, so that filters start near the limit and not at a tenth of it.
+# What section 3 limits the RMS of a filter to; filters start at a tenth of it.
 _LIMIT = 0.1
 # A filter with less than a tenth of the largest RMS shows as grey among the others.
 _WEAK = 0.1

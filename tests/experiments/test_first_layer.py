@@ -34,6 +34,7 @@ def small(stride: int) -> Architecture:
 def test_it_trains_and_measures(monkeypatch, tmp_path, capsys):
     bases = {"AlexNet": small(2), "ZFNet": small(1)}
     monkeypatch.setitem(first_layer._BASES, "mini", bases)
+    monkeypatch.setattr(first_layer, "_LIMIT", 0.005)
     argv = ["--dataset", "shapes", "--limit", "128", "--epochs", "1", "--seeds", "1"]
     assert main(run, Options, [*argv, "--out", str(tmp_path)]) == 0
     networks = json.loads((tmp_path / "metrics.json").read_text())["networks"]
@@ -46,8 +47,8 @@ def test_it_trains_and_measures(monkeypatch, tmp_path, capsys):
     for name, (found,) in networks.items():
         assert len(found["rms"]) == 4
         assert sum(found["bands"].values()) == pytest.approx(1, abs=1e-5)
-        # He's scale starts filters of 5 x 5 x 3 at an RMS of 0.16.
-        assert (max(found["rms"]) <= 0.1001) == name.endswith("RMS limit")
+        # Filters start at an RMS of 0.01.
+        assert (max(found["rms"]) <= 0.005001) == name.endswith("RMS limit")
         assert found["aliasing"]["conv1"] == 0 or name.startswith("AlexNet")
         assert set(found["dead"]) == {"conv1", "conv2"}
     aliased = networks["AlexNet, no limit"][0]["aliasing"]["conv1"]

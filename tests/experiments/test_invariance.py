@@ -36,7 +36,10 @@ def test_the_numbers_are_those_of_the_features(finished, trained):
             np.testing.assert_allclose(
                 known["layers"][layer]["distance"], curves.mean(0), rtol=1e-4, atol=1e-5
             )
-            for kind, each in (("distance", curves), ("relative", found.relative[layer])):
+            for kind, each in (
+                ("distance", curves),
+                ("relative", found.relative[layer]),
+            ):
                 np.testing.assert_allclose(
                     known["layers"][layer][f"{kind}_of_each_shown"],
                     each[:5],

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
@@ -27,7 +28,7 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 TOLERANCE = 1e-3
 # Rounding adds up while a training goes on, and shows when its gap is taken afresh.
 _CLOSE = TOLERANCE / 2
-_MOST_STEPS, _LINE_STEPS = 1000, 2
+_MOST_STEPS = 1000
 _TOGETHER = 250
 # Dimensions in memory at a time, beside the features themselves.
 _BLOCK = 4096
@@ -198,7 +199,7 @@ def fit_linear(
     classifier: Classifier,
     penalties: Sequence[float] = PENALTIES,
 ) -> LinearFit:
-    """Train a linear classifier for each penalty, by conjugate gradients.
+    """Train a linear classifier for each penalty, by L-BFGS.
 
     Minimised is the mean loss over the rows plus half the penalty times the sum of all
     squared weights; intercepts are not penalised. LIBLINEAR and scikit-learn call
@@ -229,26 +230,21 @@ def fit_linear(
     classes = int(labels.max()) + 1
     if classes < 2:
         raise ValueError("there must be two classes at least to tell apart")
-    shape = len(penalties), classes
     found = _fitted(
         features.astype(np.float32),
         np.eye(classes, dtype=np.float32)[labels],
         np.array(penalties, np.float32),
         # From outside, since XLA takes seconds to find what follows from constants.
-        _Linear(
-            jnp.asarray(np.zeros((features.shape[1], *shape), np.float32)),
-            jnp.asarray(np.zeros((1, *shape), np.float32)),
+        (
+            np.zeros((features.shape[1], classes), np.float32),
+            np.zeros((1, classes), np.float32),
         ),
         classifier,
     )
     return LinearFit(*map(np.asarray, found))
 
 
-class _Linear(NamedTuple):
-    """Weights and intercepts, or a gradient or a step of them, for each penalty."""
-
-    weights: Float[Array, "d p classes"]
-    intercepts: Float[Array, "1 p classes"]
+_Linear = tuple[Array, Array]  # weights [d, classes], intercepts [1, classes]
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -259,99 +255,51 @@ def _fitted(
     start: _Linear,
     classifier: Classifier,
 ) -> tuple[Array, Array, Array, Array]:
-    """Everything for all penalties at once, and the SVMs of all classes apart."""
-    (rows, dimensions), classes = features.shape, targets.shape[1]
-    penalty, true = penalties[:, None], targets[:, None]
-    signs = 2 * true - 1
-
-    def total(x: Float[Array, "m p classes"]) -> Float[Array, "1 p ..."]:
-        """Over all that is trained together."""
-        return x.sum(0 if classifier == "svm" else (0, 2), keepdims=True)
-
-    def loss(scores: Array) -> Array:
-        if classifier == "svm":
-            return total(jax.nn.relu(1 - signs * scores) ** 2) / rows
-        return -total(true * jax.nn.log_softmax(scores)) / rows
-
-    def slope(scores: Array) -> Array:
-        if classifier == "svm":
-            return -2 * signs * jax.nn.relu(1 - signs * scores) / rows
-        return (jax.nn.softmax(scores) - true) / rows
-
-    def scored(point: _Linear) -> Array:
-        products = features @ point.weights.reshape(dimensions, -1)
-        return products.reshape(rows, -1, classes) + point.intercepts
-
-    def gradient(point: _Linear, scores: Array) -> _Linear:
-        slopes = slope(scores)
-        back = (features.T @ slopes.reshape(rows, -1)).reshape(point.weights.shape)
-        return _Linear(penalty * point.weights + back, slopes.sum(0, keepdims=True))
-
-    def dot(one: _Linear, other: _Linear) -> Array:
-        return total(one.weights * other.weights) + total(
-            one.intercepts * other.intercepts
-        )
-
-    def objective(point: _Linear, scores: Array) -> Array:
-        return loss(scores) + penalty / 2 * total(point.weights**2)
-
-    def gap(point: _Linear, scores: Array, slopes: _Linear) -> Array:
-        return dot(slopes, slopes) / (2 * penalty * objective(point, scores))
-
+    """One penalty after another, since each takes its own number of steps."""
+    signs = 2 * targets - 1
     # How much a loss curves up: the squared hinge's where it does, the softmax's at
-    # equal chances. Uncorrelated dimensions then curve the objective about alike.
-    curvature = 2.0 if classifier == "svm" else 1 / classes
-    curves = penalty + curvature * (features**2).mean(0)[:, None, None]
+    # equal chances.
+    curvature = 2.0 if classifier == "svm" else 1 / targets.shape[1]
+    spread = curvature * (features**2).mean(0)[:, None]
+    solver = optax.lbfgs()
 
-    def preconditioned(slopes: _Linear) -> _Linear:
-        return _Linear(slopes.weights / curves, slopes.intercepts / curvature)
+    def fit(penalty: Array) -> tuple[Array, Array, Array, Array]:
+        # In units in which the objective curves about alike along uncorrelated columns.
+        units = 1 / jnp.sqrt(penalty + spread)
 
-    def length(point: _Linear, scores: Array, step: _Linear, along: Array) -> Array:
-        """How far to go to the least objective on a line, by Newton's method."""
-        first = penalty * total(point.weights * step.weights)
-        second = penalty * total(step.weights**2)
-        far = jnp.zeros_like(first)
-        for _ in range(_LINE_STEPS):
-            slopes, bends = jax.jvp(slope, (scores + far * along,), (along,))
-            rise = total(slopes * along) + first + far * second
-            far = far - rise / jnp.maximum(total(bends * along) + second, 1e-30)
-        return far
+        def objective(point: _Linear) -> Array:
+            weights, intercepts = point[0] * units, point[1]
+            scores = features @ weights + intercepts
+            if classifier == "svm":
+                loss = (jax.nn.relu(1 - signs * scores) ** 2).sum(1)
+            else:
+                loss = optax.softmax_cross_entropy(scores, targets)
+            return loss.mean() + penalty / 2 * (weights**2).sum()
 
-    def move(state):
-        point, scores, slopes, step, _, count = state
-        along = scored(step)
-        # What has arrived stays, and rounding cannot move it.
-        far = jnp.where(
-            gap(point, scores, slopes) > _CLOSE,
-            length(point, scores, step, along),
-            0,
-        )
-        point = jax.tree.map(lambda x, y: x + far * y, point, step)
-        scores = scores + far * along
-        new = gradient(point, scores)
-        scaled = preconditioned(new)
-        # Polak and Ribière's rule, which starts afresh where it would be negative.
-        change = jax.tree.map(jnp.subtract, new, slopes)
-        before = jnp.maximum(dot(slopes, preconditioned(slopes)), 1e-30)
-        kept = jnp.maximum(dot(change, scaled) / before, 0)
-        step = jax.tree.map(lambda x, y: kept * x - y, step, scaled)
-        return point, scores, new, step, gap(point, scores, new).max(), count + 1
+        def gap(value: Array, slopes: _Linear) -> Array:
+            squares = ((slopes[0] / units) ** 2).sum() + (slopes[1] ** 2).sum()
+            return squares / (2 * penalty * value)
 
-    scores = scored(start)
-    slopes = gradient(start, scores)
-    first = jax.tree.map(jnp.negative, preconditioned(slopes))
-    point, *_ = jax.lax.while_loop(
-        lambda state: (state[4] > _CLOSE) & (state[5] < _MOST_STEPS),
-        move,
-        (start, scores, slopes, first, gap(start, scores, slopes).max(), 0),
-    )
-    scores = scored(point)
-    return (
-        point.weights.transpose(1, 0, 2),
-        point.intercepts[0],
-        objective(point, scores)[0].sum(1),
-        gap(point, scores, gradient(point, scores))[0].max(1),
-    )
+        def far(carry: tuple[_Linear, optax.OptState]) -> Array:
+            of = functools.partial(optax.tree.get, carry[1])
+            steps = of("count")
+            going_on = gap(of("value"), of("grad")) > _CLOSE
+            return (steps == 0) | ((steps < _MOST_STEPS) & going_on)
+
+        def move(carry: tuple[_Linear, Any]) -> tuple[_Linear, Any]:
+            point, state = carry
+            value, slopes = known(point, state=state)
+            step, state = solver.update(
+                slopes, state, point, value=value, grad=slopes, value_fn=objective
+            )
+            return jax.tree.map(jnp.add, point, step), state
+
+        known = optax.value_and_grad_from_state(objective)
+        point, _ = jax.lax.while_loop(far, move, (start, solver.init(start)))
+        value, slopes = jax.value_and_grad(objective)(point)
+        return point[0] * units, point[1][0], value, gap(value, slopes)
+
+    return jax.lax.map(fit, penalties)
 
 
 def layer_features(
