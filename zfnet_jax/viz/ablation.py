@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
@@ -20,6 +18,7 @@ from zfnet_jax.viz.sheet import (
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     points,
     text_width,
@@ -67,21 +66,13 @@ def ablation_chart(
     fig, sheet, top = blank_sheet(
         title, note, height + 80, label + len(drawn) * (_PANEL + 2 * GAP)
     )
-    total_w, total_h = fig.get_size_inches() * DPI
     top += 44
     for place, row in enumerate(rows):
         write(sheet, row, MARGIN, top + (place + 0.5) * _ROW - SMALL / 2, SMALL)
     axes = []
     for column, (heading, series) in enumerate(drawn.items()):
         left = MARGIN + label + column * (_PANEL + 2 * GAP)
-        ax: Axes = fig.add_axes(
-            (
-                left / total_w,
-                1 - (top + height) / total_h,
-                _PANEL / total_w,
-                height / total_h,
-            )
-        )
+        ax = chart(sheet, left, top, _PANEL, height)
         write(sheet, heading, left, top - 44, SMALL)
         places = np.arange(len(rows)) + 0.5
         for (name, runs), mark, color in zip(
@@ -102,9 +93,7 @@ def ablation_chart(
         ax.set_xlim(left=0)
         ax.set_yticks([])
         ax.set_xlabel("error in percent", color=FAINT, fontsize=points(SMALL))
-        ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.spines["bottom"].set(color=LINE, linewidth=0.5)
+        ax.spines["left"].set_visible(False)
         ax.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
@@ -115,5 +104,4 @@ def ablation_chart(
             labelcolor=INK,
         )
         axes.append(ax)
-    sheet.set_zorder(-1)
     return fig, np.array(axes)

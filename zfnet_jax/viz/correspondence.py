@@ -11,15 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
-    LINE,
     MARGIN,
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     enlarged,
     place,
@@ -149,7 +148,6 @@ def correspondence_chart(
         SMALL + GAP + height + 48,
         label + len(delta) * (_PLOT + 2 * GAP) - 2 * GAP,
     )
-    total_w, total_h = fig.get_size_inches() * DPI
     top += SMALL + GAP
     for row, part in enumerate((*parts, _MIXED)):
         write(sheet, part, MARGIN, top + row * _ROW + 6, SMALL)
@@ -164,14 +162,7 @@ def correspondence_chart(
             for values in p_values[layer]
         ]
         left = MARGIN + label + column * (_PLOT + 2 * GAP)
-        ax: Axes = fig.add_axes(
-            (
-                left / total_w,
-                (total_h - top - height) / total_h,
-                _PLOT / total_w,
-                height / total_h,
-            )
-        )
+        ax = chart(sheet, left, top, _PLOT, height)
         write(sheet, layer, left, top - SMALL - GAP, SMALL)
         for row in range(len(parts)):
             above, below = row * _ROW + 14, row * _ROW + 30
@@ -205,11 +196,8 @@ def correspondence_chart(
         ax.set_xlabel(
             "Δ, lower is more alike", color=FAINT, fontsize=points(SMALL), labelpad=3
         )
-        ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.spines["bottom"].set(color=LINE, linewidth=0.5)
+        ax.spines["left"].set_visible(False)
         axes.append(ax)
-    sheet.set_zorder(-1)
     return fig, np.array(axes)
 
 

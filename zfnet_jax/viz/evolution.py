@@ -11,15 +11,14 @@ from matplotlib.figure import Figure
 
 from zfnet_jax.viz.projections import display_projections
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
-    LINE,
     MARGIN,
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     enlarged,
     place,
@@ -132,12 +131,8 @@ def motion_chart(
         height,
         width,
     )
-    total_w, total_h = fig.get_size_inches() * DPI
-    left, bottom = MARGIN + 40, MARGIN + 36
-    inner = total_w - left - MARGIN - labels - GAP, total_h - top - bottom
-    ax = fig.add_axes(
-        (left / total_w, bottom / total_h, inner[0] / total_w, inner[1] / total_h)
-    )
+    inner = width - 40 - labels - GAP, height - 36
+    ax = chart(sheet, MARGIN + 40, top, *inner)
     lines = {
         layer: checked(f"motion[{layer!r}]", values, (len(epochs) - 1,), "float")
         for layer, values in motion.items()
@@ -165,7 +160,4 @@ def motion_chart(
     ax.set_xlabel("epoch", fontsize=points(SMALL))
     ax.set_ylim(0, max(most, lowest))
     ax.set_xticks(list(epochs[1:]))
-    ax.tick_params(labelsize=points(SMALL), color=LINE)
-    ax.spines[["top", "right"]].set_visible(False)
-    sheet.set_zorder(-1)
     return fig, ax

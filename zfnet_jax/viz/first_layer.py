@@ -11,16 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
-    LINE,
     MARGIN,
     PALETTE,
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     display,
     enlarged,
@@ -125,15 +124,7 @@ def shares_chart(
     }
     width = len(groups) * _GROUP
     fig, sheet, top = blank_sheet(title, note, _HEIGHT + 90, width + 60)
-    total_w, total_h = fig.get_size_inches() * DPI
-    ax: Axes = fig.add_axes(
-        (
-            (MARGIN + 50) / total_w,
-            1 - (top + 50 + _HEIGHT) / total_h,
-            width / total_w,
-            _HEIGHT / total_h,
-        )
-    )
+    ax = chart(sheet, MARGIN + 50, top + 50, width, _HEIGHT)
     step = 0.8 / len(bars)
     places = np.arange(len(groups))
     for index, (name, runs) in enumerate(bars.items()):
@@ -157,9 +148,6 @@ def shares_chart(
     ax.set_xticks(places, groups)
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set(color=LINE, linewidth=0.5)
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -168,5 +156,4 @@ def shares_chart(
         fontsize=points(SMALL),
         labelcolor=INK,
     )
-    sheet.set_zorder(-1)
     return fig, ax

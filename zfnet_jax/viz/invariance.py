@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
-    LINE,
     MARGIN,
     PALETTE,
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     enlarged,
     place,
@@ -92,7 +90,6 @@ def invariance_curves(
         for row in range(shown):
             y = top + SMALL + GAP + row * (size[0] + GAP)
             place(sheet, seen[row, column], left, y, size)
-    total_w, total_h = fig.get_size_inches() * DPI
     for row, name in enumerate(names):
         y = top + SMALL + GAP + row * (size[0] + GAP)
         write(sheet, shortened(name, label - GAP, SMALL), MARGIN, y, SMALL)
@@ -102,15 +99,7 @@ def invariance_curves(
     axes = []
     for column, (name, y) in enumerate(lines.items()):
         left = MARGIN + 44 + column * (plot[0] + 44)
-        bottom = total_h - (top + rows_height + plot[1] + 16)
-        ax: Axes = fig.add_axes(
-            (
-                left / total_w,
-                bottom / total_h,
-                (plot[0] - 10) / total_w,
-                plot[1] / total_h,
-            )
-        )
+        ax = chart(sheet, left, top + rows_height + 16, plot[0] - 10, plot[1])
         mean, spread = y.mean(0), y.std(0)
         ax.fill_between(x, mean - spread, mean + spread, color="#DDDDDD", linewidth=0)
         ax.plot(x, mean, color="#777777", linewidth=2.2)
@@ -122,9 +111,5 @@ def invariance_curves(
         ax.set_xlabel(unit, color=FAINT, fontsize=points(SMALL))
         ax.set_ylim(bottom=0)
         ax.margins(x=0)
-        ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set(color=LINE, linewidth=0.5)
         axes.append(ax)
-    sheet.set_zorder(-1)
     return fig, np.array(axes)

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
@@ -20,6 +19,7 @@ from zfnet_jax.viz.sheet import (
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     points,
     text_width,
@@ -86,25 +86,16 @@ def accuracy_by_layer(
         above + _HEIGHT + below,
         sum(indent + sum(width) for width in widths),
     )
-    total_w, total_h = fig.get_size_inches() * DPI
     left, axes = MARGIN, []
     for (heading, (layers, curves)), (plot, names) in zip(
         drawn.items(), widths, strict=True
     ):
         write(sheet, heading, left, top, SMALL)
         left += indent
-        ax: Axes = fig.add_axes(
-            (
-                left / total_w,
-                1 - (top + above + _HEIGHT) / total_h,
-                plot / total_w,
-                _HEIGHT / total_h,
-            )
-        )
+        ax = chart(sheet, left, top + above, plot, _HEIGHT)
         _draw(ax, layers, curves, {} if axes else levels)
         left += plot + names
         axes.append(ax)
-    sheet.set_zorder(-1)
     return fig, np.array(axes)
 
 
@@ -162,9 +153,6 @@ def _draw(
     ax.set_ylim(0, 100)
     ax.set_yticks(range(0, 101, 20), [f"{share}%" for share in range(0, 101, 20)])
     ax.set_xticks(places, list(layers))
-    ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
     ax.tick_params(axis="x", labelcolor=INK)
     ax.grid(axis="y", color=LINE, linewidth=0.3)
     ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set(color=LINE, linewidth=0.5)

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.sheet import (
-    DPI,
     FAINT,
     GAP,
     INK,
@@ -21,6 +20,7 @@ from zfnet_jax.viz.sheet import (
     SMALL,
     AnyArray,
     blank_sheet,
+    chart,
     checked,
     display,
     enlarged,
@@ -82,13 +82,11 @@ def similarity_curves(
             **_STYLES[index],
         )
         write(sheet, rule, x + 48, top, SMALL)
-    width, height = fig.get_size_inches() * DPI
     axes = []
     for column, (measure, by_rule) in enumerate(curves.items()):
         left = MARGIN + 32 + column * (plot[0] + 32)
-        bottom = height - (top + SMALL + 2 * GAP + SMALL + plot[1])
-        size = (plot[0] - 32) / width, (plot[1] - SMALL) / height
-        ax: Axes = fig.add_axes((left / width, bottom / height, *size))
+        above = top + 2 * SMALL + 2 * GAP
+        ax = chart(sheet, left, above + SMALL, plot[0] - 32, plot[1] - SMALL)
         ax.set_title(measure, loc="left", color=INK, fontsize=points(SMALL))
         x = np.arange(len(steps))
         for rule, style in zip(rules, _STYLES, strict=False):
@@ -109,11 +107,7 @@ def similarity_curves(
         low, high = ax.get_ylim()
         ax.set_ylim(min(low, -0.05), max(high, 1.05))
         ax.axhline(0, color=LINE, linewidth=0.5, zorder=0)
-        ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set(color=LINE, linewidth=0.5)
         axes.append(ax)
-    sheet.set_zorder(-1)
     return fig, np.array(axes)
 
 

@@ -218,6 +218,26 @@ def blank_sheet(
     return fig, ax, top
 
 
+def chart(sheet: Axes, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes of a chart at a place of a sheet, in screen pixels, above what it shows."""
+    figure = sheet.get_figure(root=True)
+    assert figure is not None
+    total_w, total_h = figure.get_size_inches() * DPI
+    ax = figure.add_axes(
+        (
+            left / total_w,
+            1 - (top + height) / total_h,
+            width / total_w,
+            height / total_h,
+        )
+    )
+    ax.tick_params(colors=FAINT, labelsize=points(SMALL), width=0.5, length=3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set(color=LINE, linewidth=0.5)
+    sheet.set_zorder(-1)
+    return ax
+
+
 def enlarged(height: int, width: int, side: int) -> tuple[int, int]:
     """Enlarge by a whole factor to at most `side`; shrink what is very large."""
     longest = max(height, width)
