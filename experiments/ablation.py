@@ -9,10 +9,9 @@ flips. For each row the training error, without augmentation and dropout, and th
 on validation images that were set apart; beside the paper's numbers, with the rank
 correlation of the two orders.
 
-Expected with no other option (5,000 training images, 12 epochs, 3 seeds): about an hour
-on two CPU cores, and the results that docs/reproduction.md shows; --limit 500
---epochs 2 --seeds 1 takes a minute or two and shows no more than that it runs. What is
-finished is kept in --out/runs, and a second run goes on from there.
+Expected with no other option (5,000 training images, 12 epochs, 3 seeds): @A@ What is finished is kept in --out/runs, and a second run of the same code goes on
+from there. --limit 500 takes about two minutes, of an epoch and a seed, and shows no
+more than that it runs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +35,7 @@ from experiments.common import (
     Results,
     UsageError,
     at_least,
+    code_digest,
     counted,
     load_dataset,
     main,
@@ -44,6 +44,8 @@ from zfnet_jax import training, viz
 from zfnet_jax.analysis import spearman
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
+
+OnProgress = Callable[[float, Mapping[str, float]], None]
 
 _RATE, _DECAY = 2e-3, 1e-2
 
@@ -153,16 +155,14 @@ TABLE_3 = (
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How many networks to train, on how many images, for how long."""
+    """On how many images to train, and for how long."""
 
-    seeds: int = 3
-    """How many seeds each row is trained from, counted from --seed on."""
     train_images: int = 5_000
     """Training images."""
     validation_images: int = 2_000
     """Images set apart from the training set, never trained on."""
-    epochs: int = MINI.epochs
-    """Passes over the training images."""
+    epochs: int | None = None
+    """Passes over the training images; if not given, 12, or 1 with --limit."""
     dataset: Literal["cifar10", "shapes"] = "cifar10"
     """Where images come from; shapes are generated and need no download."""
     data_dir: Path | None = None
@@ -172,22 +172,33 @@ class Budget:
     seed: int = 0
     """The first seed; it also determines which images are set apart."""
 
+    @property
+    def passes(self) -> int:
+        """Epochs of each training."""
+        return self.epochs or (MINI.epochs if self.limit is None else 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Options(Budget):
     """Train every row of Table 3 and put its errors beside the paper's."""
 
+    seeds: int | None = None
+    """How many seeds each row is trained from, counted from --seed on; if not given, 3,
+    or 1 with --limit."""
     out: Path = Path("results/ablation")
     """Folder for results; finished trainings that it holds are not repeated."""
 
 
 def run(options: Options) -> None:
     """Train, measure, draw and write everything down."""
+    at_least(1, options, "seeds")
     results = Results(options.out)
     train, validation = apart(options)
+    epochs = options.passes
     runs = results.path / "runs"
     runs.mkdir(exist_ok=True)
-    seeds = range(options.seed, options.seed + options.seeds)
+    count = options.seeds or (3 if options.limit is None else 1)
+    seeds = range(options.seed, options.seed + count)
     work = [(row, seed) for seed in seeds for row in TABLE_3]
     errors: dict[str, list[dict[str, float]]] = {row.name: [] for row in TABLE_3}
     with Progress("training", len(work), unit="network") as progress:
@@ -195,21 +206,28 @@ def run(options: Options) -> None:
             of = {
                 "architecture": repr(row.arch),
                 "data": train.digest() + validation.digest(),
-                "recipe": [_RATE, _DECAY, *_numbers(MINI)],
-                "epochs": options.epochs,
+                "code": code_digest(__file__),
+                "epochs": epochs,
                 "seed": seed,
             }
             key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
             found = _known(runs / f"{key}.json")
             if found is None:
-                found = errors_of(row.arch, train, validation, options.epochs, seed)
+                found = errors_of(
+                    row.arch,
+                    train,
+                    validation,
+                    epochs,
+                    seed,
+                    part_of(progress, done - 1, epochs),
+                )
                 results.json(f"runs/{key}.json", {"errors": found, "row": row.name})
             errors[row.name].append(found)
             progress.update(done, row=row.name, validation_error=found["validation"])
     rows = {row.name: described(row, errors[row.name]) for row in TABLE_3}
     figure, _ = viz.ablation_chart(
         f"Table 3 at {train.images.shape[1]} x {train.images.shape[2]}: "
-        f"{len(train):,} images, {options.epochs} epochs, "
+        f"{len(train):,} images, {counted(epochs, 'epoch')}, "
         f"{counted(len(seeds), 'seed')}",
         "top-1 errors; bars: one standard deviation over seeds",
         list(rows),
@@ -236,7 +254,7 @@ def run(options: Options) -> None:
             "data": train.source,
             "train_images": len(train),
             "validation_images": len(validation),
-            "epochs": options.epochs,
+            "epochs": epochs,
             "seeds": list(seeds),
             "rows": rows,
             "rank_correlation_with_the_paper": order,
@@ -253,7 +271,7 @@ def run(options: Options) -> None:
 
 def apart(options: Budget) -> tuple[Dataset, Dataset]:
     """Training images, and others of the same half of the dataset to validate on."""
-    at_least(1, options, "seeds", "epochs", "train_images", "validation_images")
+    at_least(1, options, "epochs", "train_images", "validation_images")
     at_least(1, options, "limit")
     at_least(0, options, "seed")
     dataset = load_dataset(options.dataset, "train", options.data_dir)
@@ -273,11 +291,29 @@ def apart(options: Budget) -> tuple[Dataset, Dataset]:
     )
 
 
+def part_of(progress: Progress, finished: int, epochs: int) -> OnProgress:
+    """What `training.train` calls to move a bar of networks."""
+
+    def show(done: float, values: Mapping[str, float]) -> None:
+        # A network counts as finished once it is measured.
+        shown = {**values, "epoch": int(done)}
+        progress.update(finished + min(done / epochs, 0.99), **shown)
+
+    return show
+
+
 def errors_of(
-    arch: Architecture, train: Dataset, validation: Dataset, epochs: int, seed: int
+    arch: Architecture,
+    train: Dataset,
+    validation: Dataset,
+    epochs: int,
+    seed: int,
+    on_progress: OnProgress,
 ) -> dict[str, float]:
     """Train one network: its top-1 errors, and top-5 on validation, in percent."""
-    result = training.train(arch, train, recipe=MINI, epochs=epochs, seed=seed)
+    result = training.train(
+        arch, train, recipe=MINI, epochs=epochs, seed=seed, on_progress=on_progress
+    )
 
     def misses(data: Dataset, top: int) -> float:
         logits = training.evaluate(result.model, result.preprocess, data.images)
@@ -291,19 +327,13 @@ def errors_of(
     }
 
 
-def _numbers(recipe: training.Recipe) -> list[str]:
-    """What of a recipe has a name of its own: all but its functions."""
-    values = [getattr(recipe, field.name) for field in dataclasses.fields(recipe)]
-    return [repr(value) for value in values if not callable(value)]
-
-
 def _known(file: Path) -> dict[str, float] | None:
     """What an earlier run found, if it is there and whole."""
     try:
         errors = json.loads(file.read_text())["errors"]
+        return {name: float(errors[name]) for name in _COLUMNS}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return errors if set(errors) == set(_COLUMNS) else None
 
 
 _COLUMNS = ("train", "validation", "validation_top5")

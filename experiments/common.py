@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -487,6 +488,12 @@ class ImageOptions:
         return {"data": dataset.digest(), "weights": weights_digest(self.weights)}
 
 
+def mean_picture(net: Pretrained) -> np.ndarray:
+    """The mean image as the network sees pictures, uint8 [h, w, 3]: preprocessed, 0."""
+    mean = np.rint(net.preprocess.mean).astype(np.uint8)
+    return net.preprocess.pictures(mean[None])[0]
+
+
 def enough(flag: str, asked: int | None, there: int) -> None:
     """Refuse to take more images than there are."""
     if asked is not None and asked > there:
@@ -549,6 +556,16 @@ def named_units(
             f"{width - 1}"
         )
     return units
+
+
+@functools.cache
+def code_digest(*files: str) -> str:
+    """sha256 of what computes: the library and these files of experiments."""
+    library = sorted(Path(zfnet_jax.__path__[0]).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in (*library, *files):
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def weights_digest(weights: str) -> str:

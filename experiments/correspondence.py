@@ -46,6 +46,8 @@ from experiments.common import (
     Results,
     UsageError,
     at_least,
+    counted,
+    enough,
     load_dataset,
     main,
     named_layers,
@@ -185,7 +187,8 @@ def run(options: Options) -> None:
     results.manifest(seed=options.seed, digests=digests)
     print(as_text(by_layer))
     print(
-        f"{len(found.names)} images, {options.draws} draws; figures in {results.path}"
+        f"{len(found.names)} images, {counted(options.draws, 'draw')}; "
+        f"figures in {results.path}"
     )
 
 
@@ -283,6 +286,7 @@ def gathered(
     """
     assert options.boxes is not None
     file, folder = options.boxes, options.images or options.boxes.parent
+    enough("limit", options.limit, len(table))
     table = dict(list(table.items())[: options.limit])
     kept = net.preprocess.mean.shape[:2]
     input_hw = net.model.arch.input_hw

@@ -16,7 +16,6 @@ changed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import sys
@@ -26,7 +25,6 @@ from typing import Literal
 
 import numpy as np
 
-import zfnet_jax
 from experiments import sanity
 from experiments.common import (
     Progress,
@@ -34,6 +32,7 @@ from experiments.common import (
     UsageError,
     at_least,
     chosen_layers,
+    code_digest,
     counted,
     load_dataset,
     load_network,
@@ -359,16 +358,9 @@ def _searched(dataset: Dataset) -> str:
 
 def _named(digests: Mapping[str, str], **what: str | int) -> str:
     """Names what a part of the gallery is computed from, this code included."""
-    parts = {**digests, **what, "code": _code()}
+    code = code_digest(__file__, sanity.__file__)
+    parts = {**digests, **what, "code": code}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@functools.cache
-def _code() -> str:
-    """Of all that computes: the library, this file and the one it computes by."""
-    library = sorted(Path(zfnet_jax.__path__[0]).rglob("*.py"))
-    files = [*library, Path(__file__), Path(sanity.__file__)]
-    return "".join(map(_digest, files))
 
 
 def _digest(file: Path) -> str:

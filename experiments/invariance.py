@@ -4,10 +4,10 @@
 
 For each transformation, of five images and on average over many: the distance of the
 features of the first and of the last hidden layer to those of the untransformed image,
-and the probability of the true class. metrics.json holds a number for each claim of the
-paper: R² of a line through the small transformations, and the share of the rotation
-curve, over all images and of each class, that repeats 2, 3, 4 or 5 times in a full
-turn.
+relative to their length, and the probability of the true class. metrics.json also holds
+the distances themselves, and a number for each claim of the paper: R² of a line through
+the small transformations, and the share of the rotation curve, over all images and of
+each class, that repeats 2, 3, 4 or 5 times in a full turn.
 
 The paper: the first layer changes at once; the last is stable, quasi-linear for
 translation and scaling, and not invariant to rotation but for objects with rotational
@@ -32,7 +32,9 @@ from experiments.common import (
     Results,
     UsageError,
     at_least,
+    counted,
     main,
+    mean_picture,
     named_layers,
 )
 from zfnet_jax import viz
@@ -64,8 +66,8 @@ class Options(ImageOptions):
     """Which transformation: translate is vertical, as in the paper."""
     values: str | None = None
     """Degrees of a single transformation, as in 0,15,30; if not given, as in the paper:
-    shifts of up to 60 in 224 pixels of the image's size up and down, 1 to 1.8 times,
-    0 to 360 degrees."""
+    shifts of up to 60 in 224 pixels of the image's size up and down, by whole pixels,
+    1 to 1.8 times, 0 to 360 degrees."""
     layers: str | None = None
     """Layers, as in conv1,fc7; if not given, the first and the last hidden one."""
     border: Border = "reflect"
@@ -96,6 +98,7 @@ def run(options: Options) -> None:
     count = len(dataset)
     shown = min(options.shown, count, 5)
     pictures = net.preprocess.pictures(dataset.images)
+    middle = mean_picture(net).astype(np.float32)
     images = np.asarray(net.preprocess(dataset.images))
     metrics = {}
     total = len(values) * count
@@ -113,17 +116,16 @@ def run(options: Options) -> None:
                     done * count + images
                 ),
             )
-            steps = chosen[np.linspace(0, len(chosen) - 1, 7).round().astype(int)]
+            shares = np.linspace(0, len(chosen) - 1, min(7, len(chosen)))
+            steps = chosen[shares.round().astype(int)]
             moved = [
-                transformed(
-                    pictures[:shown].astype(np.float32),
-                    transform,
-                    float(step),
-                    options.border,
+                middle
+                + transformed(
+                    pictures[:shown] - middle, transform, float(step), options.border
                 )
                 for step in steps
             ]
-            curves = {f"distance at {x}": y for x, y in found.relative.items()}
+            curves = {f"relative distance at {x}": y for x, y in found.relative.items()}
             figure, _ = viz.invariance_curves(
                 f"{transform}: distances relative to an image's own features, "
                 f"{arch.name}",
@@ -156,14 +158,20 @@ def run(options: Options) -> None:
     results.config(options)
     # Nothing here is random.
     results.manifest(seed=0, digests=options.digests(dataset))
-    print(f"{len(values)} transformations of {count} images; figures in {results.path}")
+    print(
+        f"{counted(len(values), 'transformation')} of {counted(count, 'image')}; "
+        f"figures in {results.path}"
+    )
 
 
 def degrees(transform: Transform, text: str | None, height: int) -> np.ndarray:
-    """Degrees as given; else the paper's, shifts in proportion to the image."""
+    """Degrees as given; else the paper's, shifts by whole pixels in proportion."""
     if text is None:
         return {
-            "translate": np.linspace(-60, 60, _STEPS) * height / 224,
+            # Between pixels, interpolation alone would blur the image.
+            "translate": np.unique(
+                np.round(np.linspace(-60, 60, _STEPS) * height / 224)
+            ),
             "scale": np.linspace(1, 1.8, _STEPS),
             "rotate": np.linspace(0, 360, _STEPS),
         }[transform].astype(np.float32)

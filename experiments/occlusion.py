@@ -5,8 +5,8 @@
 
 Five panels for each image: (a) the image and the square; as a function of where the
 square is, (b) the total activity of the map of the last convolution that answers most
-strongly to the image; (c) what that map's strongest activation projects to, in this
-image and in three others where it is strong; (d) the probability of the true class; (e)
+strongly to the image; (c) what that map projects to, in this image and in three others
+where it is strong; (d) the probability of the true class; (e)
 the most probable class. All logits are stored in logits.npy. On a dataset whose objects
 have masks (shapes), metrics.json says how much of the drop in probability lies on the
 object, against chance and against the masks of other images.
@@ -42,6 +42,7 @@ from experiments.common import (
     UsageError,
     at_least,
     main,
+    mean_picture,
     numbers,
     silent_decoders,
     weights_digest,
@@ -54,7 +55,7 @@ from zfnet_jax.analysis import (
     spearman,
     top_activations,
 )
-from zfnet_jax.data import Dataset, fitted, load_photograph
+from zfnet_jax.data import DataNotFoundError, Dataset, fitted, load_photograph
 from zfnet_jax.deconvnet import project
 from zfnet_jax.training import evaluate
 from zfnet_jax.weights import Pretrained
@@ -98,6 +99,8 @@ def run(options: Options) -> None:
     """Cover, draw and write everything down."""
     at_least(1, options, "size", "stride", "images", "limit")
     at_least(0, options, "shown", "others")
+    if options.image is not None and options.indices is not None:
+        raise UsageError("--indices are of test images: leave them out with --image")
     results = Results(options.out)
     net = options.network()
     arch = net.model.arch
@@ -116,10 +119,19 @@ def run(options: Options) -> None:
             picture[None], np.zeros(1, np.int32), net.class_names, options.image.name
         )
         if options.others:
-            dataset = options.images_for(net)
+            try:
+                dataset = options.images_for(net)
+            except DataNotFoundError as error:
+                raise DataNotFoundError(
+                    f"{error}; --others 0 draws the photograph alone"
+                ) from error
     images = np.asarray(net.preprocess(chosen.images))
     targets = _targets(options, net, chosen, images)
-    cover = _covers(options.fill, net)
+    cover = (
+        np.zeros_like(images[0])
+        if options.fill == "mean"
+        else np.asarray(net.preprocess(_filler(options.fill, net)[None]))[0]
+    )
 
     found: list[Occlusion] = []
     with Progress(
@@ -153,7 +165,7 @@ def run(options: Options) -> None:
             drawn(net, options, found[index], targets[index], alike),
         )
     units = np.array([[x.unit] for x in found])
-    down = np.asarray(project(net.model, images, layer, units).pixels)
+    down = np.asarray(project(net.model, images, layer, units, mode="map").pixels)
     stored = io.BytesIO()
     np.save(stored, np.stack([x.logits for x in found]))
     results.write("logits.npy", stored.getvalue())
@@ -181,8 +193,10 @@ def run(options: Options) -> None:
             "activity_drop_on_projection": _STRONG,
         },
     }
-    if chosen.masks is not None and chosen.masks.shape[1:] == arch.input_hw:
-        metrics["drop_on_the_object"] = on_objects(found, targets, chosen.masks)
+    if chosen.masks is not None:
+        seen = (len(chosen), *arch.input_hw)
+        masks = jax.image.resize(chosen.masks.astype(np.float32), seen, "linear") > 0.5
+        metrics["drop_on_the_object"] = on_objects(found, targets, np.asarray(masks))
     results.metrics(metrics)
     results.config(options)
     digests = {"weights": weights_digest(options.weights)}
@@ -210,11 +224,13 @@ def _chosen(options: Options, net: Pretrained, dataset: Dataset) -> np.ndarray:
         right = np.concatenate([right, found])
         if len(right) >= options.images:
             break
+    there = f"{len(right)} of {len(dataset)} test images are classified right"
     if len(right) < options.images and (options.limit is None or not len(right)):
         raise UsageError(
-            f"--images {options.images}: {len(right)} of {len(dataset)} test images "
-            "are classified right; name others with --indices"
+            f"--images {options.images}: {there}; name others with --indices"
         )
+    if len(right) < options.images:
+        print(there, flush=True)
     return right[: options.images]
 
 
@@ -240,11 +256,9 @@ def _targets(
     return [target] * len(chosen)
 
 
-def _covers(fill: str, net: Pretrained) -> np.ndarray:
-    """The image that a square shows, preprocessed."""
-    blank = np.full(net.preprocess.mean.shape, _GREY.get(fill, 0), np.uint8)
-    covers = np.asarray(net.preprocess(blank[None]))[0]
-    return covers if fill in _GREY else np.zeros_like(covers)
+def _filler(fill: str, net: Pretrained) -> np.ndarray:
+    """The image that a square of one grey level shows."""
+    return np.full(net.preprocess.mean.shape, _GREY[fill], np.uint8)
 
 
 def others(
@@ -266,12 +280,16 @@ def drawn(
     """The five panels of the first of some images; all are projected in panel (c)."""
     pictures = net.preprocess.pictures(np.concatenate([x.images for x in alike]))
     images = np.concatenate([np.asarray(net.preprocess(x.images)) for x in alike])
-    projections = project(net.model, images, found.layer, [found.unit], crop=True)
-    patches = viz.image_patches(pictures, projections.boxes)
+    projections = project(net.model, images, found.layer, [found.unit], mode="map")
     row, column = np.unravel_index(found.probability.argmin(), found.probability.shape)
     top, left, bottom, right = found.boxes[row, column]
     covered = pictures[0].copy()
-    covered[top:bottom, left:right] = _GREY.get(options.fill, 128)
+    filler = (
+        mean_picture(net)
+        if options.fill == "mean"
+        else net.preprocess.pictures(_filler(options.fill, net)[None])[0]
+    )
+    covered[top:bottom, left:right] = filler[top:bottom, left:right]
     name = net.class_names[target]
     clean = float(jax.nn.softmax(found.clean_logits)[target])
     figure, _ = viz.occlusion_panels(
@@ -287,16 +305,16 @@ def drawn(
         net.class_names,
         (
             "the square where it hurts most",
-            f"activity of unit {found.unit} of {found.layer} "
+            f"activity of map {found.unit} of {found.layer} "
             f"({found.clean_activity:.3g})",
-            f"unit {found.unit} of {found.layer} in pixels",
+            f"map {found.unit} of {found.layer} in pixels",
             f"probability of {name} ({clean:.2f})",
             "most probable class",
         ),
         [
             (
                 "this image" if not index else x.class_names[x.labels[0]],
-                patches[index],
+                pictures[index],
                 projections.pixels[index],
             )
             for index, x in enumerate(alike)

@@ -83,6 +83,8 @@ def test_the_identity_has_distance_zero(model, images):
     labels = np.zeros(5, np.int32)
     chances = jax.nn.softmax(model.features(images).logits)[:, 0]
     for transform, value in IDENTITY.items():
+        same = transformed(images, transform, value)
+        np.testing.assert_allclose(same, images, atol=1e-5)
         found = invariance(model, images, labels, transform, [value])
         assert list(found.distances) == ["conv1", "fc3"]
         assert not any(x.any() for x in found.distances.values())

@@ -236,6 +236,14 @@ def test_what_is_wrong_with_a_file_of_boxes_is_one_line(
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_fewer_images_than_asked_for(trained, tmp_path, refusal):
+    file = tmp_path / "parts.csv"
+    file.write_text(HEADER + GOOD)
+    argv = ["--weights", str(trained / "weights.safetensors"), "--boxes", str(file)]
+    argv += ["--limit", "9", "--out", str(tmp_path / "out")]
+    assert "--limit 9: there are only 2 images" in refusal(run, Options, 2, *argv)
+
+
 def test_a_file_of_boxes_must_be_text(trained, tmp_path, refusal):
     file = tmp_path / "parts.csv"
     file.write_bytes((HEADER + GOOD).encode() + "3,œil,0,0,9,9\n".encode("cp1252"))

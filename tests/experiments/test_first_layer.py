@@ -12,6 +12,7 @@ from experiments import first_layer
 from experiments.common import main
 from experiments.first_layer import Options, run
 from zfnet_jax import training
+from zfnet_jax.analysis import top_activations
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessing, make_shapes
 
@@ -65,7 +66,10 @@ def test_layer_2_is_drawn_by_its_strongest_activations():
     result = training.TrainResult(
         model, Preprocessing.fit(shapes.images, 1 / 64), [], 0.0, 0.0, 0.0
     )
-    drawn = first_layer.projected(result, shapes)
+    top = top_activations(model, shapes, ["conv2"], 1, preprocess=result.preprocess)[
+        "conv2"
+    ]
+    drawn = first_layer.projected(result, shapes, top)
     # A unit of layer 2 sees 5 + 2 + 2 * 4 pixels.
     assert drawn.shape == (15, 15, 3, 6)
     inputs = np.asarray(result.preprocess(shapes.images))
@@ -77,6 +81,31 @@ def test_layer_2_is_drawn_by_its_strongest_activations():
         np.testing.assert_allclose(
             drawn[..., unit], pixels / max(np.abs(pixels).max(), 1e-30), atol=1e-5
         )
+
+
+def test_filters_are_counted():
+    model = zf.ConvNet(small(2), rngs=nnx.Rngs(0))
+    noise = np.random.default_rng(0).normal(size=(5, 5, 3, 4)).astype(np.float32)
+    wanted = np.array([0.2, 0.05, 0.05, 0.001], np.float32)
+    model.conv1.kernel[...] = noise / np.sqrt((noise**2).mean((0, 1, 2))) * wanted
+    model.conv1.bias[...] = np.array([0, 0, -1e4, 0], np.float32)
+    shapes = make_shapes(40, (16, 16), seed=3)
+    result = training.TrainResult(
+        model, Preprocessing.fit(shapes.images, 1 / 64), [], 0.0, 0.0, 0.0
+    )
+    top = top_activations(
+        model, shapes, ["conv1", "conv2"], 1, preprocess=result.preprocess
+    )
+    found = first_layer.measured(result, shapes, top)
+    np.testing.assert_allclose(found["rms"], wanted, rtol=1e-4)
+    assert found["largest_over_median"] == pytest.approx(4, rel=1e-3)
+    # Above 0.1; above three times the median; below a tenth of the largest.
+    assert (found["above_the_limit"], found["dominant"], found["weak"]) == (1, 1, 1)
+    maps = np.asarray(
+        model.features(result.preprocess(shapes.images)).features["conv2"]
+    )
+    dead = {"conv1": 1, "conv2": int((~maps.any((0, 1, 2))).sum())}
+    assert found["dead"] == dead
 
 
 def test_the_networks_differ_in_layers_1_and_2_only():

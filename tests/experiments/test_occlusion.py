@@ -5,11 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 import zfnet_jax as zf
 from experiments.common import main
 from experiments.occlusion import Options, on_objects, run
+from zfnet_jax.analysis import share_on
 from zfnet_jax.data import SHAPES, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -53,8 +55,42 @@ def test_the_numbers_are_those_of_the_library(finished, trained):
     with Image.open(finished / "occlusion_0.png") as image:
         assert np.asarray(image.convert("RGB")).std() > 1
     assert not (finished / "occlusion_1.png").exists()
-    # The masks are of 32 x 32 pixels and the network's images are not.
-    assert "drop_on_the_object" not in metrics
+
+
+def test_what_is_said_of_drops_is_so(finished, trained):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    net = zf.load_pretrained(trained / "weights.safetensors")
+    shapes = make_shapes(60, seed=1)
+    images = np.asarray(net.preprocess(shapes.images))
+    right = np.flatnonzero(jax.jit(net.model)(images).argmax(-1) == shapes.labels)[:4]
+    cover = np.asarray(net.preprocess(np.full((1, 32, 32, 3), 128, np.uint8)))[0]
+    shares, activity, agreement = [], [], []
+    assert shapes.masks is not None
+    for index in right:
+        label = int(shapes.labels[index])
+        found = zf.occlusion(net.model, images[index], label, 4, 1, cover)
+        clean = float(jax.nn.softmax(found.clean_logits)[label])
+        # The masks are of 32 x 32 pixels and the network's images of 16 x 16.
+        mask = shapes.masks[index].reshape(16, 2, 16, 2).mean((1, 3)) > 0.5
+        shares.append(share_on(found.by_pixel(clean - found.probability), mask))
+        whole = zf.project(
+            net.model, images[index][None], found.layer, [found.unit], mode="map"
+        )
+        strength = np.abs(np.asarray(whole.pixels[0])).max(-1)
+        strongest = strength >= np.sort(strength.ravel())[-64]
+        drop = found.by_pixel(found.clean_activity - found.activity)
+        activity.append(share_on(drop, strongest))
+        ranks = scipy.stats.spearmanr(found.activity.ravel(), found.probability.ravel())
+        agreement.append(ranks.statistic)
+    on = metrics["drop_on_the_object"]
+    assert on["share"] == pytest.approx(np.mean(shares), abs=0.05)
+    assert on["chance"] == pytest.approx(shapes.masks[right].mean(), abs=0.03)
+    each = metrics["of_each"]
+    known = [x["activity_drop_on_projection"] for x in each]
+    assert known == pytest.approx(activity, abs=0.02)
+    assert [x["activity_and_probability"] for x in each] == pytest.approx(
+        np.nan_to_num(agreement), abs=1e-3
+    )
 
 
 def test_a_photograph_needs_no_dataset(trained, tmp_path):
@@ -110,6 +146,7 @@ def test_drops_on_known_objects():
         (["--indices", "60"], 2, ["--indices 60", "60 test images"]),
         (["--images", "3000"], 2, ["--images 3000", "classified right"]),
         (["--image", "no.jpg"], 3, ["no.jpg"]),
+        (["--image", "no.jpg", "--indices", "1"], 2, ["--indices", "--image"]),
         (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
     ],
 )

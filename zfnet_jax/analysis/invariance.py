@@ -138,9 +138,18 @@ def invariance(
     for start in range(0, len(images), _TOGETHER):
         part = slice(start, start + _TOGETHER)
         batch, true = np.asarray(images[part]), np.asarray(labels[part])
+        before, _ = _seen(graph, weights, batch, names)
         columns = [
             _compared(
-                graph, weights, batch, true, np.float32(value), transform, border, names
+                graph,
+                weights,
+                batch,
+                true,
+                before,
+                np.float32(value),
+                transform,
+                border,
+                names,
             )
             for value in degrees
         ]
@@ -188,36 +197,45 @@ def check_values(
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _seen(
+    graph, weights, images: Array, names: tuple[str, ...]
+) -> tuple[dict[str, Float[Array, "n d"]], Float[Array, "n classes"]]:
+    """Feature vectors of layers, and the logits."""
+    found = nnx.merge(graph, weights).features(images)
+    vectors = {
+        name: found.features[name].reshape(len(images), -1).astype(jnp.float32)
+        for name in names
+    }
+    return vectors, found.logits.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
 def _compared(
     graph,
     weights,
     images: Array,
     labels: Array,
+    before: dict[str, Array],
     value: Array,
     transform: Transform,
     border: Border,
     names: tuple[str, ...],
 ) -> dict[str, Float[Array, " n"]]:
-    model = nnx.merge(graph, weights)
     # Interpolation at whole pixels is exact to rounding only; no change is none.
     moved = jnp.where(
         value == IDENTITY[transform],
         images,
         transformed(images, transform, value, border),
     )
-    before, after = model.features(images), model.features(moved)
+    after, logits = _seen(graph, weights, moved, names)
     found = {}
     for name in names:
-        x, y = (
-            f.features[name].reshape(len(images), -1).astype(jnp.float32)
-            for f in (before, after)
-        )
-        distance = jnp.linalg.norm(y - x, axis=1)
-        length = jnp.linalg.norm(x, axis=1)
+        distance = jnp.linalg.norm(after[name] - before[name], axis=1)
+        length = jnp.linalg.norm(before[name], axis=1)
         found[f"distance {name}"] = distance
         found[f"relative {name}"] = distance / jnp.where(length > 0, length, 1)
-    chances = jax.nn.softmax(after.logits.astype(jnp.float32))
+    chances = jax.nn.softmax(logits)
     found["probability"] = jnp.take_along_axis(chances, labels[:, None], 1)[:, 0]
     return found
 

@@ -218,7 +218,7 @@ def blank_sheet(
     return fig, ax, top
 
 
-def chart(sheet: Axes, left: float, top: float, width: float, height: float) -> Axes:
+def chart(sheet: Axes, left: int, top: int, width: int, height: int) -> Axes:
     """Axes of a chart at a place of a sheet, in screen pixels, above what it shows."""
     figure = sheet.get_figure(root=True)
     assert figure is not None
