@@ -64,6 +64,7 @@ from zfnet_jax.analysis import (
     random_boxes,
 )
 from zfnet_jax.data import (
+    SHAPES,
     DataNotFoundError,
     fitted,
     load_photograph,
@@ -73,7 +74,7 @@ from zfnet_jax.data import (
 from zfnet_jax.weights import Pretrained
 
 _COLUMNS = ("image", "part", "top", "left", "bottom", "right")
-_DRAWN, _SHAPES, _CLASSES = 10, 20, 10
+_DRAWN, _SHAPES = 10, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +340,7 @@ def gathered(
 def shapes(net: Pretrained, name: str, count: int) -> Annotated:
     """Generated shapes of one class, and their corners."""
     hw = net.preprocess.mean.shape[:2]
-    total = count * _CLASSES
+    total = count * len(SHAPES)
     indices, corners = shape_parts(name, total, hw, seed=1)
     drawn = make_shapes(total, hw, seed=1).take(indices)
     boxes = {

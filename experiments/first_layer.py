@@ -228,7 +228,7 @@ def figures(
 
     def runs(key: str, group: str) -> dict[str, list[float]]:
         return {
-            name: [0.0 if x[key][group] is None else x[key][group] for x in several]
+            name: [np.nan if x[key][group] is None else x[key][group] for x in several]
             for name, several in found.items()
         }
 
@@ -269,7 +269,8 @@ def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
             + [np.nan if y is None else y for y in x["aliasing"].values()]
             for x in several
         ]
-        cells = [f"{value:>11.1%}" for value in np.mean(shares, 0)]
+        means = np.ma.masked_invalid(shares).mean(0)
+        cells = [f"{'-' if x is np.ma.masked else f'{x:.1%}':>11}" for x in means]
         counts = [sum(x["dead"][layer] for x in several) for layer in _CONVOLUTIONS]
         counts += [sum(x[key] for x in several) for key in _COUNTS]
         cells += [f"{count:>11}" for count in counts]

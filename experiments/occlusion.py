@@ -16,7 +16,7 @@ classify right: a minute on two CPU cores. The paper: covering what the projecti
 lowers the activity, and covering the object lowers the probability. metrics.json holds,
 for each image and on average, the rank correlation of activity and probability (0.38;
 0 if unrelated), and how much of the drop in activity lies on the quarter of the pixels
-where the projection is strongest (42%).
+where the projection is strongest (41%).
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ cut from the test images, without overlap, and anew for each repeat. Beside the 
 stand the pixels, and the same architecture with random weights.
 
 Expected with the shipped weights, 1,000 images to train, 500 to validate and 1,000 to
-test, in 1.9 GB of memory and two to three minutes on two CPU cores: the SVM gets 34%
-right on pixels, 46% at conv1, 81% at conv5 and 86% at fc7, as many as the network
-itself; with random weights 42% at best. The paper, on Caltech-101 and 256: accuracy
-rises with depth.
+test, in 1.9 GB of memory and about two minutes on two CPU cores: the SVM gets 33% right
+on pixels, 45% at conv1, 80% at conv5 and 85% at fc7, as many as the network itself;
+with random weights 42% at best. The paper, on Caltech-101 and 256: accuracy rises with
+depth.
 """
 
 from __future__ import annotations

@@ -146,5 +146,13 @@ def test_banks_of_filters_and_shares():
     groups = [x for x in ax.containers if isinstance(x, BarContainer)]
     heights = [[bar.get_height() for bar in bars] for bars in groups]
     assert heights == [[pytest.approx(0.3), 0.5], [pytest.approx(0.1), 1.0]]
+    # What is not known has no bar, and no part in a mean.
+    series = {"a": np.array([[np.nan, 0.4], [np.nan, np.nan]])}
+    figure, ax = viz.shares_chart("", "", ["low", "high"], series)
+    viz.sheet.figure_bytes(figure, "png")
+    low, high = (bar.get_height() for bar in ax.patches)
+    assert low == pytest.approx(0.4) and np.isnan(high)
+    with pytest.raises(ValueError, match="finite"):
+        viz.shares_chart("", "", ["low"], {"a": np.array([[np.inf]])})
     with pytest.raises(ValueError, match="1 to 4 series"):
         viz.shares_chart("", "", ["low"], {})

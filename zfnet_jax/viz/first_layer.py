@@ -105,8 +105,8 @@ def shares_chart(
         title: What the figure shows.
         note: What a reader must know of it.
         groups: Names of the groups.
-        series: Shares from 0 to 1 by name, for each group and run; a bar is the mean, a
-            line one standard deviation over several runs.
+        series: Shares from 0 to 1 by name, for each group and run, NaN where it is not
+            known; a bar is the mean, a line one standard deviation over several runs.
         reference: By name, a share for each group that is drawn as a line across it;
             None where there is none.
 
@@ -114,14 +114,15 @@ def shares_chart(
         The figure and the axes.
 
     Raises:
-        ValueError: An argument is empty, not finite or does not fit the others.
+        ValueError: An argument is empty, infinite or does not fit the others.
     """
     if not groups or not 0 < len(series) <= len(_HATCHES):
         raise ValueError(f"there must be a group, and 1 to {len(_HATCHES)} series")
-    bars = {
-        name: checked(name, runs, (len(groups), None), "float")
-        for name, runs in series.items()
-    }
+    bars = {}
+    for name, runs in series.items():
+        unknown = np.isnan(runs)
+        known = checked(name, np.where(unknown, 0, runs), (len(groups), None), "float")
+        bars[name] = np.ma.masked_array(known, unknown)
     width = len(groups) * _GROUP
     fig, sheet, top = blank_sheet(title, note, _HEIGHT + 90, width + 60)
     ax = chart(sheet, MARGIN + 50, top + 50, width, _HEIGHT)
@@ -130,9 +131,9 @@ def shares_chart(
     for index, (name, runs) in enumerate(bars.items()):
         ax.bar(
             places + (index - (len(bars) - 1) / 2) * step,
-            runs.mean(1),
+            runs.mean(1).filled(np.nan),
             step,
-            yerr=runs.std(1) if runs.shape[1] > 1 else None,
+            yerr=runs.std(1).filled(np.nan) if runs.shape[1] > 1 else None,
             color=PALETTE[index],
             hatch=_HATCHES[index],
             edgecolor="white",
