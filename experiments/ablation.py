@@ -9,9 +9,12 @@ flips. For each row the training error, without augmentation and dropout, and th
 on validation images that were set apart; beside the paper's numbers, with the rank
 correlation of the two orders.
 
-Expected with no other option (5,000 training images, 12 epochs, 3 seeds): @A@ What is finished is kept in --out/runs, and a second run of the same code goes on
-from there. --limit 500 takes about two minutes, of an epoch and a seed, and shows no
-more than that it runs.
+Expected with no other option (5,000 training images, 12 epochs, 3 seeds), in one to one
+and a half hours on two CPU cores: ZFNet 47% validation error and AlexNet 49%, wider
+layers better and narrower ones worse, as in the paper; but removed layers help, since
+so short a training favours shallow networks. What is finished is kept in --out/runs,
+and a second run of the same code goes on from there. --limit 500 takes about two
+minutes, of an epoch and a seed, and shows no more than that it runs.
 """
 
 from __future__ import annotations
