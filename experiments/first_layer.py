@@ -18,7 +18,7 @@ Expected with no other option (5,000 training images, 12 epochs, 1 seed), in abo
 minutes on two CPU cores: edges and colours; no filter dead or dominant, none at the
 limit; middle frequencies hold 32% and 30% of the energy (AlexNet's, ZFNet's layer), and
 white noise's 15%; 17% of what AlexNet's layer 2 is given is too fine for the strides,
-5% of what ZFNet's is. --limit 500 takes about a minute, of one epoch.
+5% of what ZFNet's is. --limit 500 takes a minute and a half, of one epoch.
 """
 
 from __future__ import annotations

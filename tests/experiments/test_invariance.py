@@ -67,6 +67,14 @@ def test_the_numbers_are_those_of_the_features(finished, trained):
     )
 
 
+def test_a_second_run_writes_the_same_bytes(finished, trained, tmp_path):
+    argv = ["--weights", str(trained / "weights.safetensors"), "--images", "20"]
+    assert main(run, Options, [*argv, "--out", str(tmp_path)]) == 0
+    for file in finished.iterdir():
+        if file.name not in ("manifest.json", "config.json"):
+            assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_values_may_be_given(trained, tmp_path):
     argv = ["--weights", str(trained / "weights.safetensors"), "--images", "3"]
     more = ["--transform", "scale", "--values", "1,1.5", "--layers", "pool1"]
