@@ -127,11 +127,7 @@ def run(options: Options) -> None:
                 ) from error
     images = np.asarray(net.preprocess(chosen.images))
     targets = _targets(options, net, chosen, images)
-    cover = (
-        np.zeros_like(images[0])
-        if options.fill == "mean"
-        else np.asarray(net.preprocess(_filler(options.fill, net)[None]))[0]
-    )
+    cover, _ = _filler(options.fill, net)
 
     found: list[Occlusion] = []
     with Progress(
@@ -256,9 +252,13 @@ def _targets(
     return [target] * len(chosen)
 
 
-def _filler(fill: str, net: Pretrained) -> np.ndarray:
-    """The image that a square of one grey level shows."""
-    return np.full(net.preprocess.mean.shape, _GREY[fill], np.uint8)
+def _filler(fill: str, net: Pretrained) -> tuple[np.ndarray, np.ndarray]:
+    """The image that a square shows, preprocessed, and as a picture."""
+    if fill == "mean":
+        picture = mean_picture(net)
+        return np.zeros(picture.shape, np.float32), picture
+    blank = np.full((1, *net.preprocess.mean.shape), _GREY[fill], np.uint8)
+    return np.asarray(net.preprocess(blank))[0], net.preprocess.pictures(blank)[0]
 
 
 def others(
@@ -284,11 +284,7 @@ def drawn(
     row, column = np.unravel_index(found.probability.argmin(), found.probability.shape)
     top, left, bottom, right = found.boxes[row, column]
     covered = pictures[0].copy()
-    filler = (
-        mean_picture(net)
-        if options.fill == "mean"
-        else net.preprocess.pictures(_filler(options.fill, net)[None])[0]
-    )
+    _, filler = _filler(options.fill, net)
     covered[top:bottom, left:right] = filler[top:bottom, left:right]
     name = net.class_names[target]
     clean = float(jax.nn.softmax(found.clean_logits)[target])
