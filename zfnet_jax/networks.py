@@ -492,7 +492,7 @@ class TracedEngine:
 
         try:
             # A reader knows the plain operations, not their fast forms.
-            with ops.plain(True):
+            with ops.reading(True):
                 program, result = tracing.trace(run, list(weights), images)
         except Exception as error:
             message = relu_audit.explain_trace_error(error)

@@ -1,0 +1,2 @@
+def explain_trace_error(error):
+    return None
