@@ -207,9 +207,7 @@ _POINTWISE = {
 }
 
 
-def _pointwise(
-    equation: Equation, program: Program, views: Views, output: int
-) -> View:
+def _pointwise(equation: Equation, program: Program, views: Views, output: int) -> View:
     shape = program.avals[output].shape
     signals = [number for number in equation.inputs if number in views]
     same = [n for n in signals if program.avals[n].shape == shape]
@@ -521,32 +519,30 @@ class Reader:
                 draft = self._start(equation, signals, latest)
                 if draft is not None:
                     self._extend(draft)
-                    self.drafts.append(draft)
+                    self._add(draft)
             for number in equation.outputs:
                 owner = [i for i, d in enumerate(self.drafts) if d.value == number]
                 self.latest[number] = owner[0] if owner else latest
         output = self.program.outputs[0]
         if output not in {draft.value for draft in self.drafts}:
-            draft = _Draft("output", output, "output", frozenset())
-            self.drafts.append(draft)
-        names = self._names()
-        return [
-            Position(self._layer(d, name), d.value, self.views[d.value].axes, d.weights)
-            for d, name in zip(self.drafts, names, strict=True)
-        ]
+            self._add(_Draft("output", output, "output", frozenset()))
+        return [self._position(draft) for draft in self.drafts]
 
     def read_outputs(self, names: Sequence[str]) -> list[Position]:
         """The program's results as layers of the names given."""
         makers = {n: e for e in self.program.equations for n in e.outputs}
-        positions = []
-        for name, value in zip(names, self.program.outputs, strict=True):
-            rectified = value in makers and self._is_relu(makers[value])
-            draft = _Draft("named", value, name, frozenset(), rectified)
-            layer = self._layer(draft, name)
-            positions.append(
-                Position(layer, value, self.views[value].axes, draft.weights)
+        return [
+            self._position(
+                _Draft(
+                    "named",
+                    value,
+                    name,
+                    frozenset(),
+                    value in makers and self._is_relu(makers[value]),
+                )
             )
-        return positions
+            for name, value in zip(names, self.program.outputs, strict=True)
+        ]
 
     def _start(
         self, equation: Equation, signals: list[int], latest: int
@@ -564,7 +560,7 @@ class Reader:
             name = equation.params["name"]
         elif kind == "relu":
             name, weights = self._block(signals[0])
-        elif latest >= 0 and self.drafts[latest].name:
+        elif latest >= 0:
             suffix = "norm" if kind == "norm" else "pool"
             name = f"{self.drafts[latest].name}.{suffix}"
         return _Draft(kind, value, name, weights, rectified=kind == "relu")
@@ -659,7 +655,7 @@ class Reader:
             signals = [n for n in equation.inputs if n in self.views]
             if len(signals) > 1 and equation.name in ("add", "add_any", "concatenate"):
                 main = max(self.latest.get(number, -1) for number in signals)
-                if name is None and main >= 0 and self.drafts[main].name:
+                if name is None and main >= 0:
                     own = self.drafts[main].name or ""
                     name = _parent(own) or f"{own}.relu"
                 break
@@ -671,23 +667,24 @@ class Reader:
             (value,) = signals
         return name, weights
 
-    def _names(self) -> list[str]:
-        counts: collections.Counter[str] = collections.Counter()
-        used: set[str] = set()
-        names = []
-        for draft in self.drafts:
-            kind = draft.kind.replace(" ", "_")
-            counts[kind] += 1
-            stem = draft.name or f"{kind}{counts[kind]}"
-            candidates = (f"{stem}_{i}" for i in itertools.count(2))
-            name = next(
-                n for n in itertools.chain([stem], candidates) if n not in used
-            )
-            used.add(name)
-            names.append(name)
-        return names
+    def _add(self, draft: _Draft) -> None:
+        """Give a layer its name: its own, or by kind and order, and unique."""
+        kind = draft.kind.replace(" ", "_")
+        count = 1 + sum(other.kind == draft.kind for other in self.drafts)
+        stem = draft.name or f"{kind}{count}"
+        used = {other.name for other in self.drafts}
+        candidates = itertools.chain(
+            [stem], (f"{stem}_{i}" for i in itertools.count(2))
+        )
+        draft.name = next(name for name in candidates if name not in used)
+        self.drafts.append(draft)
 
-    def _layer(self, draft: _Draft, name: str) -> Layer:
+    def _position(self, draft: _Draft) -> Position:
+        axes = self.views[draft.value].axes
+        return Position(self._layer(draft), draft.value, axes, draft.weights)
+
+    def _layer(self, draft: _Draft) -> Layer:
+        name = draft.name or ""
         view, shape = self.views[draft.value], self.program.avals[draft.value].shape
         sizes = dict[Axis, int]()
         for axis, size in zip(view.axes, shape, strict=True):

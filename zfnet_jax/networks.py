@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 import sys
 import types
@@ -154,7 +155,9 @@ class Network:
         count = len(images)
         results: dict[str, np.ndarray] = {}
         for start, batch, real in self.batches(images, batch_size):
-            for name, part in _activations(self, batch, names).items():
+            parts = _activations(self, batch, names)
+            for name in names:
+                part = parts[name]
                 if name not in results:
                     results[name] = np.empty((count, *part.shape[1:]), part.dtype)
                 results[name][start : start + real] = np.asarray(part)[:real]
@@ -508,10 +511,10 @@ class TracedEngine:
                 )
         return *tracing.hoist(program), names
 
-    def _read(
-        self, program: tracing.Program, names: Sequence[str]
-    ) -> list[Position]:
-        if any("random_bits" in tracing.primitives(e.source) for e in program.equations):
+    def _read(self, program: tracing.Program, names: Sequence[str]) -> list[Position]:
+        if any(
+            "random_bits" in tracing.primitives(e.source) for e in program.equations
+        ):
             raise ValueError("the model draws random numbers: call model.eval()")
         reader = Reader(program, self.paths)
         if names:
@@ -528,7 +531,9 @@ class TracedEngine:
         program, constants, results = self._trace(given, images)
         positions = {p.layer.name: p for p in self._read(program, results)}
         # A constant may depend on the number of images.
-        rest = [a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)]
+        rest = [
+            a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)
+        ]
         values = program.run(
             [*given, *rest, images], {positions[name].value for name in names}
         )
@@ -777,12 +782,14 @@ def _module(path: tuple[Any, ...]) -> str:
 
 def _closed_over(function: Any) -> dict[int, str]:
     """Paths of the arrays of the modules that a function closes over."""
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    owners = [getattr(function, "__self__", None)]
-    owners += [cell.cell_contents for cell in getattr(function, "__closure__", ()) or ()]
+    owners: list[Any] = [getattr(function, "__self__", None)]
     if isinstance(function, functools.partial):
         owners += [*function.args, *function.keywords.values()]
+        function = function.func
+    function = inspect.unwrap(function)
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        owners += [*variables.nonlocals.values(), *variables.globals.values()]
     return {
         id(leaf): _module(path)
         for owner in owners

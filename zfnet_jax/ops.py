@@ -112,7 +112,11 @@ def max_pool(
         wins = (value > other) & ~jnp.isnan(other) | tie | nan
         return jnp.where(wins, value, other), jnp.where(wins, place, other_place)
 
-    windows = (1, *spec.kernel, 1), (1, *spec.stride, 1), ((0, 0), *spec.padding, (0, 0))
+    windows = (
+        (1, *spec.kernel, 1),
+        (1, *spec.stride, 1),
+        ((0, 0), *spec.padding, (0, 0)),
+    )
     _, switches = lax.reduce_window(
         (lax.stop_gradient(x), jnp.broadcast_to(position, x.shape)),
         (jnp.array(-jnp.inf, x.dtype), jnp.array(np.iinfo(np.int32).max, jnp.int32)),
