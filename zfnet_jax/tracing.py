@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core, source_info_util
 
 from zfnet_jax import ops
@@ -53,8 +54,8 @@ class Equation:
     def run(self, *values: Any) -> Sequence[Any]:
         """Apply the operation; its source line stays that of the original.
 
-        Convolutions and max pooling go through `ops`: the same values, a faster backward
-        pass on the CPU, and the first of equal values as the maximum everywhere.
+        Convolutions and max pooling go through `ops`: the same values with a faster
+        backward pass on the CPU, and the first of equal values wins everywhere.
         """
         if self.name in _OPERATIONS:
             result = _OPERATIONS[self.name](self, *values)
@@ -238,7 +239,7 @@ def _convolve(equation: Equation, x: Any, kernel: Any) -> Any:
     batch, channels = numbers.lhs_spec[:2]
     y = ops.conv(jnp.transpose(x, (batch, *rows_columns, channels)), kernel, spec)
     batch, channels, *rows_columns = numbers.out_spec
-    return jnp.transpose(y, np.argsort((batch, *rows_columns, channels)))
+    return jnp.transpose(y, np.argsort([batch, *rows_columns, channels]).tolist())
 
 
 def _max_pool(equation: Equation, x: Any) -> Any:
@@ -249,19 +250,19 @@ def _max_pool(equation: Equation, x: Any) -> Any:
         len(axes) != 2
         or (windows[0], strides[0]) != (1, 1)
         or {*params["base_dilation"], *params["window_dilation"]} != {1}
-        or any(
-            any(edges) for i, edges in enumerate(params["padding"]) if i not in axes
-        )
+        or any(any(edges) for i, edges in enumerate(params["padding"]) if i not in axes)
         or not jnp.issubdtype(x.dtype, jnp.floating)
     ):
         return None
-    spec = MaxPool("", *((d[axes[0]], d[axes[1]]) for d in (windows, strides, params["padding"])))
+    spec = MaxPool(
+        "", *((d[axes[0]], d[axes[1]]) for d in (windows, strides, params["padding"]))
+    )
     rest = [i for i in range(1, x.ndim) if i not in axes]
     order = (0, *axes, *rest)
     maps = jnp.transpose(x, order)
     y, _ = ops.max_pool(maps.reshape(*maps.shape[:3], -1), spec)
     y = y.reshape(*y.shape[:3], *maps.shape[3:])
-    return jnp.transpose(y, np.argsort(order))
+    return jnp.transpose(y, np.argsort(order).tolist())
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -272,4 +273,4 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 def is_zero(array: Any) -> bool:
     """Whether a constant is known to be 0 throughout."""
-    return not isinstance(array, jax.core.Tracer) and not np.any(np.asarray(array))
+    return not isinstance(array, Tracer) and not np.any(np.asarray(array))
