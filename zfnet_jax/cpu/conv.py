@@ -1,8 +1,7 @@
 """Convolution and its adjoint for XLA's CPU backend.
 
-The forward pass is XLA's own convolution, which is fast. Its gradients are not: they
-become matrix products over patches, or Winograd's minimal filtering. They are one
-`custom_vjp`, so that a value doesn't depend on whether it is differentiated.
+XLA's own convolution is fast, and its gradients are not: here they are matrix products
+over patches, or Winograd's minimal filtering.
 """
 
 from __future__ import annotations
@@ -60,27 +59,34 @@ def _float32_conv(x: Array, kernel: Array, spec: Conv) -> Array:
 
 
 def _forward(x, kernel, spec):
-    return _correlate(x, kernel, spec), (x, kernel)
+    if not suits_winograd(spec, x.shape[-1]):
+        return _correlate(x, kernel, spec), (x, kernel)
+    # Slower than XLA by itself, but its gradients reuse what it computes.
+    return jax.vjp(lambda x, kernel: _winograd_conv(x, kernel, spec), x, kernel)
 
 
 def _backward(spec, residuals, grad):
+    if callable(residuals):
+        return residuals(grad)
     x, kernel = residuals
-    if not suits_winograd(spec, x.shape[-1]):
-        kernel_grad = _kernel_gradient(x, grad, spec)
-        return conv_transpose(grad, kernel, spec, x.shape[1:3]), kernel_grad
-    if spec.stride == (1, 1):
-        return _winograd_gradients(x, kernel, grad, spec.padding)
-    folded, unfold = jax.vjp(lambda x, kernel: _fold(x, kernel, spec), x, kernel)
-    return unfold(_winograd_gradients(*folded, grad, ((0, 0), (0, 0))))
+    kernel_grad = _kernel_gradient(x, grad, spec)
+    return conv_transpose(grad, kernel, spec, x.shape[1:3]), kernel_grad
 
 
 _float32_conv.defvjp(_forward, _backward)
 
 
 def suits_winograd(spec: Conv, channels: int) -> bool:
-    """Return whether Winograd's gradients are faster: kernels of three strides."""
+    """Return whether Winograd's filtering trains faster: kernels of three strides."""
     strides = [-(-k // s) for k, s in zip(spec.kernel, spec.stride, strict=True)]
     return strides == [3, 3] and channels * math.prod(spec.stride) >= _THIN
+
+
+def _winograd_conv(x: Array, kernel: Array, spec: Conv) -> Array:
+    """Equals `ops.conv` to rounding, where `suits_winograd`."""
+    if spec.stride == (1, 1):
+        return _winograd(x, kernel, spec.padding)
+    return _winograd(*_fold(x, kernel, spec), ((0, 0), (0, 0)))
 
 
 def _fold(x: Array, kernel: Array, spec: Conv) -> tuple[Array, Array]:
@@ -259,8 +265,7 @@ def interleave_phases(
 
 # Winograd's minimal filtering F(4x4, 3x3), Lavin & Gray 2016 (arXiv 1509.09308), with
 # interpolation points 0, 1, -1, 2, -2: a tile of 6 x 6 inputs gives 4 x 4 outputs by 36
-# products for each pair of channels in place of 144. The output of a tile is
-# OUTPUT ((KERNEL kernel KERNEL') * (INPUT tile INPUT')) OUTPUT'; these are its adjoints.
+# products for each pair of channels in place of 144.
 _TILE = 4
 _INPUT = np.array(
     [
@@ -296,29 +301,11 @@ _BLOCKS = ((range(4), range(4)), (range(4), (4, 5)), ((4, 5), range(4)), ((4, 5)
 _TILE_ORDER = [6 * i + j for rows, cols in _BLOCKS for i in rows for j in cols]
 
 
-def _winograd_gradients(
-    x: Array, kernel: Array, grad: Array, padding: Padding
-) -> tuple[Array, Array]:
-    """Gradients of `ops.conv` with a 3 x 3 kernel and stride 1, for both arguments."""
-    batch, height, width, features = grad.shape
-    channels = x.shape[-1]
-    # Kronecker squares transform both axes of a tile at once.
+def _matrices(dtype: np.dtype) -> tuple[Array, Array, Array]:
+    """Both axes of a tile at once: Kronecker squares [36, 36], [36, 9] and [16, 36]."""
     squares = (np.kron(matrix, matrix) for matrix in (_INPUT, _KERNEL, _OUTPUT))
-    inputs, kernels, output = (jnp.asarray(square, x.dtype) for square in squares)
-    inputs = inputs[:, np.array(_TILE_ORDER)]
-    tiles = (inputs @ _tiles(x, padding)).reshape(36, -1, channels)
-    weights = (kernels @ kernel.reshape(9, -1)).reshape(36, channels, features)
-    rows, columns = -(-height // _TILE), -(-width // _TILE)
-    edges = ((0, 0), (0, _TILE * rows - height), (0, _TILE * columns - width), (0, 0))
-    grad = jnp.pad(grad, edges)
-    grad = grad.reshape(batch, rows, _TILE, columns, _TILE, features)
-    grad = grad.transpose(2, 4, 0, 1, 3, 5).reshape(_TILE * _TILE, -1)
-    grad = (output.T @ grad).reshape(36, -1, features)
-    to_tiles = lax.dot_general(grad, weights, (((2,), (2,)), ((0,), (0,))))
-    to_weights = lax.dot_general(tiles, grad, (((1,), (1,)), ((0,), (0,))))
-    kernel_grad = kernels.T @ to_weights.reshape(36, -1)
-    x_grad = _tiles_adjoint(inputs.T @ to_tiles.reshape(36, -1), x.shape, padding)
-    return x_grad, kernel_grad.reshape(3, 3, channels, features)
+    inputs, kernel, output = (jnp.asarray(square, dtype) for square in squares)
+    return inputs[:, np.array(_TILE_ORDER)], kernel, output
 
 
 def _grid(extent: int, padding: Pair) -> int:
@@ -368,3 +355,46 @@ def _tiles_adjoint(tiles: Array, shape: tuple[int, ...], padding: Padding) -> Ar
     full = full.reshape(batch, _TILE * (rows + 1), _TILE * (columns + 1), channels)
     (top, _), (left, _) = padding
     return full[:, top : top + height, left : left + width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _winograd(x: Array, kernel: Array, padding: Padding) -> Array:
+    """Equals `ops.conv` to rounding, with a 3 x 3 kernel and stride 1."""
+    return _winograd_forward(x, kernel, padding)[0]
+
+
+def _winograd_forward(x, kernel, padding):
+    batch, height, width, channels = x.shape
+    features = kernel.shape[-1]
+    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    inputs, kernels, output = _matrices(x.dtype)
+    tiles = (inputs @ _tiles(x, padding)).reshape(36, -1, channels)
+    weights = (kernels @ kernel.reshape(9, -1)).reshape(36, channels, features)
+    out = output @ jnp.matmul(tiles, weights).reshape(36, -1)
+    out = out.reshape(_TILE, _TILE, batch, rows, columns, features)
+    out = out.transpose(2, 3, 0, 4, 1, 5)
+    out = out.reshape(batch, _TILE * rows, _TILE * columns, features)
+    out = out[:, : height + sum(padding[0]) - 2, : width + sum(padding[1]) - 2]
+    return out, (tiles, weights)
+
+
+def _winograd_backward(padding, residuals, grad):
+    tiles, weights = residuals
+    batch, height, width, features = grad.shape
+    channels = tiles.shape[-1]
+    shape = (batch, height + 2 - sum(padding[0]), width + 2 - sum(padding[1]), channels)
+    inputs, kernels, output = _matrices(grad.dtype)
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    edges = ((0, 0), (0, _TILE * rows - height), (0, _TILE * columns - width), (0, 0))
+    grad = jnp.pad(grad, edges)
+    grad = grad.reshape(batch, rows, _TILE, columns, _TILE, features)
+    grad = grad.transpose(2, 4, 0, 1, 3, 5).reshape(_TILE * _TILE, -1)
+    grad = (output.T @ grad).reshape(36, -1, features)
+    to_tiles = lax.dot_general(grad, weights, (((2,), (2,)), ((0,), (0,))))
+    to_weights = lax.dot_general(tiles, grad, (((1,), (1,)), ((0,), (0,))))
+    kernel_grad = kernels.T @ to_weights.reshape(36, -1)
+    x_grad = _tiles_adjoint(inputs.T @ to_tiles.reshape(36, -1), shape, padding)
+    return x_grad, kernel_grad.reshape(3, 3, channels, features)
+
+
+_winograd.defvjp(_winograd_forward, _winograd_backward)
