@@ -31,6 +31,9 @@ from zfnet_jax.arch import ContrastNorm, Conv, MaxPool, Pair
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+# While a model is being read into a `Network`, operations are those that XLA knows.
+reading = jax.make_user_context(False)
+
 
 def _replace_on_cpu(
     fast: Callable[_P, _T],
@@ -40,7 +43,7 @@ def _replace_on_cpu(
     def decorate(definition: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(definition)
         def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            if jax.default_backend() == "cpu":
+            if jax.default_backend() == "cpu" and not reading.value:
                 return fast(*args, **kwargs)
             return definition(*args, **kwargs)
 
@@ -109,14 +112,19 @@ def max_pool(
         wins = (value > other) & ~jnp.isnan(other) | tie | nan
         return jnp.where(wins, value, other), jnp.where(wins, place, other_place)
 
-    _, switches = lax.reduce_window(
-        (lax.stop_gradient(x), jnp.broadcast_to(position, x.shape)),
-        (jnp.array(-jnp.inf, x.dtype), jnp.array(np.iinfo(np.int32).max, jnp.int32)),
-        choose,
+    windows = (
         (1, *spec.kernel, 1),
         (1, *spec.stride, 1),
         ((0, 0), *spec.padding, (0, 0)),
     )
+    _, switches = lax.reduce_window(
+        (lax.stop_gradient(x), jnp.broadcast_to(position, x.shape)),
+        (jnp.array(-jnp.inf, x.dtype), jnp.array(np.iinfo(np.int32).max, jnp.int32)),
+        choose,
+        *windows,
+    )
+    if reading.value:
+        return lax.reduce_window(x, -jnp.inf, lax.max, *windows), switches
     pixels = x.reshape(batch, height * width, channels)
     chosen = switches.reshape(batch, -1, channels)
     return jnp.take_along_axis(pixels, chosen, 1).reshape(switches.shape), switches
