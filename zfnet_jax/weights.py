@@ -21,12 +21,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from zfnet_jax import networks
 from zfnet_jax.arch import (
     ARCHITECTURES,
     Architecture,
@@ -38,7 +40,6 @@ from zfnet_jax.arch import (
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import Preprocessing
 from zfnet_jax.model import ConvNet
-from zfnet_jax.networks import Network
 from zfnet_jax.torch_file import read_state_dict
 
 _SUFFIX = ".safetensors"
@@ -51,7 +52,7 @@ _KINDS = {kind.__name__: kind for kind in (Conv, MaxPool, ContrastNorm, Dense)}
 _LISTED = 8
 
 
-class Pretrained(Network):
+class Pretrained(networks.Network):
     """A trained network: a `Network` that knows where its weights come from.
 
     Attributes:
@@ -67,6 +68,10 @@ class Pretrained(Network):
         ('airplane', 'automobile', 'bird')
     """
 
+    # Never None, as they can be for other networks.
+    preprocess: Preprocessing  # pyright: ignore[reportIncompatibleVariableOverride]
+    class_names: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         model: ConvNet,
@@ -75,8 +80,13 @@ class Pretrained(Network):
         metadata: Mapping[str, str | int | float],
     ) -> None:
         """Describe a trained model."""
-        super().__init__(model, preprocess=preprocess, class_names=tuple(class_names))
+        engine = networks.ConvNetEngine(model.arch)
+        super().__init__(model, engine, lambda: model, preprocess, class_names)
         self.metadata = dict(metadata)
+
+
+# Inside a compiled function it is a network, as any other.
+jax.tree_util.register_pytree_node(Pretrained, networks._flatten, networks._unflatten)
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
@@ -437,9 +447,10 @@ def _load(path: Path) -> Pretrained:
         raise ValueError(
             f"{path} contains weights without a description: use load_weights"
         )
-    arch, *about = _describe(str(path), arrays, header)
+    arch, preprocess, class_names, metadata = _describe(str(path), arrays, header)
     tensors = {name: array for name, array in arrays.items() if name != _MEAN}
-    return Pretrained(_build(str(path), tensors, arch), *about)
+    model = _build(str(path), tensors, arch)
+    return Pretrained(model, preprocess, class_names, metadata)
 
 
 def _check_file(path: Path) -> None:
