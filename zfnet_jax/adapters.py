@@ -116,10 +116,10 @@ def keras_image_shape(model: Any) -> tuple[int, ...]:
     Raises:
         ValueError: It is another model, or its shape is open.
     """
-    shape = model.input_shape if _is_a(model, "keras", "Model") else (None, None)
-    if None in shape[1:]:
+    shape = model.input_shape[1:] if _is_a(model, "keras", "Model") else ()
+    if not shape or None in shape:
         raise ValueError("image_shape is needed: (height, width, channels)")
-    return tuple(shape[1:])
+    return tuple(int(extent) for extent in shape)
 
 
 def module_path(path: tuple[Any, ...]) -> str:
