@@ -757,7 +757,6 @@ def test_torch_live(tmp_path, zipped, protocol):
             torch.float32,
             lambda net: torch.optim.swa_utils.AveragedModel(net).state_dict(),
         ),
-        (torch.float32, lambda net: torch.compile(net).state_dict()),
     ]:
         content = torch_bytes(
             wrapped(net.to(dtype)),
