@@ -26,9 +26,9 @@ from zfnet_jax.arch import (
     receptive_field,
 )
 from zfnet_jax.deconvnet import Projections, project
-from zfnet_jax.model import AlexNet, ConvNet, Features, ZFNet, ZFNet32
+from zfnet_jax.model import ConvNet, Features
 from zfnet_jax.relu_rules import with_relu_rule
-from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
+from zfnet_jax.weights import Pretrained, load, load_weights, save
 
 # isort: split
 # Last: the function `deconvnet` takes the place of the module of that name.
@@ -42,7 +42,6 @@ __all__ = [
     "ZFNET",
     "ZFNET32",
     "ZFNET_PLAIN",
-    "AlexNet",
     "Architecture",
     "ContrastNorm",
     "Conv",
@@ -57,20 +56,18 @@ __all__ = [
     "Projections",
     "ReceptiveField",
     "TopActivations",
-    "ZFNet",
-    "ZFNet32",
     "ablate",
     "correspondence",
     "deconvnet",
     "guided_backprop",
     "invariance",
-    "load_pretrained",
+    "load",
     "load_weights",
     "occlusion",
     "project",
     "receptive_field",
     "saliency",
-    "save_weights",
+    "save",
     "top_activations",
     "with_relu_rule",
 ]

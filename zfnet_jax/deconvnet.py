@@ -25,7 +25,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Shaped
 
-from zfnet_jax import ops
+from zfnet_jax import cpu, ops
 from zfnet_jax.arch import (
     Architecture,
     ContrastNorm,
@@ -44,6 +44,7 @@ from zfnet_jax.model import ConvNet
 Mode = Literal["unit", "map", "threshold"]
 Rule = Literal["deconvnet", "guided", "gradient"]
 Norm = Literal["skip", "backprop"]
+Overlap = Literal["sum"]
 
 _IMAGES_AT_ONCE = 16
 # So many activations go down in one program, and from each layer on as many together as
@@ -87,7 +88,7 @@ def project(
     *,
     mode: Mode = "unit",
     rule: Rule = "deconvnet",
-    overlap: ops.Overlap = "sum",
+    overlap: Overlap = "sum",
     norm: Norm = "skip",
     threshold: float = 0.0,
     local: bool = True,
@@ -187,7 +188,7 @@ def project_activations(
     activations: Float[Array | np.ndarray, "b ..."],
     *,
     rule: Rule = "deconvnet",
-    overlap: ops.Overlap = "sum",
+    overlap: Overlap = "sum",
     norm: Norm = "skip",
 ) -> Float[Array, "b h w c"]:
     """Project given activations in place of a layer's own.
@@ -242,7 +243,7 @@ def _all_down(
 
 
 def _check_choices(**choices: str) -> None:
-    known = {"mode": Mode, "rule": Rule, "overlap": ops.Overlap, "norm": Norm}
+    known = {"mode": Mode, "rule": Rule, "overlap": Overlap, "norm": Norm}
     for name, value in choices.items():
         if value not in get_args(known[name]):
             there = ", ".join(get_args(known[name]))
@@ -387,7 +388,7 @@ class _Plan:
     layer: str
     mode: Mode
     rule: Rule
-    overlap: ops.Overlap
+    overlap: Overlap
     norm: Norm
     local: bool
 
@@ -472,7 +473,7 @@ def _forward(
     images: Array,
     layer: str,
     masked: bool,
-    overlap: ops.Overlap,
+    overlap: Overlap,
     norm: Norm,
 ) -> _Trace:
     model = nnx.merge(graph, weights)
@@ -485,9 +486,7 @@ def _forward(
             break
         if isinstance(spec, MaxPool):
             switches, hw = seen.switches[spec.name], map_hw(shape)
-            places[spec.name] = ops.window_places(switches, spec, hw[1])
-            if overlap == "last":
-                last[spec.name] = ops.last_windows(switches, spec, hw)
+            places[spec.name] = cpu.pool.window_places(switches, spec, hw[1])
         elif isinstance(spec, ContrastNorm) and norm == "backprop":
             inputs[spec.name] = entering.astype(dtype)
         elif masked and _has_relu(spec):
@@ -585,10 +584,8 @@ def _step_down(
     if isinstance(spec, Conv):
         signal = ops.conv_transpose(signal, kernels[spec.name], spec, reached.size)
     else:
-        if plan.overlap == "last":
-            signal = jnp.where(window(trace.last[spec.name]), signal, 0)
         places = window(trace.places[spec.name])
-        signal = ops.unpool_windows(signal, places, spec, reached.size)
+        signal = cpu.pool.unpool_windows(signal, places, spec, reached.size)
     if reached != below:
         return _placed(signal, reached, points)
     if below != _whole(below.input_hw):

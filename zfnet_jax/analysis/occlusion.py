@@ -302,7 +302,7 @@ def _clean(graph, weights, image: Float[Array, "h w c"]) -> dict[str, Array]:
     """The image and every feature of it."""
     model = nnx.merge(graph, weights)
     found = model.features(image[None])
-    features = {**found.features, "logits": found.logits}
+    features = found.features
     maps = {name: value[0] for name, value in features.items()}
     return {"image": image.astype(model.dtype), **maps}
 
@@ -345,10 +345,10 @@ def _recomputed(
     if layer is None:
         return patches.reshape(len(patches), -1)
     if isinstance(layer, MaxPool):
-        return ops.max_pool(patches, dataclasses.replace(layer, padding=0))
+        return ops.max_pool(patches, dataclasses.replace(layer, padding=0))[0]
     kernel, bias = weights
     bare = dataclasses.replace(layer, padding=0)
-    return jax.nn.relu(ops.fast_conv(patches, kernel, bare) + bias)
+    return jax.nn.relu(ops.conv(patches, kernel, bare) + bias)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -1,0 +1,483 @@
+"""A network is a function from images to named activations.
+
+`network` reads any JAX model: a `ConvNet`, a Flax NNX, Linen or Equinox module, a Keras
+model on the JAX backend, a plain function. Every tool of the package works on what it
+returns.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int32
+
+from zfnet_jax.adapters import Adapter, adapters, keras_image_shape
+from zfnet_jax.engines import ConvNetEngine, Engine, TracedEngine
+from zfnet_jax.layers import Layer
+from zfnet_jax.model import ConvNet
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images that are read as they are needed."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, indices: Any, /) -> Any:
+        """Preprocessed images, float [b, h, w, c], at an integer array of indices."""
+        ...
+
+
+Images = Array | np.ndarray | ImageSource
+
+
+class Network:
+    """A network as named activations; made by `network`.
+
+    It is a pytree whose leaves are the weights, so `jax.jit` takes it as an argument.
+
+    Attributes:
+        model: What it was made from.
+        image_shape: Height, width and channels of an image.
+        layers: Every layer by name, in the order of the forward pass.
+        preprocess: From uint8 pixels to what the network takes; None if not known.
+        class_names: By label; None if not known.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        engine: Engine,
+        read_weights: Callable[[], Any],
+        preprocess: Callable[[Any], Any] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Use `network` instead."""
+        self.model = model
+        self._engine = engine
+        self._read_weights = read_weights
+        self.preprocess = preprocess
+        self.class_names = None if class_names is None else tuple(class_names)
+        names = self.class_names
+        if names is not None and len(names) != self.num_classes:
+            raise ValueError(
+                f"class_names has {len(names)} names; the network has "
+                f"{self.num_classes} outputs"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self._engine.image_shape
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every layer by name, in the order of the forward pass."""
+        return self._engine.layers
+
+    @property
+    def output(self) -> str:
+        """Name of the layer that holds the result."""
+        return list(self.layers)[-1]
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the result."""
+        return self.layers[self.output].shape[-1]
+
+    def __call__(self, images: Float[Array | np.ndarray, "b h w c"]) -> Array:
+        """Logits, float [b, classes]."""
+        if not isinstance(images, Tracer):
+            images = self.images(images)
+        return _activations(self, images, (self.output,))[self.output]
+
+    def features(
+        self, images: Float[Array, "b h w c"], layers: Sequence[str]
+    ) -> dict[str, Float[Array, "b ..."]]:
+        """Activations by layer, for use inside `jax.jit`, `jax.grad` and the like.
+
+        Args:
+            images: Preprocessed images; not checked.
+            layers: Names of layers.
+
+        Returns:
+            Maps as [b, h, w, c] and vectors as [b, units], whatever the layout of the
+            network itself.
+        """
+        return self._engine.features(self._read_weights(), images, tuple(layers))
+
+    def activations(
+        self,
+        images: Images,
+        layers: Sequence[str] | str | None = None,
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Float[np.ndarray, "n ..."]]:
+        """Activations of any number of images, batch by batch.
+
+        Args:
+            images: Preprocessed images [n, h, w, c], or a source of them.
+            layers: Names of layers; all if None.
+            batch_size: Images per batch.
+            progress: Called with the number of images done and their total.
+
+        Returns:
+            For each layer an array with a leading axis of images.
+
+        Raises:
+            ValueError: The images do not fit the network, or there is no such layer.
+
+        Example:
+            >>> import numpy as np, zfnet_jax as zf
+            >>> from flax import nnx
+            >>> net = zf.network(zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0)))
+            >>> net.activations(np.zeros((3, 32, 32, 3), "f4"), "conv5")["conv5"].shape
+            (3, 8, 8, 96)
+        """
+        names = self.select(layers)
+        count = len(images)
+        results: dict[str, np.ndarray] = {}
+        for start, batch, real in self.batches(images, batch_size):
+            parts = _activations(self, _over_devices(batch), names)
+            for name in names:
+                part = parts[name]
+                if name not in results:
+                    results[name] = np.empty((count, *part.shape[1:]), part.dtype)
+                results[name][start : start + real] = np.asarray(part)[:real]
+            if progress is not None:
+                progress(start + real, count)
+        return results
+
+    def layer(self, name: str) -> Layer:
+        """One layer.
+
+        Raises:
+            ValueError: There is no such layer; the message lists those there are.
+        """
+        if name not in self.layers:
+            names = list(self.layers)
+            more = f" … and {len(names) - 40} more" if len(names) > 40 else ""
+            raise ValueError(
+                f"no layer {name!r}; the network has {' '.join(names[:40])}{more}"
+            )
+        return self.layers[name]
+
+    def select(self, layers: Sequence[str] | str | None) -> tuple[str, ...]:
+        """Names of layers in the order of the forward pass, each once; all if None."""
+        if layers is None:
+            return tuple(self.layers)
+        wanted = {
+            self.layer(name).name
+            for name in ([layers] if isinstance(layers, str) else layers)
+        }
+        if not wanted:
+            raise ValueError("layers is empty: name at least one layer")
+        return tuple(name for name in self.layers if name in wanted)
+
+    def targets(self, targets: Any, count: int) -> Int32[np.ndarray, " count"]:
+        """Classes as int32 [count].
+
+        Args:
+            targets: A label or a class name for all images, or one for each.
+            count: Number of images.
+
+        Raises:
+            ValueError: There is no such class, or not one target for each image.
+        """
+        single = isinstance(targets, str) or np.ndim(targets) == 0
+        labels = [self._label(t) for t in ([targets] if single else targets)]
+        if not single and len(labels) != count:
+            raise ValueError(f"{len(labels)} targets for {count} images")
+        return np.resize(np.array(labels, np.int32), count)
+
+    def _label(self, target: Any) -> int:
+        if isinstance(target, str):
+            if self.class_names is None:
+                raise ValueError(
+                    f"target {target!r} is a name, and the network has no class_names"
+                )
+            if target not in self.class_names:
+                raise ValueError(
+                    f"no class {target!r}; the network knows "
+                    f"{', '.join(self.class_names[:20])}"
+                    + (" …" if len(self.class_names) > 20 else "")
+                )
+            return self.class_names.index(target)
+        label = np.asarray(target)
+        if not np.issubdtype(label.dtype, np.integer) or label.ndim:
+            raise ValueError(f"target {target!r} is neither a label nor a class name")
+        if not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"target {target}: the network has classes 0 to {self.num_classes - 1}"
+            )
+        return int(label)
+
+    def images(self, images: Images) -> Float[np.ndarray, "n h w c"]:
+        """All of some images in one array, checked as `batches` checks them."""
+        ((_, batch, count),) = self.batches(images, max(len(images), 1))
+        return batch[:count]
+
+    def batches(
+        self, images: Images, batch_size: int
+    ) -> Iterator[tuple[int, Float[np.ndarray, "b h w c"], int]]:
+        """Yield images in batches of one size, a multiple of the number of devices.
+
+        Args:
+            images: Preprocessed images [n, h, w, c], or a source of them.
+            batch_size: Images per batch.
+
+        Yields:
+            Index of the first image, the batch, and how many of its images are real;
+            the rest of the last batch repeats the last image.
+
+        Raises:
+            ValueError: There are no images, they have another shape, they are not
+                floats, or one holds a value that is not finite; the message names it.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        count = len(images)
+        if not count:
+            raise ValueError("there are no images: the batch is empty")
+        # Every device takes the same number of images.
+        devices = jax.local_device_count()
+        size = -(-min(batch_size, count) // devices) * devices
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            if isinstance(images, np.ndarray | jax.Array):
+                batch = np.asarray(images[start:stop])
+            else:
+                batch = np.asarray(images[np.arange(start, stop)])
+            batch = self._check(batch, start)
+            real = stop - start
+            if real < size:
+                padding = np.repeat(batch[-1:], size - real, 0)
+                batch = np.concatenate([batch, padding])
+            yield start, batch, real
+
+    def _check(self, batch: np.ndarray, start: int) -> np.ndarray:
+        height, width, channels = self.image_shape
+        if batch.shape[1:] != self.image_shape:
+            hint = ""
+            if batch.shape[1:] == (channels, height, width):
+                hint = "; channels come last: images.transpose(0, 2, 3, 1)"
+            elif batch.shape == self.image_shape:
+                hint = "; for a single image give image[None]"
+            raise ValueError(
+                f"the network takes images of shape (n, {height}, {width}, "
+                f"{channels}), not {batch.shape}{hint}"
+            )
+        # bfloat16 is a float to JAX alone.
+        if not jnp.issubdtype(batch.dtype, jnp.floating):
+            raise ValueError(
+                f"images are {batch.dtype}: the network takes preprocessed floats, "
+                "for a network with preprocessing net.preprocess(images)"
+            )
+        finite = np.isfinite(batch).all((1, 2, 3))
+        if not finite.all():
+            index = start + int(np.argmin(finite))
+            raise ValueError(f"image {index} holds a value that is not finite")
+        return batch.astype(jax.dtypes.canonicalize_dtype(batch.dtype), copy=False)
+
+    def load_images(self, path: str | os.PathLike[str]) -> Any:
+        """A photograph, or a folder of them, as images for this network.
+
+        Photographs are decoded, resized, cropped and preprocessed as they are needed,
+        so a folder of any size takes little memory.
+
+        Args:
+            path: A photograph or a folder.
+
+        Returns:
+            `zfnet_jax.data.Photographs`.
+
+        Raises:
+            ValueError: The network has no `preprocess`, or there is no photograph.
+        """
+        from zfnet_jax.data.photographs import Photographs
+
+        return Photographs(path, self.image_shape, self.preprocess)
+
+    def map_weights(self, layer: str, change: Callable[[Array], Array]) -> Network:
+        """The same network with every array of weights of a layer changed."""
+        weights = self._read_weights()
+        leaves, tree = jax.tree.flatten(weights)
+        for index in self._engine.leaves(weights, self.layer(layer).name):
+            leaves[index] = change(leaves[index])
+        changed = jax.tree.unflatten(tree, leaves)
+        return Network(
+            changed, self._engine, lambda: changed, self.preprocess, self.class_names
+        )
+
+    def __repr__(self) -> str:
+        """One line."""
+        height, width, channels = self.image_shape
+        return (
+            f"Network({height} x {width} x {channels} -> {self.num_classes}, "
+            f"{len(self.layers)} layers)"
+        )
+
+    def __str__(self) -> str:
+        """The table of layers."""
+        rows = [("layer", "kind", "output", "ReLU", "receptive field", "stride")]
+        for layer in self.layers.values():
+            field = layer.receptive_field
+            rows.append(
+                (
+                    layer.name,
+                    layer.kind,
+                    _by(layer.shape),
+                    "yes" if layer.rectified else "",
+                    _by(field.size) if field else "whole image",
+                    _by(field.stride) if field else "",
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+def _by(extents: Sequence[int]) -> str:
+    return " x ".join(map(str, extents))
+
+
+def _over_devices(batch: Float[np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Lay a batch over all local devices."""
+    devices = np.array(jax.local_devices())
+    mesh = Mesh(devices, ("images",), axis_types=(AxisType.Auto,))
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("images")))
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _activations(net: Network, images: Array, layers: tuple[str, ...]) -> Any:
+    return net.features(images, layers)
+
+
+def _flatten(net: Network) -> tuple[tuple[Any], Engine]:
+    return (net._read_weights(),), net._engine
+
+
+def _unflatten(engine: Engine, children: tuple[Any]) -> Network:
+    (weights,) = children
+    return Network(weights, engine, lambda: weights)
+
+
+jax.tree_util.register_pytree_node(Network, _flatten, _unflatten)
+
+
+def network(
+    model: Any,
+    image_shape: Sequence[int] | None = None,
+    *,
+    params: Any = None,
+    preprocess: Callable[[Any], Any] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Network:
+    """Read a model as named activations, with shapes and receptive fields.
+
+    The model is traced once and its layers are read off its equations. They are named
+    by the paths of their parameters, as in `block1.conv2`; a pooling after the layer
+    before it (`stem.pool`), a ReLU after an addition after the block that its branches
+    share (`block1`), and by kind and order (`conv3`) where nothing is known.
+    `jax.ad_checkpoint.checkpoint_name(x, "mine")` names any value.
+
+    Args:
+        model: A `ConvNet`, a Flax NNX module, an Equinox module (one image at a time,
+            channels first or last), a Keras model, or a function from images
+            [b, h, w, c] to logits [b, classes] or to a dict of activations, whose last
+            entry is then the result. With `params` a function of them and images, such
+            as the `apply` of a Linen module.
+        image_shape: Height, width and channels; not needed for a `ConvNet` or Keras.
+        params: Parameters, the first argument of `model`.
+        preprocess: From uint8 pixels to what the network takes.
+        class_names: One name for each output.
+
+    Returns:
+        The network. Weights of an NNX or Keras model that change later are seen.
+
+    Raises:
+        ValueError: The shape is missing or does not fit, the model is in training mode,
+            or it ends in a softmax.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, zfnet_jax as zf
+        >>> def model(params, x):
+        ...     return jax.nn.relu(x.mean((1, 2)) @ params["hidden"]["kernel"])
+        >>> params = {"hidden": {"kernel": jnp.ones((3, 5))}}
+        >>> list(zf.network(model, (8, 8, 3), params=params).layers)
+        ['mean_pool1', 'hidden']
+    """
+    if isinstance(model, Network):
+        return model
+    if isinstance(model, ConvNet):
+        engine = ConvNetEngine(model.arch)
+        if image_shape is not None and tuple(image_shape) != engine.image_shape:
+            raise ValueError(
+                f"{model.arch.name} takes images of shape {engine.image_shape}, not "
+                f"{tuple(image_shape)}"
+            )
+        return Network(model, engine, lambda: model, preprocess, class_names)
+    if image_shape is None:
+        image_shape = keras_image_shape(model)
+    shape = tuple(int(extent) for extent in image_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"image_shape is (height, width, channels), not {shape}")
+
+    errors: list[Exception] = []
+    for adapter in adapters(model, params):
+        try:
+            return _trace(model, adapter, shape, preprocess, class_names)
+        except ValueError:
+            raise
+        except Exception as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+def _trace(
+    model: Any,
+    adapter: Adapter,
+    image_shape: tuple[int, int, int],
+    preprocess: Callable[[Any], Any] | None,
+    class_names: Sequence[str] | None,
+) -> Network:
+    weights = adapter.read()
+    engine = TracedEngine(
+        adapter.apply, weights, adapter.paths, image_shape, adapter.closed_over
+    )
+    constants = weights[engine.given :]
+
+    def read_weights() -> list[Any]:
+        return [*adapter.read(), *constants]
+
+    return Network(model, engine, read_weights, preprocess, class_names)
+
+
+def as_network(model: Any, images: Any) -> tuple[Network, Any]:
+    """The network of a tool's first argument, and its images.
+
+    Args:
+        model: A `Network`, or any model that `network` takes.
+        images: Images [n, h, w, c] or a source of them; a path is loaded.
+    """
+    if not isinstance(model, Network):
+        shape = getattr(images, "shape", None)
+        if shape is not None and len(shape) != 4:
+            raise ValueError(f"images must be [n, h, w, c], not {list(shape)}")
+        model = network(model, None if shape is None else shape[1:])
+    if isinstance(images, str | os.PathLike):
+        images = model.load_images(images)
+    return model, images
