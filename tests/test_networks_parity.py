@@ -11,6 +11,7 @@ from tests import networks
 from tests.networks import RECTIFIED
 from tests.references import make_residual
 from tests.references.make_residual import RULES
+from zfnet_jax.networks import Network, network
 
 POSITIONED = ("stem", "stem.pool", *RECTIFIED[1:])
 
@@ -32,9 +33,9 @@ def stored():
 
 
 @functools.cache
-def network(form: str) -> zf.Network:
+def read(form: str) -> Network:
     positional, keywords, _ = networks.residual_form(form)
-    return zf.network(*positional, **keywords)
+    return network(*positional, **keywords)
 
 
 @pytest.mark.parametrize("form", networks.FORMS)
@@ -46,7 +47,7 @@ def test_every_form_is_the_same_function(form, images, stored):
 
 @pytest.mark.parametrize("form", networks.FORMS)
 def test_layers_are_named_after_the_parameters(form):
-    net = network(form)
+    net = read(form)
     assert [name for name in net.layers if name in POSITIONED] == [*POSITIONED]
     assert net.output == "fc"
     assert net.num_classes == networks.CLASSES
@@ -66,7 +67,7 @@ def test_every_form_has_the_same_layers():
     tables = [
         [
             (layer.name, layer.kind, layer.shape, layer.receptive_field)
-            for layer in network(form).layers.values()
+            for layer in read(form).layers.values()
         ]
         for form in ("nnx", "linen", "equinox", "function")
     ]
@@ -74,7 +75,7 @@ def test_every_form_has_the_same_layers():
         assert table == tables[0]
 
 
-def compare(net: zf.Network, images: np.ndarray, expected: dict[str, np.ndarray]):
+def compare(net: Network, images: np.ndarray, expected: dict[str, np.ndarray]):
     """Logits, activations and maps of single activations."""
     assert distance(np.asarray(net(images)), expected["logits"]) <= 1e-5
     activations = net.activations(images, RECTIFIED)
@@ -94,13 +95,13 @@ def compare(net: zf.Network, images: np.ndarray, expected: dict[str, np.ndarray]
 
 @pytest.mark.parametrize("form", networks.FORMS)
 def test_maps_are_those_stored(form, images, stored):
-    compare(network(form), images, stored)
+    compare(read(form), images, stored)
 
 
 def test_strongest_activations_are_found_without_being_named(images, stored):
     """The first image's reference is of the strongest activation of the map."""
     for layer in RECTIFIED:
-        maps = zf.project(network("nnx"), images[:1], layer)
+        maps = zf.project(read("nnx"), images[:1], layer)
         unit, *position = stored[f"{layer}/chosen"][0]
         assert maps.units[0] == unit
         np.testing.assert_array_equal(maps.positions[0], position)
@@ -110,7 +111,7 @@ def test_strongest_activations_are_found_without_being_named(images, stored):
 @pytest.mark.parametrize("form", networks.FORMS)
 def test_crops_hold_all_of_the_map(form, images, stored):
     """The receptive field that is read off the network has the whole projection."""
-    net = network(form)
+    net = read(form)
     for layer in RECTIFIED:
         chosen = stored[f"{layer}/chosen"]
         units, positions = chosen[:, :1], chosen[:, 1:]
@@ -140,7 +141,7 @@ def by_captum():
 @pytest.mark.parity
 @pytest.mark.parametrize("form", networks.FORMS)
 def test_maps_are_those_of_captum(form, by_captum):
-    compare(network(form), *by_captum)
+    compare(read(form), *by_captum)
 
 
 @pytest.mark.parity
