@@ -139,7 +139,7 @@ def main(options: Options) -> None:
     )
     if options.photographs is not None:
         images = crops(options.photographs, 200).astype(np.float32) / 64 - 2
-        model = zf.ZFNet(rngs=nnx.Rngs(0))
+        model = zf.ConvNet(zf.ZFNET, rngs=nnx.Rngs(0))
         layers = [x.name for x in zf.ZFNET.layers if isinstance(x, zf.Conv)]
         title = "ZFNET 224, convolutions, 200 crops of photographs"
         compared(title, model, images, layers, 32, options.turns)

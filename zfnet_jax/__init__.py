@@ -26,7 +26,7 @@ from zfnet_jax.arch import (
     receptive_field,
 )
 from zfnet_jax.deconvnet import Projections, project
-from zfnet_jax.model import AlexNet, ConvNet, Features, ZFNet, ZFNet32
+from zfnet_jax.model import ConvNet, Features
 from zfnet_jax.relu_rules import with_relu_rule
 from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
 
@@ -42,7 +42,6 @@ __all__ = [
     "ZFNET",
     "ZFNET32",
     "ZFNET_PLAIN",
-    "AlexNet",
     "Architecture",
     "ContrastNorm",
     "Conv",
@@ -57,8 +56,6 @@ __all__ = [
     "Projections",
     "ReceptiveField",
     "TopActivations",
-    "ZFNet",
-    "ZFNet32",
     "ablate",
     "correspondence",
     "deconvnet",

@@ -104,7 +104,7 @@ def deconvnet(
 
     The rule acts at the ReLUs where they stand. A `ConvNet` called as `model(x)` pools
     before it rectifies, which gives the same logits faster but another map;
-    `lambda x: model.features(x).logits` is the network as the paper draws it.
+    `model` is the network as the paper draws it.
 
     Args:
         fn: As for `guided_backprop`.

@@ -13,17 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from zfnet_jax import ops
-from zfnet_jax.arch import (
-    ALEXNET,
-    ZFNET,
-    ZFNET32,
-    ZFNET_PLAIN,
-    Architecture,
-    ContrastNorm,
-    Conv,
-    Dense,
-    MaxPool,
-)
+from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 
 Initializer = Callable[[Array, tuple[int, ...], DTypeLike], Array]
 
@@ -31,19 +21,17 @@ _he_normal = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal"
 
 
 class Features(NamedTuple):
-    """What a forward pass saw.
+    """The named results of a forward pass.
 
     Attributes:
-        features: Every layer's output by name, float [b, h, w, c] or [b, features];
-            layers with a ReLU after it.
-        switches: For every pooling layer the flat row-major index, into the map before
-            pooling, of each window's maximum: int32 [b, h, w, c].
-        logits: float32 [b, classes], or None when `until` names an earlier layer.
+        features: Output of every layer by name, float [b, h, w, c] or [b, features],
+            after the ReLU where the layer has one. `logits` are at least float32.
+        switches: Positions of the maxima by pooling layer: flat row-major indices into
+            the map before pooling, int32 [b, h, w, c].
     """
 
     features: dict[str, Float[Array, "b ..."]]
     switches: dict[str, Int[Array, "b h w c"]]
-    logits: Float[Array, "b classes"] | None
 
 
 class Affine(nnx.Module):
@@ -55,7 +43,7 @@ class Affine(nnx.Module):
     """
 
     def __init__(self, shape: tuple[int, ...], init: Initializer, rngs: nnx.Rngs):
-        """Draw the kernel by `init`; the bias is zero."""
+        """Draw the kernel from `init`; the bias is zero."""
         self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(shape[-1], jnp.float32))
 
@@ -63,11 +51,22 @@ class Affine(nnx.Module):
 class ConvNet(nnx.Module):
     """A convolutional network built from its description.
 
-    Every layer with weights is a submodule of the layer's name: `model.conv1.kernel`.
+    Each layer with weights is a submodule named like the layer. The network is a
+    pytree: `jax.jit`, `jax.grad` and `jax.tree.map` take it as it is.
+
+        >>> from zfnet_jax.arch import ZFNET32
+        >>> model = ConvNet(ZFNET32, rngs=nnx.Rngs(0))
+        >>> model.conv1.kernel.shape
+        (5, 5, 3, 48)
+        >>> images = np.zeros((2, 32, 32, 3), np.float32)
+        >>> jax.jit(lambda model, images: model(images))(model, images).shape
+        (2, 10)
+        >>> model.features(images, until="pool1").switches["pool1"].shape
+        (2, 16, 16, 48)
 
     Attributes:
-        arch: The architecture it was built from, with its number of classes.
-        dtype: Type of the computation; weights and logits are float32.
+        arch: The architecture, with the network's number of classes.
+        dtype: Type of the computation. Weights are float32.
     """
 
     def __init__(
@@ -82,14 +81,14 @@ class ConvNet(nnx.Module):
         """Build the layers.
 
         Args:
-            arch: What to build.
-            num_classes: Width of the classifier; the architecture's own if None.
+            arch: The architecture to build.
+            num_classes: Number of classes, if not that of `arch`.
             dtype: float32 or bfloat16, for the computation.
-            init: Draws a kernel from (key, shape, dtype).
+            init: Function from (key, shape, dtype) to a kernel.
             rngs: Source of the `params` stream.
 
         Raises:
-            ValueError: a layer's name is one that the module uses itself.
+            ValueError: A layer has a name that the module uses itself.
         """
         self.arch = arch if num_classes is None else arch.with_classes(num_classes)
         self.dtype = jnp.dtype(dtype)
@@ -110,61 +109,36 @@ class ConvNet(nnx.Module):
         *,
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b classes"]:
-        """Logits.
-
-        This is the fast path: it pools before adding the bias and rectifying, which
-        gives the same values with less work, and convolves by `ops.fast_conv`.
-
-        Args:
-            images: Preprocessed images of the architecture's size.
-            dropout_keys: One key for each image switches dropout on; the mask of an
-                image then does not depend on its batch. None switches it off.
-
-        Raises:
-            ValueError: images of another shape, or not one key for each.
-        """
-        x = self._check(images)
-        layers = self.arch.layers
-        keys = dropout_keys
-        if keys is not None and len(keys) != len(x):
-            raise ValueError(f"{len(keys)} dropout keys for {len(x)} images")
-        for layer, following in zip(layers, (*layers[1:], None), strict=True):
-            match layer:
-                case Conv():
-                    kernel, bias = self._weights(layer.name)
-                    x = ops.fast_conv(x, kernel, layer)
-                    if isinstance(following, MaxPool):
-                        x = ops.max_pool(x, following)
-                    x = jax.nn.relu(x + bias)
-                case MaxPool() if not self._pooled_early(layer):
-                    x = ops.max_pool(x, layer)
-                case ContrastNorm():
-                    x = ops.contrast_norm(x, layer)
-                case Dense():
-                    x = self._dense(x, layer)
-                    if keys is not None and layer.dropout > 0:
-                        keys, here = _split_each(keys)
-                        x = _dropout(x, here, layer.dropout)
-        return x.astype(jnp.float32)
+        """Compute logits: the last of `features`, which describes the arguments."""
+        return self.features(images, dropout_keys=dropout_keys).features["logits"]
 
     def features(
-        self, images: Float[Array | np.ndarray, "b h w c"], until: str | None = None
+        self,
+        images: Float[Array | np.ndarray, "b h w c"],
+        until: str | None = None,
+        *,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Features:
-        """Every named feature, and the switches of every pooling.
+        """Compute every layer in the paper's order, with the switches of the pooling.
 
-        Each layer is computed as the paper draws it, in the order of the architecture,
-        so the switches are those of the rectified map.
+        Under `jax.jit` only what is used is computed.
 
         Args:
             images: Preprocessed images of the architecture's size.
-            until: Stop after this layer; None runs to the logits.
+            until: Name of the last layer to compute; None means `logits`.
+            dropout_keys: One key per image, which switches dropout on. The mask of an
+                image then doesn't depend on its batch. None switches dropout off.
 
         Raises:
-            ValueError: no such layer, or images of another shape.
+            ValueError: There is no such layer, the images have another shape, or the
+                number of keys is not the number of images.
         """
         if until is not None:
             self.arch.layer(until)
         x = self._check(images)
+        keys = dropout_keys
+        if keys is not None and len(keys) != len(x):
+            raise ValueError(f"{len(keys)} dropout keys for {len(x)} images")
         features: dict[str, Array] = {}
         switches: dict[str, Array] = {}
         for layer in self.arch.layers:
@@ -173,28 +147,28 @@ class ConvNet(nnx.Module):
                     kernel, bias = self._weights(layer.name)
                     x = jax.nn.relu(ops.conv(x, kernel, layer) + bias)
                 case MaxPool():
-                    x, switches[layer.name] = ops.max_pool_with_switches(x, layer)
+                    x, switches[layer.name] = ops.max_pool(x, layer)
                 case ContrastNorm():
                     x = ops.contrast_norm(x, layer)
                 case Dense():
                     x = self._dense(x, layer)
+                    if keys is not None and layer.dropout > 0:
+                        keys, layer_keys = _split_each(keys)
+                        x = _drop_units(x, layer_keys, layer.dropout)
             features[layer.name] = x
             if layer.name == until:
                 break
-        logits = features.get("logits")
-        if logits is not None:
-            logits = logits.astype(jnp.float32)
-        return Features(features, switches, logits)
+        return Features(features, switches)
 
     def classify(
         self, x: Float[Array | np.ndarray, "b ..."]
     ) -> Float[Array, "b classes"]:
-        """Logits from what the first dense layer takes, a map or flattened."""
+        """Compute logits from the input of the first dense layer, flat or as a map."""
         x = jnp.asarray(x, self.dtype)
         for layer in self.arch.layers:
             if isinstance(layer, Dense):
                 x = self._dense(x, layer)
-        return x.astype(jnp.float32)
+        return x
 
     def _check(self, images: Array | np.ndarray) -> Array:
         expected = (*self.arch.input_hw, self.arch.channels)
@@ -213,11 +187,9 @@ class ConvNet(nnx.Module):
     def _dense(self, x: Array, layer: Dense) -> Array:
         kernel, bias = self._weights(layer.name)
         x = x.reshape(x.shape[0], -1) @ kernel + bias
-        return jax.nn.relu(x) if layer.relu else x
-
-    def _pooled_early(self, pool: MaxPool) -> bool:
-        before = self.arch.layers[self.arch.layers.index(pool) - 1]
-        return isinstance(before, Conv)
+        if layer.relu:
+            return jax.nn.relu(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _split_each(
@@ -227,26 +199,9 @@ def _split_each(
     return pairs[:, 0], pairs[:, 1]
 
 
-def _dropout(
+def _drop_units(
     x: Float[Array, "b features"], keys: Key[Array, " b"], rate: float
 ) -> Float[Array, "b features"]:
-    """Zero units at random and scale the rest, so that nothing changes at test time."""
+    """Zero units at random and scale the rest, so that the expectation stays."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1 - rate), 0)
-
-
-def ZFNet(
-    num_classes: int = 1000, *, contrast_norm: bool = True, rngs: nnx.Rngs
-) -> ConvNet:
-    """The paper's network for 224 x 224 images (Fig. 3)."""
-    return ConvNet(ZFNET if contrast_norm else ZFNET_PLAIN, num_classes, rngs=rngs)
-
-
-def ZFNet32(num_classes: int = 10, *, rngs: nnx.Rngs) -> ConvNet:
-    """The same family for 32 x 32 images."""
-    return ConvNet(ZFNET32, num_classes, rngs=rngs)
-
-
-def AlexNet(num_classes: int = 1000, *, rngs: nnx.Rngs) -> ConvNet:
-    """The paper's single-tower comparison (Krizhevsky et al. 2012)."""
-    return ConvNet(ALEXNET, num_classes, rngs=rngs)

@@ -207,7 +207,7 @@ def _seen(
         name: found.features[name].reshape(len(images), -1).astype(jnp.float32)
         for name in names
     }
-    return vectors, found.logits.astype(jnp.float32)
+    return vectors, found.features["logits"]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))

@@ -1,0 +1,447 @@
+"""Small networks that the tests share.
+
+First a residual network in evaluation, with one set of weights in five forms: a Flax
+NNX module, a Linen module, an Equinox module, a plain function and a Keras model.
+Attributes have the same names in all of them, so that the paths of the parameters, and
+with them the names of the layers, agree. `tests/references/make_residual.py` has it in
+PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+# Even, rectangular, and with odd maps in front of every "SAME" stride of 2, where
+# TensorFlow's padding is the same on both sides as it is here.
+IMAGE_SHAPE = (34, 26, 3)
+CLASSES = 10
+
+# Kernel size, input and output channels of each convolution. All are without bias.
+CONVS = {
+    "stem": (7, 3, 8),
+    "block1.conv1": (3, 8, 8),
+    "block1.conv2": (3, 8, 8),
+    "block2.conv1": (3, 8, 16),
+    "block2.conv2": (3, 16, 16),
+    "block2.shortcut": (1, 8, 16),
+}
+NORMS = {
+    "stem": "stem_norm",
+    "block1.conv1": "block1.norm1",
+    "block1.conv2": "block1.norm2",
+    "block2.conv1": "block2.norm1",
+    "block2.conv2": "block2.norm2",
+    "block2.shortcut": "block2.shortcut_norm",
+}
+# Layers that end in a ReLU, in forward order.
+RECTIFIED = ("stem", "block1.conv1", "block1", "block2.conv1", "block2")
+
+
+@functools.cache
+def residual_weights() -> dict[str, np.ndarray]:
+    """The weights by path, such as "block1.conv1.kernel": HWIO float32."""
+    # RandomState is the generator whose numbers NumPy keeps for good.
+    rng = np.random.RandomState(0)
+    weights = {}
+    for name, (size, inputs, outputs) in CONVS.items():
+        bound = math.sqrt(6 / (size * size * inputs))
+        weights[f"{name}.kernel"] = rng.uniform(
+            -bound, bound, (size, size, inputs, outputs)
+        )
+        for part, low, high in (
+            ("scale", 0.5, 1.5),
+            ("bias", -0.3, 0.3),
+            ("mean", -0.5, 0.5),
+            ("var", 0.5, 2.0),
+        ):
+            weights[f"{NORMS[name]}.{part}"] = rng.uniform(low, high, outputs)
+    weights["fc.kernel"] = rng.uniform(-0.5, 0.5, (16, CLASSES))
+    weights["fc.bias"] = rng.uniform(-0.5, 0.5, CLASSES)
+    return {name: value.astype(np.float32) for name, value in weights.items()}
+
+
+def residual_images(count: int = 2) -> np.ndarray:
+    """float32[count, 34, 26, 3]: smooth noise, the same for a seed."""
+    rng = np.random.RandomState(1)
+    noise = rng.uniform(-2, 2, (count, 36, 28, 3))
+    rows = noise[:, :-2] + noise[:, 1:-1] + noise[:, 2:]
+    smooth = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    return (smooth / 3).astype(np.float32)
+
+
+def nested(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same weights as dicts in dicts."""
+    tree: dict[str, Any] = {}
+    for path, value in weights.items():
+        *parents, name = path.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[name] = jnp.asarray(value)
+    return tree
+
+
+# A plain function of weights and images.
+
+
+def residual_function(params: Mapping[str, Any], images: jax.Array) -> jax.Array:
+    """Logits of float32[b, 34, 26, 3] images."""
+
+    def conv(x, layer, norm, stride=1):
+        kernel = layer["kernel"]
+        x = lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(size // 2, size // 2) for size in kernel.shape[:2]],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        shifted = (x - norm["mean"]) / jnp.sqrt(norm["var"] + 1e-5)
+        return norm["scale"] * shifted + norm["bias"]
+
+    def block(x, layer, stride=1):
+        y = conv(x, layer["conv1"], layer["norm1"], stride)
+        y = conv(jnp.maximum(y, 0), layer["conv2"], layer["norm2"])
+        if "shortcut" in layer:
+            x = conv(x, layer["shortcut"], layer["shortcut_norm"], stride)
+        return jnp.maximum(x + y, 0)
+
+    x = jnp.maximum(conv(images, params["stem"], params["stem_norm"], 2), 0)
+    x = lax.reduce_window(
+        x,
+        -jnp.inf,
+        lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        ((0, 0), (1, 1), (1, 1), (0, 0)),
+    )
+    x = block(x, params["block1"])
+    x = block(x, params["block2"], 2)
+    return x.mean((1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"]
+
+
+# Flax NNX.
+
+
+def _nnx_conv(inputs: int, outputs: int, size: int, stride: int, rngs: nnx.Rngs):
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        rngs=rngs,
+    )
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs) -> None:
+        self.conv1 = _nnx_conv(inputs, outputs, 3, stride, rngs)
+        self.norm1 = nnx.BatchNorm(outputs, rngs=rngs)
+        self.conv2 = _nnx_conv(outputs, outputs, 3, 1, rngs)
+        self.norm2 = nnx.BatchNorm(outputs, rngs=rngs)
+        if stride > 1:
+            self.shortcut = _nnx_conv(inputs, outputs, 1, stride, rngs)
+            self.shortcut_norm = nnx.BatchNorm(outputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nnx.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        if hasattr(self, "shortcut"):
+            x = self.shortcut_norm(self.shortcut(x))
+        return nnx.relu(x + y)
+
+
+class NnxResidual(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.stem = _nnx_conv(3, 8, 7, 2, rngs)
+        self.stem_norm = nnx.BatchNorm(8, rngs=rngs)
+        self.block1 = NnxBlock(8, 8, 1, rngs)
+        self.block2 = NnxBlock(8, 16, 2, rngs)
+        self.fc = nnx.Linear(16, CLASSES, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = nnx.relu(self.stem_norm(self.stem(images)))
+        x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return self.fc(self.block2(self.block1(x)).mean((1, 2)))
+
+
+def residual_nnx() -> NnxResidual:
+    model = NnxResidual(nnx.Rngs(0))
+    for path, value in residual_weights().items():
+        functools.reduce(getattr, path.split("."), model)[...] = jnp.asarray(value)
+    model.eval()
+    return model
+
+
+# Flax Linen.
+
+
+def _linen_conv(outputs: int, size: int, stride: int, name: str) -> nn.Conv:
+    return nn.Conv(
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        name=name,
+    )
+
+
+def _linen_norm(name: str) -> nn.BatchNorm:
+    return nn.BatchNorm(use_running_average=True, name=name)
+
+
+class LinenBlock(nn.Module):
+    outputs: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _linen_conv(self.outputs, 3, self.stride, "conv1")(x)
+        y = nn.relu(_linen_norm("norm1")(y))
+        y = _linen_norm("norm2")(_linen_conv(self.outputs, 3, 1, "conv2")(y))
+        if self.stride > 1:
+            x = _linen_conv(self.outputs, 1, self.stride, "shortcut")(x)
+            x = _linen_norm("shortcut_norm")(x)
+        return nn.relu(x + y)
+
+
+class LinenResidual(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = nn.relu(_linen_norm("stem_norm")(_linen_conv(8, 7, 2, "stem")(images)))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = LinenBlock(8, 1, name="block1")(x)
+        x = LinenBlock(16, 2, name="block2")(x)
+        return nn.Dense(CLASSES, name="fc")(x.mean((1, 2)))
+
+
+def residual_linen() -> tuple[LinenResidual, dict[str, Any]]:
+    """The module and its variables: parameters and statistics."""
+    weights = residual_weights()
+    statistics = {n: x for n, x in weights.items() if n.endswith((".mean", ".var"))}
+    params = {n: x for n, x in weights.items() if n not in statistics}
+    return LinenResidual(), {
+        "params": nested(params),
+        "batch_stats": nested(statistics),
+    }
+
+
+# Equinox: channels first, one image at a time.
+
+
+class EquinoxNorm(eqx.Module):
+    scale: jax.Array
+    bias: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        factor = self.scale * lax.rsqrt(self.var + 1e-5)
+        shift = self.bias - self.mean * factor
+        return x * factor[:, None, None] + shift[:, None, None]
+
+
+def _equinox_conv(layer: Mapping[str, Any], stride: int = 1) -> eqx.nn.Conv2d:
+    weight = layer["kernel"].transpose(3, 2, 0, 1)
+    outputs, inputs, size, _ = weight.shape
+    conv = eqx.nn.Conv2d(
+        inputs,
+        outputs,
+        size,
+        stride,
+        size // 2,
+        use_bias=False,
+        key=jax.random.key(0),
+    )
+    return eqx.tree_at(lambda module: module.weight, conv, weight)
+
+
+class EquinoxBlock(eqx.Module):
+    conv1: eqx.nn.Conv2d
+    norm1: EquinoxNorm
+    conv2: eqx.nn.Conv2d
+    norm2: EquinoxNorm
+    shortcut: eqx.nn.Conv2d | None
+    shortcut_norm: EquinoxNorm | None
+
+    def __init__(self, params: Mapping[str, Any], stride: int) -> None:
+        self.conv1 = _equinox_conv(params["conv1"], stride)
+        self.norm1 = EquinoxNorm(**params["norm1"])
+        self.conv2 = _equinox_conv(params["conv2"])
+        self.norm2 = EquinoxNorm(**params["norm2"])
+        self.shortcut, self.shortcut_norm = None, None
+        if "shortcut" in params:
+            self.shortcut = _equinox_conv(params["shortcut"], stride)
+            self.shortcut_norm = EquinoxNorm(**params["shortcut_norm"])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            x = self.shortcut_norm(self.shortcut(x))
+        return jax.nn.relu(x + y)
+
+
+class EquinoxResidual(eqx.Module):
+    stem: eqx.nn.Conv2d
+    stem_norm: EquinoxNorm
+    pool: eqx.nn.MaxPool2d
+    block1: EquinoxBlock
+    block2: EquinoxBlock
+    fc: eqx.nn.Linear
+
+    def __init__(self) -> None:
+        params = nested(residual_weights())
+        self.stem = _equinox_conv(params["stem"], 2)
+        self.stem_norm = EquinoxNorm(**params["stem_norm"])
+        self.pool = eqx.nn.MaxPool2d(3, 2, 1)
+        self.block1 = EquinoxBlock(params["block1"], 1)
+        self.block2 = EquinoxBlock(params["block2"], 2)
+        self.fc = eqx.tree_at(
+            lambda module: (module.weight, module.bias),
+            eqx.nn.Linear(16, CLASSES, key=jax.random.key(0)),
+            (params["fc"]["kernel"].T, params["fc"]["bias"]),
+        )
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """Logits of one image: float32[3, 34, 26]."""
+        x = self.pool(jax.nn.relu(self.stem_norm(self.stem(image))))
+        return self.fc(self.block2(self.block1(x)).mean((1, 2)))
+
+
+def apply_equinox(model: EquinoxResidual, images: jax.Array) -> jax.Array:
+    """Logits of NHWC images."""
+    return jax.vmap(model)(jnp.moveaxis(images, -1, 1))
+
+
+# Keras.
+
+
+def import_keras() -> Any:
+    """Keras on the JAX backend; skips the test that calls it where there is none."""
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        pytest.skip("needs the keras extra and KERAS_BACKEND=jax")
+    return pytest.importorskip("keras", reason="needs the keras extra")
+
+
+def residual_keras() -> Any:
+    """A functional model."""
+    keras = import_keras()
+    layers = keras.layers
+
+    def conv(x, name, stride=1):
+        size, _, outputs = CONVS[name]
+        padding = "same"
+        if size == 7:
+            # As `keras.applications` does it.
+            x, padding = layers.ZeroPadding2D(3)(x), "valid"
+        x = layers.Conv2D(
+            outputs, size, stride, padding, use_bias=False, name=name
+        )(x)
+        return layers.BatchNormalization(epsilon=1e-5, name=NORMS[name])(x)
+
+    def block(x, name, stride=1):
+        y = layers.ReLU()(conv(x, f"{name}.conv1", stride))
+        y = conv(y, f"{name}.conv2")
+        if stride > 1:
+            x = conv(x, f"{name}.shortcut", stride)
+        return layers.Activation("relu")(layers.Add()([x, y]))
+
+    images = keras.Input(IMAGE_SHAPE)
+    x = layers.Activation("relu")(conv(images, "stem", 2))
+    x = layers.MaxPooling2D(3, 2, "same")(x)
+    x = block(block(x, "block1"), "block2", 2)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(images, layers.Dense(CLASSES, name="fc")(x))
+
+    weights = residual_weights()
+    for conv_name, norm_name in NORMS.items():
+        model.get_layer(conv_name).set_weights([weights[f"{conv_name}.kernel"]])
+        parts = [weights[f"{norm_name}.{x}"] for x in ("scale", "bias", "mean", "var")]
+        model.get_layer(norm_name).set_weights(parts)
+    model.get_layer("fc").set_weights([weights["fc.kernel"], weights["fc.bias"]])
+    return model
+
+
+# What `zf.network` takes, and how each form is called without it.
+
+Form = tuple[tuple[Any, ...], dict[str, Any], Callable[[jax.Array], Any]]
+
+
+def residual_form(name: str) -> Form:
+    """Arguments of `zf.network`, positional and by keyword, and images -> logits."""
+    match name:
+        case "nnx":
+            model = residual_nnx()
+            return (model, IMAGE_SHAPE), {}, model
+        case "linen":
+            module, variables = residual_linen()
+            apply = functools.partial(module.apply, variables)
+            return (module.apply, IMAGE_SHAPE), {"params": variables}, apply
+        case "equinox":
+            model = EquinoxResidual()
+            apply = functools.partial(apply_equinox, model)
+            return (apply_equinox, IMAGE_SHAPE), {"params": model}, apply
+        case "function":
+            params = nested(residual_weights())
+            apply = functools.partial(residual_function, params)
+            return (residual_function, IMAGE_SHAPE), {"params": params}, apply
+        case "keras":
+            model = residual_keras()
+            return (model,), {}, model
+    raise ValueError(f"no form is called {name!r}")
+
+
+FORMS = (
+    "nnx",
+    "linen",
+    "equinox",
+    "function",
+    pytest.param("keras", marks=pytest.mark.keras),
+)
+
+
+# The model of the README's example.
+
+
+class SmallNet(nnx.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(8, 16, (3, 3), rngs=rngs)
+        self.fc = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = nnx.max_pool(nnx.relu(self.conv1(images)), (2, 2), (2, 2))
+        return self.fc(nnx.relu(self.conv2(x)).mean((1, 2)))
+
+
+def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights for `experiments.any_model.squeezenet`, by He's scale, zero biases."""
+    from experiments.any_model import shapes
+
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in shapes().items():
+        scale = math.sqrt(2 / math.prod(shape[1:]))
+        kernel = scale * rng.standard_normal(shape, np.float32)
+        weights[f"{name}.weight"] = kernel.astype(np.float32)
+        weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    return weights

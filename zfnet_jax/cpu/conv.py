@@ -1,0 +1,370 @@
+"""Convolution and its adjoint for XLA's CPU backend.
+
+The forward pass is XLA's own convolution, which is fast. Its gradients are not: they
+become matrix products over patches, or Winograd's minimal filtering. They are one
+`custom_vjp`, so that a value doesn't depend on whether it is differentiated.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from zfnet_jax.arch import Conv, Padding, Pair
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+# With fewer channels the product of one tap is too thin, so all taps are gathered into
+# one product, in groups of images whose patches stay in the cache.
+_THIN = 16
+_FEW_IMAGES = 4
+_PATCH_BYTES = 1 << 21
+_PRODUCT_BYTES = 1 << 24
+
+
+def conv(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw i o"], spec: Conv
+) -> Float[Array, "b H W o"]:
+    """Equals `ops.conv`; its gradients equal those of `ops.conv` to rounding."""
+    if spec.groups > 1 or x.dtype != jnp.float32:
+        return _correlate(x, kernel, spec)
+    return _float32_conv(x, kernel, spec)
+
+
+def _correlate(x: Array, kernel: Array, spec: Conv) -> Array:
+    # XLA's CPU convolution runs at a third of its speed when nothing at all is padded.
+    slow = spec.padding == ((0, 0), (0, 0))
+    out = lax.conv_general_dilated(
+        x,
+        kernel,
+        spec.stride,
+        ((0, 1), (0, 0)) if slow else spec.padding,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=spec.groups,
+    )
+    if slow:
+        out = out[:, : (x.shape[1] - kernel.shape[0]) // spec.stride[0] + 1]
+    return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _float32_conv(x: Array, kernel: Array, spec: Conv) -> Array:
+    return _correlate(x, kernel, spec)
+
+
+def _forward(x, kernel, spec):
+    return _correlate(x, kernel, spec), (x, kernel)
+
+
+def _backward(spec, residuals, grad):
+    x, kernel = residuals
+    if not suits_winograd(spec, x.shape[-1]):
+        kernel_grad = _kernel_gradient(x, grad, spec)
+        return conv_transpose(grad, kernel, spec, x.shape[1:3]), kernel_grad
+    if spec.stride == (1, 1):
+        return _winograd_gradients(x, kernel, grad, spec.padding)
+    folded, unfold = jax.vjp(lambda x, kernel: _fold(x, kernel, spec), x, kernel)
+    return unfold(_winograd_gradients(*folded, grad, ((0, 0), (0, 0))))
+
+
+_float32_conv.defvjp(_forward, _backward)
+
+
+def suits_winograd(spec: Conv, channels: int) -> bool:
+    """Return whether Winograd's gradients are faster: kernels of three strides."""
+    strides = [-(-k // s) for k, s in zip(spec.kernel, spec.stride, strict=True)]
+    return strides == [3, 3] and channels * math.prod(spec.stride) >= _THIN
+
+
+def _fold(x: Array, kernel: Array, spec: Conv) -> tuple[Array, Array]:
+    """Input and 3 x 3 kernel of the same convolution with stride 1 and no padding.
+
+    Each block of stride x stride pixels becomes one pixel with that many more channels.
+    """
+    (step_h, step_w), channels = spec.stride, x.shape[-1]
+    rows, columns = (
+        (extent + sum(edges) - size) // step + 3
+        for extent, edges, size, step in zip(
+            x.shape[1:3], spec.padding, spec.kernel, spec.stride, strict=True
+        )
+    )
+    edges = [
+        (before, count * step - extent - before, 0)
+        for extent, (before, _), count, step in zip(
+            x.shape[1:3], spec.padding, (rows, columns), spec.stride, strict=True
+        )
+    ]
+    zero = jnp.zeros((), x.dtype)
+    blocks = lax.pad(x, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+    blocks = blocks.reshape(-1, rows, step_h, columns, step_w, channels)
+    blocks = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), rows, columns, -1)
+    missing = [
+        (0, 3 * step - size)
+        for size, step in zip(spec.kernel, spec.stride, strict=True)
+    ]
+    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0)))
+    kernel = kernel.reshape(3, step_h, 3, step_w, channels, -1)
+    return blocks, kernel.transpose(0, 2, 1, 3, 4, 5).reshape(3, 3, -1, spec.features)
+
+
+def _kernel_gradient(x: Array, grad: Array, spec: Conv) -> Array:
+    """Gradient of `ops.conv` for its kernel, as matrix products over all pixels."""
+    batch, *_, channels = x.shape
+    window, stride = spec.kernel, spec.stride
+    patches = 4 * math.prod(grad.shape[1:3]) * math.prod(window) * channels
+    at_once = max(_FEW_IMAGES, _PATCH_BYTES // patches)
+    if channels < _THIN and at_once < batch:
+        at_once = max(n for n in range(1, at_once + 1) if batch % n == 0)
+
+        def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+            return total + _kernel_gradient(*part, spec), None
+
+        x = x.reshape(-1, at_once, *x.shape[1:])
+        grad = grad.reshape(-1, at_once, *grad.shape[1:])
+        start = jnp.zeros((*window, channels, grad.shape[-1]), grad.dtype)
+        return lax.scan(add, start, (x, grad))[0]
+    *_, rows, columns, features = grad.shape
+    padded = jnp.pad(x, ((0, 0), *spec.padding, (0, 0)))
+    pixels = grad.reshape(-1, features)
+
+    def multiply(patch: Array) -> Array:
+        patch = patch.reshape(-1, patch.shape[-1])
+        return lax.dot_general(pixels, patch, (((0,), (0,)), ((), ()))).T
+
+    if channels < _THIN:
+        # Columns first: rows are then gathered in longer runs.
+        across = slice_taps(
+            padded, (1, window[1]), (1, stride[1]), (padded.shape[1], columns)
+        )
+        lines = lax.optimization_barrier(jnp.concatenate(across, -1))
+        down = slice_taps(lines, (window[0], 1), (stride[0], 1), (rows, columns))
+        out = multiply(lax.optimization_barrier(jnp.concatenate(down, -1)))
+    else:
+        taps = slice_taps(padded, window, stride, (rows, columns))
+        out = jnp.stack([*map(multiply, taps)])
+    return out.reshape(*window, channels, features)
+
+
+def slice_taps(padded: Array, window: Pair, stride: Pair, out_hw: Pair) -> list[Array]:
+    """Slice what each position of a sliding window reads, in row-major order."""
+    return [
+        padded[
+            :,
+            i : i + (out_hw[0] - 1) * stride[0] + 1 : stride[0],
+            j : j + (out_hw[1] - 1) * stride[1] + 1 : stride[1],
+        ]
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
+
+
+def conv_transpose(
+    y: Float[Array, "b H W o"],
+    kernel: Float[Array, "kh kw i o"],
+    spec: Conv,
+    out_hw: Pair,
+) -> Float[Array, "b h w c"]:
+    """Equals `ops.conv_transpose` to rounding.
+
+    For few channels, or where it fits the cache, the products of every pixel with the
+    whole kernel are formed at once and then added in place. Otherwise each phase of the
+    output is one convolution: XLA is slow on dilated inputs and on few output channels.
+    """
+    (*window, inputs, features), (step_h, step_w) = kernel.shape, spec.stride
+    (top, _), (left, _) = spec.padding
+    products = math.prod(y.shape[:3]) * math.prod(window) * inputs
+    if spec.groups == 1 and (inputs < _THIN or 4 * products <= _PRODUCT_BYTES):
+        lines = y @ kernel.swapaxes(0, 1).reshape(-1, features).T
+        lines = lines.reshape(*y.shape[:3], window[1], -1)
+        columns = _overlap_add(lines, 2, step_w, left, out_hw[1])
+        columns = columns.reshape(*columns.shape[:3], window[0], inputs)
+        return _overlap_add(columns, 1, step_h, top, out_hw[0])
+    groups = spec.groups
+    flipped = kernel.reshape(*window, inputs, groups, features // groups)
+    flipped = flipped.transpose(0, 1, 4, 3, 2)
+    flipped = flipped.reshape(*window, features // groups, groups * inputs)
+    reach = -(-(out_hw[0] + top) // step_h), -(-(out_hw[1] + left) // step_w)
+
+    def fill_phase(i: int, j: int) -> Array:
+        part = flipped[i::step_h, j::step_w]
+        if 0 in part.shape:
+            return jnp.zeros((len(y), *reach, groups * inputs), y.dtype)
+        edges = [
+            (part.shape[axis] - 1, reach[axis] - y.shape[axis + 1]) for axis in (0, 1)
+        ]
+        return lax.conv_general_dilated(
+            y,
+            part[::-1, ::-1],
+            (1, 1),
+            edges,
+            dimension_numbers=_DIMENSIONS,
+            feature_group_count=groups,
+        )
+
+    return interleave_phases(fill_phase, spec.stride, spec.padding, out_hw)
+
+
+def _overlap_add(x: Array, axis: int, step: int, before: int, extent: int) -> Array:
+    """Add windows where they overlap along one axis of a map.
+
+    Args:
+        x: [b, h, w, window, ...].
+        axis: 1 or 2: the windows span rows or columns.
+        step: Distance between windows.
+        before: Pixels to drop before the first one kept.
+        extent: Pixels to keep.
+
+    Returns:
+        [b, H, w, ...] or [b, h, W, ...], with `extent` pixels along `axis`.
+    """
+    count, window = x.shape[axis], x.shape[3]
+    reach = -(-(extent + before) // step)
+    zero = jnp.zeros((), x.dtype)
+    total: Array | float = 0.0
+    for shift in range(-(-window // step)):
+        part = x[:, :, :, shift * step : (shift + 1) * step]
+        edges = [(0, 0, 0)] * x.ndim
+        edges[3] = (0, step - part.shape[3], 0)
+        edges[axis] = (shift, reach - shift - count, 0)
+        total += lax.pad(part, zero, edges)
+    assert isinstance(total, jax.Array)
+    full = jnp.moveaxis(total, 3, axis + 1)
+    shape = full.shape
+    full = full.reshape(*shape[:axis], reach * step, *shape[axis + 2 :])
+    return lax.slice_in_dim(full, before, before + extent, axis=axis)
+
+
+def interleave_phases(
+    fill_phase: Callable[[int, int], Array],
+    stride: Pair,
+    padding: Padding,
+    out_hw: Pair,
+) -> Array:
+    """Assemble a padded map from its phases (every stride-th pixel) and crop it."""
+    # One transposition of the stack: XLA takes far longer to write phases separately.
+    phases = jnp.stack([fill_phase(i, j) for i, j in np.ndindex(*stride)])
+    _, batch, height, width, channels = phases.shape
+    grid = phases.reshape(*stride, *phases.shape[1:]).transpose(2, 3, 0, 4, 1, 5)
+    full = grid.reshape(batch, height * stride[0], width * stride[1], channels)
+    (top, _), (left, _) = padding
+    return full[:, top : top + out_hw[0], left : left + out_hw[1]]
+
+
+# Winograd's minimal filtering F(4x4, 3x3), Lavin & Gray 2016 (arXiv 1509.09308), with
+# interpolation points 0, 1, -1, 2, -2: a tile of 6 x 6 inputs gives 4 x 4 outputs by 36
+# products for each pair of channels in place of 144. The output of a tile is
+# OUTPUT ((KERNEL kernel KERNEL') * (INPUT tile INPUT')) OUTPUT'; these are its adjoints.
+_TILE = 4
+_INPUT = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+)
+_KERNEL = np.array(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ]
+)
+_OUTPUT = np.array(
+    [
+        [1, 1, 1, 1, 1, 0],
+        [0, 1, -1, 2, -2, 0],
+        [0, 1, 1, 4, 4, 0],
+        [0, 1, -1, 8, -8, 1],
+    ]
+)
+# The order in which `_tiles` lists the 36 pixels of a tile: those in the tile's own
+# 4 x 4 block, then those in the blocks to its right, below it, and diagonally below.
+_BLOCKS = ((range(4), range(4)), (range(4), (4, 5)), ((4, 5), range(4)), ((4, 5),) * 2)
+_TILE_ORDER = [6 * i + j for rows, cols in _BLOCKS for i in rows for j in cols]
+
+
+def _winograd_gradients(
+    x: Array, kernel: Array, grad: Array, padding: Padding
+) -> tuple[Array, Array]:
+    """Gradients of `ops.conv` with a 3 x 3 kernel and stride 1, for both arguments."""
+    batch, height, width, features = grad.shape
+    channels = x.shape[-1]
+    # Kronecker squares transform both axes of a tile at once.
+    squares = (np.kron(matrix, matrix) for matrix in (_INPUT, _KERNEL, _OUTPUT))
+    inputs, kernels, output = (jnp.asarray(square, x.dtype) for square in squares)
+    inputs = inputs[:, np.array(_TILE_ORDER)]
+    tiles = (inputs @ _tiles(x, padding)).reshape(36, -1, channels)
+    weights = (kernels @ kernel.reshape(9, -1)).reshape(36, channels, features)
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    edges = ((0, 0), (0, _TILE * rows - height), (0, _TILE * columns - width), (0, 0))
+    grad = jnp.pad(grad, edges)
+    grad = grad.reshape(batch, rows, _TILE, columns, _TILE, features)
+    grad = grad.transpose(2, 4, 0, 1, 3, 5).reshape(_TILE * _TILE, -1)
+    grad = (output.T @ grad).reshape(36, -1, features)
+    to_tiles = lax.dot_general(grad, weights, (((2,), (2,)), ((0,), (0,))))
+    to_weights = lax.dot_general(tiles, grad, (((1,), (1,)), ((0,), (0,))))
+    kernel_grad = kernels.T @ to_weights.reshape(36, -1)
+    x_grad = _tiles_adjoint(inputs.T @ to_tiles.reshape(36, -1), x.shape, padding)
+    return x_grad, kernel_grad.reshape(3, 3, channels, features)
+
+
+def _grid(extent: int, padding: Pair) -> int:
+    """Number of tiles along an axis."""
+    return -(-(extent + sum(padding) - 2) // _TILE)
+
+
+def _tiles(x: Array, padding: Padding) -> Array:
+    """Overlapping 6 x 6 tiles: [36, batch * rows * columns * channels]."""
+    batch, height, width, channels = x.shape
+    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    edges = [
+        (before, _TILE * (count + 1) - extent - before)
+        for extent, count, (before, _) in zip(
+            (height, width), (rows, columns), padding, strict=True
+        )
+    ]
+    blocks = jnp.pad(x, ((0, 0), *edges, (0, 0)))
+    blocks = blocks.reshape(batch, rows + 1, _TILE, columns + 1, _TILE, channels)
+    # Without the barrier XLA would redo this transposition inside each of four copies.
+    blocks = lax.optimization_barrier(blocks.transpose(2, 4, 0, 1, 3, 5))
+    parts = (
+        blocks[:, :, :, :rows, :columns],
+        blocks[:, :2, :, :rows, 1:],
+        blocks[:2, :, :, 1:, :columns],
+        blocks[:2, :2, :, 1:, 1:],
+    )
+    return jnp.concatenate([p.reshape(p.shape[0] * p.shape[1], -1) for p in parts])
+
+
+def _tiles_adjoint(tiles: Array, shape: tuple[int, ...], padding: Padding) -> Array:
+    """Adjoint of `_tiles`: add the pixels of every tile where they came from."""
+    batch, height, width, channels = shape
+    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    total: Array | float = 0.0
+    start = 0
+    for block_rows, block_columns in _BLOCKS:
+        down, right = int(block_rows[0] == 4), int(block_columns[0] == 4)
+        n, m = len(block_rows), len(block_columns)
+        part = tiles[start : start + n * m]
+        part = part.reshape(n, m, batch, rows, columns, channels)
+        start += n * m
+        edges = ((0, 4 - n), (0, 4 - m), (0, 0), (down, 1 - down), (right, 1 - right))
+        total += jnp.pad(part, (*edges, (0, 0)))
+    assert isinstance(total, jax.Array)
+    full = total.transpose(2, 3, 0, 4, 1, 5)
+    full = full.reshape(batch, _TILE * (rows + 1), _TILE * (columns + 1), channels)
+    (top, _), (left, _) = padding
+    return full[:, top : top + height, left : left + width]

@@ -1,0 +1,205 @@
+"""Programs: a JAX function as one flat list of equations that can be read and replayed.
+
+JAX nests: `jax.nn.relu` is a custom derivative around a `jit` around a maximum. Here
+every `jit` and `checkpoint` is inlined, and the arrays that the function closes over
+become inputs, so that reading a network is a loop over equations, and replaying it can
+hand out any value on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core, source_info_util
+
+_INLINED = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+# Kept whole although it is a `jit`: the ReLU rules know it by this name.
+_KEPT = {"contrast_norm"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One operation.
+
+    Attributes:
+        source: The equation of the jaxpr, with its primitive and parameters.
+        inputs: Values it takes, by number.
+        outputs: Values it gives, by number.
+    """
+
+    source: core.JaxprEqn
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the primitive."""
+        return self.source.primitive.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the primitive."""
+        return self.source.params
+
+    def run(self, *values: Any) -> Sequence[Any]:
+        """Apply the operation; its source line stays that of the original."""
+        primitive, info = self.source.primitive, self.source.source_info
+        bound: Any = primitive.get_bind_params(self.source.params)
+        # JAX before 0.10 gives functions and parameters apart.
+        functions, params = bound if isinstance(bound, tuple) else ((), bound)
+        stack = source_info_util.current_name_stack() + info.name_stack
+        with (
+            source_info_util.user_context(info.traceback, name_stack=stack),
+            self.source.ctx.manager,
+        ):
+            results = primitive.bind(*functions, *values, **params)
+        return results if primitive.multiple_results else [results]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A function as a flat list of equations.
+
+    Values are numbers; `avals` holds the shape and dtype of each.
+
+    Attributes:
+        equations: In order; only those that the outputs depend on.
+        avals: Shape and dtype of every value.
+        inputs: Values of the function's arguments, flattened.
+        constants: Values that do not depend on the arguments.
+        outputs: Values that the function returns, flattened.
+    """
+
+    equations: list[Equation]
+    avals: list[Any]
+    inputs: list[int]
+    constants: dict[int, Any]
+    outputs: list[int]
+
+    def run(self, arguments: Sequence[Any], wanted: Collection[int]) -> dict[int, Any]:
+        """Replay the program and return the values asked for."""
+        values = dict(self.constants)
+        values.update(zip(self.inputs, arguments, strict=True))
+        for equation in self.needed(wanted):
+            results = equation.run(*(values[number] for number in equation.inputs))
+            values.update(zip(equation.outputs, results, strict=True))
+        return {number: values[number] for number in wanted}
+
+    def needed(self, wanted: Collection[int]) -> list[Equation]:
+        """The equations that some values depend on, in order."""
+        missing, kept = set(wanted), []
+        for equation in reversed(self.equations):
+            if not missing.isdisjoint(equation.outputs):
+                missing.update(equation.inputs)
+                kept.append(equation)
+        return kept[::-1]
+
+
+def trace(function: Callable[..., Any], *arguments: Any) -> tuple[Program, Any]:
+    """Trace a function into a program.
+
+    Args:
+        function: Takes pytrees of arrays and returns one.
+        arguments: Arrays or `jax.ShapeDtypeStruct`s in the place of its arguments.
+
+    Returns:
+        The program, and the function's result with shapes in the place of arrays.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    return flatten(closed), shapes
+
+
+def flatten(closed: core.ClosedJaxpr | core.Jaxpr) -> Program:
+    """Inline every call of a jaxpr and drop equations that nothing depends on."""
+    avals: list[Any] = []
+    constants: dict[int, Any] = {}
+    equations: list[Equation] = []
+
+    def value(aval: Any) -> int:
+        avals.append(aval)
+        return len(avals) - 1
+
+    def constant(array: Any) -> int:
+        number = value(jax.typeof(array))
+        constants[number] = array
+        return number
+
+    def inline(closed: Any, inputs: Sequence[int]) -> list[int]:
+        jaxpr = getattr(closed, "jaxpr", closed)
+        numbers: dict[core.Var, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+        for variable, array in zip(
+            jaxpr.constvars, getattr(closed, "consts", ()), strict=True
+        ):
+            numbers[variable] = constant(array)
+
+        def number(atom: Any) -> int:
+            if isinstance(atom, core.Literal):
+                return constant(atom.val)
+            return numbers[atom]
+
+        for source in jaxpr.eqns:
+            given = tuple(map(number, source.invars))
+            if (body := _inlined_body(source)) is not None:
+                results = inline(body, given)
+            else:
+                results = [value(variable.aval) for variable in source.outvars]
+                equations.append(Equation(source, given, tuple(results)))
+            numbers.update(zip(source.outvars, results, strict=True))
+        return list(map(number, jaxpr.outvars))
+
+    inputs = [value(v.aval) for v in getattr(closed, "jaxpr", closed).invars]
+    outputs = inline(closed, inputs)
+    program = Program(equations, avals, inputs, constants, outputs)
+    return dataclasses.replace(program, equations=program.needed(outputs))
+
+
+def hoist(program: Program) -> tuple[Program, list[Any]]:
+    """Turn the arrays that a program holds into inputs before its last one.
+
+    A compiled program takes its weights as arguments then and does not contain them.
+    Scalars stay, and zeros: a maximum with them is a ReLU.
+
+    Returns:
+        The program and the arrays.
+    """
+    arrays = {
+        number: array
+        for number, array in program.constants.items()
+        if np.ndim(array) and not is_zero(array)
+    }
+    constants = {n: a for n, a in program.constants.items() if n not in arrays}
+    *first, last = program.inputs
+    inputs = [*first, *arrays, last]
+    hoisted = dataclasses.replace(program, constants=constants, inputs=inputs)
+    return hoisted, list(arrays.values())
+
+
+def body_of(equation: Equation) -> core.ClosedJaxpr | core.Jaxpr | None:
+    """The function that a `custom_jvp`, `custom_vjp` or kept `jit` equation calls."""
+    for key in ("call_jaxpr", "jaxpr", "fun_jaxpr"):
+        if key in equation.params:
+            return equation.params[key]
+    return None
+
+
+def primitives(source: core.JaxprEqn) -> Iterator[str]:
+    """Names of the primitives of an equation, at any depth."""
+    yield source.primitive.name
+    for inner in jax.tree.leaves(list(source.params.values())):
+        for equation in getattr(getattr(inner, "jaxpr", inner), "eqns", ()):
+            yield from primitives(equation)
+
+
+def _inlined_body(source: core.JaxprEqn) -> Any:
+    if source.primitive.name in _INLINED and source.params.get("name") not in _KEPT:
+        return source.params.get("jaxpr", source.params.get("call_jaxpr"))
+    return None
+
+
+def is_zero(array: Any) -> bool:
+    """Whether a constant is known to be 0 throughout."""
+    return not isinstance(array, jax.core.Tracer) and not np.any(np.asarray(array))
