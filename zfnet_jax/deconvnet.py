@@ -48,7 +48,7 @@ def forward(
     model: ConvNet, images: Float[Array, "b h w c"], layer: str
 ) -> tuple[Float[Array, "b ..."], list[Step]]:
     """Activations of `layer`, and the trace of the layers up to it."""
-    features, switches = model.features(images, until=layer)[:2]
+    features, switches = model.features(images, until=layer)
     trace, below = [], images
     for spec in model.arch.layers:
         above = features[spec.name]

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
 
-from zfnet_jax import ops
+from zfnet_jax import cpu, ops
 from zfnet_jax.arch import (
     Architecture,
     ContrastNorm,
@@ -192,12 +192,12 @@ def forward(
 ) -> Trace:
     """Activations of `layer`, and what `backward` needs."""
     dtype = _precision(model)
-    features, switches = model.features(images, until=layer)[:2]
+    features, switches = model.features(images, until=layer)
     places, active, inputs = {}, {}, {}
     below = images
     for spec, shape, _ in _layers(model, layer):
         if isinstance(spec, MaxPool):
-            places[spec.name] = ops.window_places(switches[spec.name], spec, shape[1])
+            places[spec.name] = cpu.pool.window_places(switches[spec.name], spec, shape[1])
         elif isinstance(spec, ContrastNorm) and rule == "gradient":
             inputs[spec.name] = below.astype(dtype)
         elif has_relu(spec) and rule != "deconvnet":
@@ -337,7 +337,7 @@ def _layer_backward(
         signal = ops.conv_transpose(signal, kernel, spec, seen.size)
     else:
         places = cut(trace.places[name], windows, images)
-        signal = ops.unpool_windows(signal, places, spec, seen.size)
+        signal = cpu.pool.unpool_windows(signal, places, spec, seen.size)
     if not below.is_whole:
         return jnp.where(below.inside(), signal, 0)
     return signal if windows.is_whole else paste(signal, seen)
@@ -449,11 +449,11 @@ def _recompute(
         case None:
             return inputs.reshape(len(inputs), -1)
         case MaxPool():
-            return ops.max_pool(inputs, dataclasses.replace(spec, padding=0))
+            return ops.max_pool(inputs, dataclasses.replace(spec, padding=0))[0]
         case Conv():
             assert affine is not None
             kernel, bias = (
                 x[...].astype(inputs.dtype) for x in (affine.kernel, affine.bias)
             )
             spec = dataclasses.replace(spec, padding=0)
-            return jax.nn.relu(ops.fast_conv(inputs, kernel, spec) + bias)
+            return jax.nn.relu(ops.conv(inputs, kernel, spec) + bias)
