@@ -28,7 +28,7 @@ from zfnet_jax.arch import (
 from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.model import ConvNet, Features
 from zfnet_jax.relu_rules import with_relu_rule
-from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
+from zfnet_jax.weights import Pretrained, load, load_weights, save
 
 # isort: split
 # Last: the function `deconvnet` takes the place of the module of that name.
@@ -61,13 +61,13 @@ __all__ = [
     "deconvnet",
     "guided_backprop",
     "invariance",
-    "load_pretrained",
+    "load",
     "load_weights",
     "occlusion",
     "project",
     "receptive_field",
     "saliency",
-    "save_weights",
+    "save",
     "top_activations",
     "with_relu_rule",
 ]
