@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from zfnet_jax.analysis.mining import project_each, top_activations
+from zfnet_jax.analysis.mining import project_strongest, top_activations
 from zfnet_jax.deconvnet import Projections
-from zfnet_jax.networks import Images, Network, as_network
+from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule
 
 
@@ -60,8 +59,8 @@ class Evolution:
     def project(
         self,
         networks: Mapping[int, Network | Any],
-        images: Images | str | os.PathLike[str],
-        units: Sequence[int] | Int[np.ndarray, " u"],
+        images: Any,
+        units: Sequence[int] | Int[np.ndarray, " n"] | None = None,
         *,
         rule: Rule = "deconvnet",
     ) -> Projections:
@@ -70,7 +69,7 @@ class Evolution:
         Args:
             networks: The network at each checkpoint, by epoch.
             images: The images that were searched; they are read as they are needed.
-            units: Units of the layer.
+            units: Units of the layer; all if None.
             rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
 
         Returns:
@@ -81,15 +80,14 @@ class Evolution:
         Raises:
             ValueError: There is no such unit or rule, or the images do not fit.
         """
-        chosen = np.asarray(units)
         parts = [
-            project_each(
+            project_strongest(
                 networks[epoch],
                 images,
                 self.layer,
-                chosen,
-                self.images[row, chosen],
-                self.positions[row, chosen],
+                units,
+                self.images[row, :, None],
+                self.positions[row, :, None],
                 rule,
             )
             for row, epoch in enumerate(self.epochs)
@@ -105,7 +103,7 @@ class Evolution:
 
 def evolution(
     networks: Mapping[int, Network | Any],
-    images: Images | str | os.PathLike[str],
+    images: Any,
     layers: Sequence[str] | str | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -136,7 +134,7 @@ def evolution(
         >>> result.project(models, images, units=[3]).pixels.shape
         (2, 32, 32, 3)
     """
-    nets = _in_order(networks, images)
+    nets = _sort(networks, images)
     tops = []
     for net in nets.values():
         tops.append(top_activations(net, images, layers, k=1))
@@ -159,7 +157,7 @@ def evolution(
 
 def motion(
     networks: Mapping[int, Network | Any],
-    images: Images | str | os.PathLike[str],
+    images: Any,
     layers: Sequence[str] | str | None = None,
 ) -> dict[str, Float[np.ndarray, "e u"]]:
     """Measure how far each unit's activations move from one checkpoint to the next.
@@ -189,7 +187,7 @@ def motion(
         >>> float(motion({1: model, 2: model}, images, "pool1")["pool1"].max())
         0.0
     """
-    nets = _in_order(networks, images)
+    nets = _sort(networks, images)
     rows: dict[str, list[np.ndarray]] = {}
     for before, after in itertools.pairwise(nets.values()):
         names = before.select(layers)
@@ -232,7 +230,7 @@ def _moments(
     return sums
 
 
-def _in_order(networks: Mapping[int, Any], images: Any) -> dict[int, Network]:
+def _sort(networks: Mapping[int, Any], images: Any) -> dict[int, Network]:
     """Networks by epoch, checked to have the same layers."""
     if len(networks) < 2:
         raise ValueError(f"two checkpoints are needed, not {len(networks)}")

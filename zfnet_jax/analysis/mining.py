@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.layers import Layer
-from zfnet_jax.networks import Images, ImageSource, Network, as_network
+from zfnet_jax.networks import ImageSource, Network, as_network
 from zfnet_jax.relu_rules import Rule
 
 # Images that go through the network together, whatever the batch size and the number of
@@ -99,7 +98,7 @@ class TopActivations:
     def project(
         self,
         net: Network | Any,
-        images: Images | str | os.PathLike[str],
+        images: Any,
         units: Sequence[int] | Int[np.ndarray, " u"] | None = None,
         *,
         rule: Rule = "deconvnet",
@@ -120,22 +119,38 @@ class TopActivations:
         Raises:
             ValueError: There is no such unit or rule, or the images do not fit.
         """
-        count, k = self.images.shape
-        chosen = np.arange(count) if units is None else np.asarray(units)
-        wrong = [unit for unit in chosen.tolist() if not 0 <= unit < count]
-        if wrong:
-            raise ValueError(
-                f"no unit {wrong[0]}: {self.layer} has {count} units (0 to {count - 1})"
-            )
-        return project_each(
-            net,
-            images,
-            self.layer,
-            np.repeat(chosen, k),
-            self.images[chosen].ravel(),
-            self.positions[chosen].reshape(-1, 2),
-            rule,
+        return project_strongest(
+            net, images, self.layer, units, self.images, self.positions, rule
         )
+
+
+def project_strongest(
+    net: Network | Any,
+    images: Any,
+    layer: str,
+    units: Sequence[int] | Int[np.ndarray, " n"] | None,
+    indices: Int32[np.ndarray, "u k"],
+    positions: Int32[np.ndarray, "u k 2"],
+    rule: Rule,
+) -> Projections:
+    """Project k activations of some units, given by image and position."""
+    net, images = as_network(net, images)
+    count, k = indices.shape
+    chosen = np.arange(count) if units is None else np.asarray(units)
+    for unit in chosen.tolist():
+        if not 0 <= unit < count:
+            raise ValueError(f"no unit {unit}: {layer} has {count} (0 to {count - 1})")
+    selection = _Selection(images, indices[chosen].ravel())
+    projections = project(
+        net,
+        selection,
+        layer,
+        np.repeat(chosen, k)[:, None],
+        positions[chosen].reshape(-1, 2),
+        rule=rule,
+        crop=True,
+    )
+    return dataclasses.replace(projections, images=selection.indices)
 
 
 class _Selection(NamedTuple):
@@ -151,27 +166,9 @@ class _Selection(NamedTuple):
         return self.source[self.indices[rows]]
 
 
-def project_each(
-    net: Network | Any,
-    images: Images | str | os.PathLike[str],
-    layer: str,
-    units: Int[np.ndarray, " n"],
-    indices: Int[np.ndarray, " n"],
-    positions: Int[np.ndarray, "n 2"],
-    rule: Rule,
-) -> Projections:
-    """Project n activations, each of its own unit and image, given by its index."""
-    net, images = as_network(net, images)
-    selection = _Selection(images, indices)
-    projections = project(
-        net, selection, layer, units[:, None], positions, rule=rule, crop=True
-    )
-    return dataclasses.replace(projections, images=indices)
-
-
 def top_activations(
     net: Network | Any,
-    images: Images | str | os.PathLike[str],
+    images: Any,
     layers: Sequence[str] | str | None = None,
     *,
     k: int = 9,
@@ -204,14 +201,14 @@ def top_activations(
     Example:
         >>> import numpy as np, zfnet_jax as zf
         >>> from flax import nnx
-        >>> net = zf.network(zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0)))
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
         >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
-        >>> top = zf.top_activations(net, images, ["conv2", "conv5"], k=4)
+        >>> top = zf.top_activations(model, images, ["conv2", "conv5"], k=4)
         >>> top["conv5"]
         TopActivations(conv5: 96 units, k=4, 0 dead)
         >>> top["conv5"].positions[17, 0].shape  # of unit 17's strongest activation
         (2,)
-        >>> top["conv5"].project(net, images, units=[17, 3]).pixels.shape
+        >>> top["conv5"].project(model, images, units=[17, 3]).pixels.shape
         (8, 32, 32, 3)
     """
     net, images = as_network(net, images)
@@ -261,11 +258,11 @@ def _check_labels(labels: Any, count: int) -> Int[np.ndarray, " n"]:
     labels = np.asarray(labels)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
-            f"labels are {labels.dtype}{list(labels.shape)}: {count} images need "
-            f"int[{count}]"
+            f"labels are {labels.dtype}{list(labels.shape)}, not int[{count}]: one "
+            "class per image"
         )
     if labels.min(initial=0) < 0:
-        raise ValueError(f"labels go down to {labels.min()}: the first class is 0")
+        raise ValueError(f"label {labels.min()} is negative; classes start at 0")
     return labels
 
 
