@@ -8,7 +8,7 @@ from zfnet_jax.analysis.correspondence import (
     random_boxes,
     sign_distances,
 )
-from zfnet_jax.analysis.evolution import Evolution, evolution, motion, project_course
+from zfnet_jax.analysis.evolution import Evolution, evolution, motion
 from zfnet_jax.analysis.first_layer import (
     BANDS,
     aliasing,
@@ -28,7 +28,7 @@ from zfnet_jax.analysis.invariance import (
     periodicity,
     transformed,
 )
-from zfnet_jax.analysis.mining import TopActivations, project_top, top_activations
+from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, occlusion, share_on
 from zfnet_jax.analysis.probe import (
     PENALTIES,
@@ -92,8 +92,6 @@ __all__ = [
     "occlusion",
     "periodicity",
     "probe",
-    "project_course",
-    "project_top",
     "random_boxes",
     "randomisation",
     "share_on",
