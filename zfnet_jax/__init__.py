@@ -1,15 +1,9 @@
 """Zeiler & Fergus (2013) in JAX: ZFNet, what it learns, and how to see it."""
 
-from zfnet_jax.analysis import (
-    Correspondence,
-    Invariance,
-    Occlusion,
-    TopActivations,
-    correspondence,
-    invariance,
-    occlusion,
-    top_activations,
-)
+from zfnet_jax.analysis.correspondence import Correspondence, correspondence
+from zfnet_jax.analysis.invariance import Invariance, invariance
+from zfnet_jax.analysis.mining import TopActivations, top_activations
+from zfnet_jax.analysis.occlusion import Occlusion, occlusion
 from zfnet_jax.arch import (
     ALEXNET,
     ARCHITECTURES,
