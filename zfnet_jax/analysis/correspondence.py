@@ -8,9 +8,9 @@ With x_i the features of image i at a layer and x̃_i those of the masked image,
     Δ = Σ_{i≠j} H(sign ε_i, sign ε_j)
 
 A lower Δ means more alike. Here Δ is the mean over pairs and dimensions: from 0 to 1,
-whatever the number of images. A sign is -1, 0 or 1, since a rectified feature often does
-not change at all. A mask that changes nothing therefore has Δ = 0 as well; the share of
-the features that change is reported alongside.
+whatever the number of images. A sign is -1, 0 or 1, since a rectified feature often
+does not change at all. A mask that changes nothing therefore has Δ = 0 as well; the
+share of the features that change is reported alongside.
 
 The paper compares with random boxes. A part may be more alike than these just because
 it lies on the object and they on the background. A second control, beyond the paper,
@@ -97,6 +97,16 @@ def correspondence(
     Masked pixels become 0, the mean image after preprocessing. The control is
     `draw_boxes` of each part's size.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> boxes = {"eye": np.array([[4, 4, 12, 12], [8, 6, 16, 14]])}
+        >>> results = correspondence(model, images, boxes, draws=3)
+        >>> list(results), results["conv5"].random.shape
+        (['conv5', 'fc6'], (1, 3))
+
     Args:
         net: A `Network`, or any model that `zf.network` takes.
         images: At least two preprocessed images of one kind of object.
@@ -114,16 +124,6 @@ def correspondence(
     Raises:
         ValueError: There are fewer than two images, no parts or draws, no such layer,
             or a box is empty, leaves its image or covers all of it.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> boxes = {"eye": np.array([[4, 4, 12, 12], [8, 6, 16, 14]])}
-        >>> results = correspondence(model, images, boxes, draws=3)
-        >>> list(results), results["conv5"].random.shape
-        (['conv5', 'fc6'], (1, 3))
     """
     net, images = as_network(net, images)
     count = len(images)
@@ -212,13 +212,13 @@ def _features(
 def sign_distances(signs: Int8[np.ndarray, "n d"]) -> Float64[np.ndarray, " pairs"]:
     """Share of the dimensions in which two sign vectors differ, per pair i < j.
 
-    Args:
-        signs: Vectors of -1, 0 and 1.
-
     Example:
         >>> import numpy as np
         >>> sign_distances(np.array([[1, 0, -1, 1], [1, 0, 0, -1]], np.int8)).tolist()
         [0.5]
+
+    Args:
+        signs: Vectors of -1, 0 and 1.
     """
     # Sums of ones, exact in float32 up to 2**24 dimensions, by fast products.
     same = sum(
@@ -236,6 +236,12 @@ def mask_boxes(
 ) -> Shaped[Array, "n h w c"]:
     """Fill a box in each image; also under jit.
 
+    Example:
+        >>> import numpy as np
+        >>> masked = mask_boxes(np.ones((1, 2, 3, 1)), np.array([[0, 1, 1, 3]]))
+        >>> masked[0, :, :, 0].tolist()
+        [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
     Args:
         images: Images of any dtype.
         boxes: Top, left, bottom, right in pixels; bottom and right are exclusive.
@@ -243,12 +249,6 @@ def mask_boxes(
 
     Returns:
         The masked images, in the dtype of `images`.
-
-    Example:
-        >>> import numpy as np
-        >>> masked = mask_boxes(np.ones((1, 2, 3, 1)), np.array([[0, 1, 1, 3]]))
-        >>> masked[0, :, :, 0].tolist()
-        [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
     rows = jnp.arange(images.shape[1])[:, None]
     columns = jnp.arange(images.shape[2])
@@ -268,16 +268,16 @@ def draw_boxes(
     Every position inside the image is equally likely, including the part's own:
     otherwise the permutation test would not be exact.
 
+    Example:
+        >>> import numpy as np
+        >>> draw_boxes(np.array([[0, 0, 5, 2]]), (5, 2), 1).tolist()
+        [[[0, 0, 5, 2]]]
+
     Args:
         boxes: Top, left, bottom, right in pixels, inside the image.
         image_hw: Height and width of the images.
         draws: Number of draws.
         seed: Seed for the random draws; it gives parts of one size the same boxes.
-
-    Example:
-        >>> import numpy as np
-        >>> draw_boxes(np.array([[0, 0, 5, 2]]), (5, 2), 1).tolist()
-        [[[0, 0, 5, 2]]]
     """
     sizes = boxes[:, 2:] - boxes[:, :2]
     shares = np.random.default_rng(seed).random((draws, len(boxes), 2))

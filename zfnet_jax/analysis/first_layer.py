@@ -35,13 +35,13 @@ _BATCH_SIZE = 32
 def filter_rms(kernel: Kernel) -> Float32[np.ndarray, " o"]:
     """Root mean square of each filter of a convolution, which section 3 limits.
 
-    Args:
-        kernel: HWIO.
-
     Example:
         >>> import numpy as np
         >>> filter_rms(np.full((3, 3, 1, 2), 2.0)).tolist()
         [2.0, 2.0]
+
+    Args:
+        kernel: HWIO.
     """
     wide = np.asarray(kernel, np.float64)
     return np.sqrt((wide**2).mean((0, 1, 2))).astype(np.float32)
@@ -50,17 +50,17 @@ def filter_rms(kernel: Kernel) -> Float32[np.ndarray, " o"]:
 def limit_filters(kernel: Kernel, limit: float) -> Float32[np.ndarray, "kh kw i o"]:
     """Scale filters whose RMS is above a limit back to it.
 
+    Example:
+        >>> import numpy as np
+        >>> limit_filters(np.array([[[[1.0, 0.25]]]]), 0.5).ravel().tolist()
+        [0.5, 0.25]
+
     Args:
         kernel: HWIO.
         limit: Largest RMS.
 
     Raises:
         ValueError: The limit is not above 0.
-
-    Example:
-        >>> import numpy as np
-        >>> limit_filters(np.array([[[[1.0, 0.25]]]]), 0.5).ravel().tolist()
-        [0.5, 0.25]
     """
     if not limit > 0:
         raise ValueError(f"limit must be above 0, not {limit}")
@@ -75,6 +75,12 @@ def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
     and assigned to bands by the length of the frequency vector. White noise has shares
     of 5, 15 and 80%, the bands' shares of the area.
 
+    Example:
+        >>> import numpy as np
+        >>> shares = band_energy(np.ones((32, 32, 1, 1)))
+        >>> max(shares, key=lambda band: shares[band][0])
+        'low'
+
     Args:
         kernel: HWIO; height and width at most 64.
 
@@ -84,12 +90,6 @@ def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
 
     Raises:
         ValueError: The kernel is too large.
-
-    Example:
-        >>> import numpy as np
-        >>> shares = band_energy(np.ones((32, 32, 1, 1)))
-        >>> max(shares, key=lambda band: shares[band][0])
-        'low'
     """
     if max(kernel.shape[:2]) > _SPECTRUM:
         height, width = kernel.shape[:2]
@@ -116,6 +116,13 @@ def dense_feature(
     Every stride is replaced by a dilation of the layers after it. With the product T of
     all strides up to the layer, `dense[:, ::T, ::T]` starts with the feature itself.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> dense_feature(model, np.zeros((1, 32, 32, 3), "f4"), "pool1").shape
+        (1, 32, 32, 48)
+
     Args:
         model: A `ConvNet`, whose strides are known.
         images: Preprocessed images.
@@ -123,13 +130,6 @@ def dense_feature(
 
     Raises:
         ValueError: There is no such layer, or it is a dense one.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> dense_feature(model, np.zeros((1, 32, 32, 3), "f4"), "pool1").shape
-        (1, 32, 32, 48)
     """
     x = jnp.asarray(images, jnp.float32)
     if isinstance(model.arch.layer(layer), Dense):
@@ -182,6 +182,14 @@ def aliasing(
     keeping every T-th value folds this onto lower frequencies. It is 0 at stride 1, and
     1 - 1/T² for white noise.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> float(aliasing(model, images, "conv1").max())
+        0.0
+
     Args:
         net: A `ConvNet` or a network of one, whose strides are known.
         images: Preprocessed images.
@@ -193,14 +201,6 @@ def aliasing(
     Raises:
         ValueError: The network is not a `ConvNet`, the images do not fit it, or as in
             `dense_feature`.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> float(aliasing(model, images, "conv1").max())
-        0.0
     """
     net, images = as_network(net, images)
     if not isinstance(net.model, ConvNet):

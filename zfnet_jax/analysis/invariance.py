@@ -61,6 +61,17 @@ def invariance(
 ) -> Invariance:
     """Compare the features of transformed images with those of the originals.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> result = invariance(model, images, 3, "translate", [0.0, 2.0])
+        >>> list(result.distances), result.probability.shape
+        (['conv1', 'fc6'], (2, 2))
+        >>> result.distances["conv1"][:, 0].tolist()
+        [0.0, 0.0]
+
     Args:
         net: A `Network`, or any model that `zf.network` takes.
         images: Preprocessed images.
@@ -76,17 +87,6 @@ def invariance(
     Raises:
         ValueError: There is no such transformation, border, layer or class, an amount
             is out of range, or the images do not fit the network.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> result = invariance(model, images, 3, "translate", [0.0, 2.0])
-        >>> list(result.distances), result.probability.shape
-        (['conv1', 'fc6'], (2, 2))
-        >>> result.distances["conv1"][:, 0].tolist()
-        [0.0, 0.0]
     """
     net, images = as_network(net, images)
     if border not in get_args(Border):
@@ -170,6 +170,12 @@ def transform_images(
 ) -> Float[Array, "n h w c"]:
     """Transform images about their center by linear interpolation; also under jit.
 
+    Example:
+        >>> import numpy as np
+        >>> image = np.array([[1.0], [2.0], [3.0]], np.float32)[None, ..., None]
+        >>> transform_images(image, "translate", 1, border="edge").ravel().tolist()
+        [1.0, 1.0, 2.0]
+
     Args:
         images: [n, h, w, c].
         transform: "translate" moves the picture down by `amount` pixels, vertically as
@@ -178,12 +184,6 @@ def transform_images(
         amount: Amount of the transformation.
         border: Source of the pixels outside the image: the reflection about the edge,
             the nearest edge, or zeros, the mean image after preprocessing.
-
-    Example:
-        >>> import numpy as np
-        >>> image = np.array([[1.0], [2.0], [3.0]], np.float32)[None, ..., None]
-        >>> transform_images(image, "translate", 1, border="edge").ravel().tolist()
-        [1.0, 1.0, 2.0]
     """
     height, width = images.shape[1:3]
     center = (height - 1) / 2, (width - 1) / 2
@@ -257,6 +257,11 @@ def linearity(
 
     The paper calls layer 7 quasi-linear for translation and scaling.
 
+    Example:
+        >>> import numpy as np
+        >>> linearity(np.array([-1.0, 0.0, 1.0]), np.array([2.0, 0.0, 2.0]), 0, 1)
+        1.0
+
     Args:
         amounts: Amounts of a transformation.
         curve: A distance at each of them.
@@ -266,11 +271,6 @@ def linearity(
     Returns:
         1 for a line, 0 where a line explains no more than the mean does; NaN for fewer
         than three amounts or a constant curve.
-
-    Example:
-        >>> import numpy as np
-        >>> linearity(np.array([-1.0, 0.0, 1.0]), np.array([2.0, 0.0, 2.0]), 0, 1)
-        1.0
     """
     distances = np.abs(np.asarray(amounts, np.float64) - identity)
     included = distances <= within
@@ -288,6 +288,11 @@ def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
     For an object of that rotational symmetry the distance curve of a rotation falls
     back after every 360 / folds degrees.
 
+    Example:
+        >>> import numpy as np
+        >>> periodicity(np.array([0.0, 1.0, 0.0, 1.0]), 2)
+        1.0
+
     Args:
         curve: Distances at equal steps of a full turn, without the last.
         folds: At least 2.
@@ -297,11 +302,6 @@ def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
 
     Raises:
         ValueError: `folds` is below 2 or more than the steps can resolve.
-
-    Example:
-        >>> import numpy as np
-        >>> periodicity(np.array([0.0, 1.0, 0.0, 1.0]), 2)
-        1.0
     """
     y = np.asarray(curve, np.float64)
     if not 2 <= folds <= len(y) // 2:

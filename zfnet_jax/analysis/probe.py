@@ -90,6 +90,19 @@ def probe(
 
     One layer after another is computed, so that only one is in memory.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(12, 32, 32, 3))
+        >>> labels = np.arange(12) % 2
+        >>> images[labels == 1] += 1
+        >>> probes = probe(
+        ...     model, images, labels, layers="fc6", train=6, validation=2
+        ... )
+        >>> probes["fc6"]["softmax"].predictions
+        array([0, 1, 0, 1])
+
     Args:
         net: A `Network`, or any model that `zf.network` takes.
         images: Preprocessed images, in random order (see `balance_order`): the first
@@ -108,19 +121,6 @@ def probe(
     Raises:
         ValueError: The images do not fit the network, there is no such layer, or as in
             `probe_features`.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(12, 32, 32, 3))
-        >>> labels = np.arange(12) % 2
-        >>> images[labels == 1] += 1
-        >>> probes = probe(
-        ...     model, images, labels, layers="fc6", train=6, validation=2
-        ... )
-        >>> probes["fc6"]["softmax"].predictions
-        array([0, 1, 0, 1])
     """
     net, images = as_network(net, images)
     names = net.select(layers)
@@ -161,6 +161,13 @@ def probe_features(
     Memory is `train`² + `train` · min(d, `train`) numbers besides the features; time
     grows with the cube of the smaller of `train` and d.
 
+    Example:
+        >>> import numpy as np
+        >>> labels = np.arange(12) % 3
+        >>> features = np.eye(3, dtype=np.float32)[labels]
+        >>> probe_features(features, labels, 6, 3)["svm"].accuracy
+        1.0
+
     Args:
         features: One row per image, in random order; see `probe` for the split.
         labels: Class of each row, from 0.
@@ -175,13 +182,6 @@ def probe_features(
     Raises:
         ValueError: A part of the split is empty, a class has no training row, a feature
             is not finite, or as in `fit_linear`.
-
-    Example:
-        >>> import numpy as np
-        >>> labels = np.arange(12) % 3
-        >>> features = np.eye(3, dtype=np.float32)[labels]
-        >>> probe_features(features, labels, 6, 3)["svm"].accuracy
-        1.0
     """
     test = len(features) - train - validation
     if min(train, validation, test) < 1:
@@ -276,6 +276,12 @@ def fit_linear(
     all squared weights. Intercepts are not penalized. LIBLINEAR and scikit-learn call
     1 / (penalty · n) C.
 
+    Example:
+        >>> import numpy as np
+        >>> fit = fit_linear(np.array([[-1.0], [1.0]]), np.array([0, 1]), "svm", [0.01])
+        >>> fit.weights.shape, bool(fit.gaps[0] <= TOLERANCE)
+        ((1, 1, 2), True)
+
     Args:
         features: One row per image; fastest if columns are uncorrelated with mean 0.
         labels: Class of each row, from 0.
@@ -290,12 +296,6 @@ def fit_linear(
     Raises:
         ValueError: There is no such classifier, fewer than two classes, no penalty, or
             one that is not from 1e-9 to 1e9.
-
-    Example:
-        >>> import numpy as np
-        >>> fit = fit_linear(np.array([[-1.0], [1.0]]), np.array([0, 1]), "svm", [0.01])
-        >>> fit.weights.shape, bool(fit.gaps[0] <= TOLERANCE)
-        ((1, 1, 2), True)
     """
     if classifier not in get_args(Classifier):
         known = ", ".join(get_args(Classifier))
@@ -385,18 +385,18 @@ def balance_order(labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, "
     Consecutive parts cut from it hold equally many images of each class, to within one,
     as long as there are images of all.
 
+    Example:
+        >>> import numpy as np
+        >>> labels = np.array([0, 0, 0, 1, 1, 1])
+        >>> sorted(labels[balance_order(labels, 0)[:2]].tolist())
+        [0, 1]
+
     Args:
         labels: Class of each image.
         seed: Seed for the random order.
 
     Returns:
         Indices of all images.
-
-    Example:
-        >>> import numpy as np
-        >>> labels = np.array([0, 0, 0, 1, 1, 1])
-        >>> sorted(labels[balance_order(labels, 0)[:2]].tolist())
-        [0, 1]
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)

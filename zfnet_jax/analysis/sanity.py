@@ -1,10 +1,10 @@
 """How much of a picture depends on the network, and how much on the image alone.
 
 A picture that shows what a network has learned must change when the weights are
-destroyed (Adebayo et al. 2018, arXiv 1810.03292). It must differ between units, and from
-the picture of random positive numbers in place of a unit (Mahendran & Vedaldi 2016,
-"Salient deconvolutional networks"). Each of these compares two pictures by `similarity`.
-The edges of the image, which depend on no network, serve as a reference.
+destroyed (Adebayo et al. 2018, arXiv 1810.03292). It must differ between units, and
+from the picture of random positive numbers in place of a unit (Mahendran & Vedaldi
+2016, "Salient deconvolutional networks"). Each check compares two pictures by
+`similarity`. The edges of the image, which depend on no network, serve as a reference.
 """
 
 from __future__ import annotations
@@ -75,9 +75,20 @@ def sanity(
 ) -> Comparison:
     """Compare pictures of a class as layers are destroyed from the top, one by one.
 
-    This is the cascading randomization of Adebayo et al. 2018; see `cascade`. The signal
-    is 1 at the output of the class, so a picture does not depend on the sign that the
-    output happens to get.
+    This is the cascading randomization of Adebayo et al. 2018; see `cascade`. The
+    signal is 1 at the output of the class, so a picture does not depend on the sign
+    that the output happens to get.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> result = sanity(model, images, 3, rules=["gradient"])
+        >>> result.columns[:4]
+        ('trained', 'logits', 'fc6', 'conv5')
+        >>> result.similarity["gradient"].signed.shape
+        (2, 9)
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -96,17 +107,6 @@ def sanity(
     Raises:
         ValueError: The images do not fit the network, or there is no such class or
             rule.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> result = sanity(model, images, 3, rules=["gradient"])
-        >>> result.columns[:4]
-        ('trained', 'logits', 'fc6', 'conv5')
-        >>> result.similarity["gradient"].signed.shape
-        (2, 9)
     """
     net, images = as_network(net, images)
     images = net.images(images)
@@ -190,6 +190,15 @@ def controls(
     - the same unit at the same position of another image, the one that activates it
       most there.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> result = controls(model, images, "fc6", rules=["guided"])
+        >>> result.columns
+        ('unit', 'random there', 'another unit', 'another image', 'edges')
+
     Args:
         net: A `Network`, or any model that `zf.network` takes.
         images: At least two preprocessed images.
@@ -207,15 +216,6 @@ def controls(
     Raises:
         ValueError: There are fewer than two images, they do not fit the network, or
             there is no such layer or rule.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> result = controls(model, images, "fc6", rules=["guided"])
-        >>> result.columns
-        ('unit', 'random there', 'another unit', 'another image', 'edges')
     """
     net, images = as_network(net, images)
     shape = net.layer(layer).shape
@@ -364,6 +364,13 @@ def similarity(
 ) -> Similarity:
     """Compare pictures pair by pair, whatever the scale of each.
 
+    Example:
+        >>> import numpy as np
+        >>> a = np.random.default_rng(0).normal(size=(1, 8, 8, 3))
+        >>> result = similarity(a, -2 * a)
+        >>> result.signed.round(6), result.magnitude.round(6), result.ssim.round(6)
+        (array([-1.]), array([1.]), array([1.]))
+
     Args:
         a: Pictures.
         b: The pictures to compare them with.
@@ -371,13 +378,6 @@ def similarity(
 
     Returns:
         Arrays [n].
-
-    Example:
-        >>> import numpy as np
-        >>> a = np.random.default_rng(0).normal(size=(1, 8, 8, 3))
-        >>> result = similarity(a, -2 * a)
-        >>> result.signed.round(6), result.magnitude.round(6), result.ssim.round(6)
-        (array([-1.]), array([1.]), array([1.]))
     """
     masks = np.ones(a.shape[:3], bool) if inside is None else inside
     pairs = [
@@ -388,7 +388,7 @@ def similarity(
     return Similarity(
         np.array([spearman(x, y) for x, y in pairs]),
         np.array([spearman(np.abs(x), np.abs(y)) for x, y in pairs]),
-        np.array([values[mask].mean() for values, mask in zip(local, masks)]),
+        np.array([x[mask].mean() for x, mask in zip(local, masks, strict=True)]),
     )
 
 
