@@ -76,21 +76,21 @@ def with_relu_rule(
 
     Returns:
         A function of the arguments of `fn`. It raises ValueError if no ReLU depends on
-        its inputs, if the model is in training mode, and, if `strict`, if the rule says
-        nothing about some operations: the message lists all of them by source line.
+        its inputs (allowed by "gradient"), if the model is in training mode, and, if
+        `strict`, if the rule says nothing about some operations: the message lists all
+        of them by source line.
 
     Raises:
         ValueError: There is no such rule.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule must be one of {get_args(Rule)}, not {rule!r}")
+    check_rule(rule)
 
     # The attributes of a module do not belong to the function.
     @functools.wraps(fn, updated=())
     def ruled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         closed, arrays, tree = _trace(fn, args, kwargs)
         audit = Audit(closed)
-        if not audit.rectifiers:
+        if not audit.rectifiers and rule != "gradient":
             raise ValueError(f"no ReLU for the rule {rule!r}: fn applies none to its inputs")
         if strict and audit.findings:
             raise ValueError(
@@ -101,6 +101,12 @@ def with_relu_rule(
         return jax.tree.unflatten(tree, results)
 
     return ruled
+
+
+def check_rule(rule: str) -> None:
+    """Raise ValueError if there is no such rule."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
 
 
 def _trace(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list, Any]:

@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
 from zfnet_jax.arch import receptive_field
-from zfnet_jax.attribution import importance
+from zfnet_jax.metrics import importance
 from zfnet_jax.deconvnet import Rule, project_activations
 from zfnet_jax.model import ConvNet
 
