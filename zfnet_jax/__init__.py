@@ -19,14 +19,12 @@ from zfnet_jax.arch import (
     ablate,
     receptive_field,
 )
+from zfnet_jax.attribution import attribute
 from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.model import ConvNet, Features
 from zfnet_jax.relu_rules import with_relu_rule
 from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
 
-# isort: split
-# Last: the function `deconvnet` takes the place of the module of that name.
-from zfnet_jax.attribution import deconvnet, guided_backprop, saliency
 
 __version__ = "0.1.0"
 
@@ -51,16 +49,14 @@ __all__ = [
     "ReceptiveField",
     "TopActivations",
     "ablate",
+    "attribute",
     "correspondence",
-    "deconvnet",
-    "guided_backprop",
     "invariance",
     "load_pretrained",
     "load_weights",
     "occlusion",
     "project",
     "receptive_field",
-    "saliency",
     "save_weights",
     "top_activations",
     "with_relu_rule",

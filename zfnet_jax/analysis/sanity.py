@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int
 
-from zfnet_jax.attribution import importance
 from zfnet_jax.deconvnet import backproject
-from zfnet_jax.metrics import spearman, ssim
+from zfnet_jax.metrics import importance, spearman, ssim
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule
 
