@@ -104,8 +104,8 @@ def correspondence(
         >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
         >>> boxes = {"eye": np.array([[4, 4, 12, 12], [8, 6, 16, 14]])}
         >>> results = correspondence(model, images, boxes, draws=3)
-        >>> list(results), results["conv5"].random.shape
-        (['conv5', 'fc6'], (1, 3))
+        >>> list(results), results["fc7"].random.shape
+        (['pool5', 'fc7'], (1, 3))
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -238,8 +238,8 @@ def mask_boxes(
 
     Example:
         >>> import numpy as np
-        >>> masked = mask_boxes(np.ones((1, 2, 3, 1)), np.array([[0, 1, 1, 3]]))
-        >>> masked[0, :, :, 0].tolist()
+        >>> images = np.ones((1, 2, 3, 1), np.float32)
+        >>> mask_boxes(images, np.array([[0, 1, 1, 3]]))[0, :, :, 0].tolist()
         [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
 
     Args:
@@ -250,6 +250,7 @@ def mask_boxes(
     Returns:
         The masked images, in the dtype of `images`.
     """
+    images = jnp.asarray(images)
     rows = jnp.arange(images.shape[1])[:, None]
     columns = jnp.arange(images.shape[2])
     top, left, bottom, right = (edge[:, None, None] for edge in jnp.asarray(boxes).T)

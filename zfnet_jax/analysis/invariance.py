@@ -68,7 +68,7 @@ def invariance(
         >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
         >>> result = invariance(model, images, 3, "translate", [0.0, 2.0])
         >>> list(result.distances), result.probability.shape
-        (['conv1', 'fc6'], (2, 2))
+        (['conv1', 'fc7'], (2, 2))
         >>> result.distances["conv1"][:, 0].tolist()
         [0.0, 0.0]
 
@@ -173,7 +173,7 @@ def transform_images(
     Example:
         >>> import numpy as np
         >>> image = np.array([[1.0], [2.0], [3.0]], np.float32)[None, ..., None]
-        >>> transform_images(image, "translate", 1, border="edge").ravel().tolist()
+        >>> transform_images(image, "translate", 1.0, border="edge").ravel().tolist()
         [1.0, 1.0, 2.0]
 
     Args:
@@ -259,7 +259,7 @@ def linearity(
 
     Example:
         >>> import numpy as np
-        >>> linearity(np.array([-1.0, 0.0, 1.0]), np.array([2.0, 0.0, 2.0]), 0, 1)
+        >>> linearity(np.array([-1.0, 0.0, 1.0]), np.array([2.0, 0.0, 2.0]), 0.0, 1.0)
         1.0
 
     Args:

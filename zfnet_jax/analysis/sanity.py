@@ -85,9 +85,9 @@ def sanity(
         >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
         >>> result = sanity(model, images, 3, rules=["gradient"])
         >>> result.columns[:4]
-        ('trained', 'logits', 'fc6', 'conv5')
+        ('trained', 'logits', 'fc7', 'fc6')
         >>> result.similarity["gradient"].signed.shape
-        (2, 9)
+        (2, 10)
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
