@@ -1,15 +1,9 @@
 """Zeiler & Fergus (2013) in JAX: ZFNet, what it learns, and how to see it."""
 
-from zfnet_jax.analysis import (
-    Correspondence,
-    Invariance,
-    Occlusion,
-    TopActivations,
-    correspondence,
-    invariance,
-    occlusion,
-    top_activations,
-)
+from zfnet_jax.analysis.correspondence import Correspondence, correspondence
+from zfnet_jax.analysis.invariance import Invariance, invariance
+from zfnet_jax.analysis.mining import TopActivations, top_activations
+from zfnet_jax.analysis.occlusion import Occlusion, occlusion
 from zfnet_jax.arch import (
     ALEXNET,
     ARCHITECTURES,
@@ -25,14 +19,12 @@ from zfnet_jax.arch import (
     ablate,
     receptive_field,
 )
+from zfnet_jax.attribution import attribute
 from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.model import ConvNet, Features
 from zfnet_jax.relu_rules import with_relu_rule
-from zfnet_jax.weights import Pretrained, load, load_weights, save
+from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
 
-# isort: split
-# Last: the function `deconvnet` takes the place of the module of that name.
-from zfnet_jax.attribution import deconvnet, guided_backprop, saliency
 
 __version__ = "0.1.0"
 
@@ -57,17 +49,15 @@ __all__ = [
     "ReceptiveField",
     "TopActivations",
     "ablate",
+    "attribute",
     "correspondence",
-    "deconvnet",
-    "guided_backprop",
     "invariance",
-    "load",
+    "load_pretrained",
     "load_weights",
     "occlusion",
     "project",
     "receptive_field",
-    "saliency",
-    "save",
+    "save_weights",
     "top_activations",
     "with_relu_rule",
 ]

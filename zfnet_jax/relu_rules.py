@@ -80,8 +80,7 @@ def with_relu_rule(
     Raises:
         ValueError: There is no such rule.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule must be one of {get_args(Rule)}, not {rule!r}")
+    check_rule(rule)
 
     # The attributes of a module do not belong to the function.
     @functools.wraps(fn, updated=())
@@ -95,9 +94,15 @@ def with_relu_rule(
     return ruled
 
 
+def check_rule(rule: str) -> None:
+    """Raise ValueError if there is no such rule."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
+
+
 def _check(rule: Rule, audit: Audit, strict: bool) -> None:
     complaints = []
-    if not audit.rectifiers:
+    if not audit.rectifiers and rule != "gradient":
         complaints.append(
             "fn applies no ReLU to its inputs, so the rule "
             f"{rule!r} would change nothing"
