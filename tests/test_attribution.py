@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -174,10 +175,11 @@ def test_a_rule_on_the_model_s_own_call_is_its_projection(rule, model):
 def test_a_residual_network_in_other_forms(form, rule):
     """Against the rule on the plain function, without `network`."""
     images, targets = residual_images(3), [4, 0, 9]
-    function = residual_form("function").apply
+    function = residual_form("function")[2]
     logits, pull = jax.vjp(with_relu_rule(function, rule), jnp.asarray(images))
     (expected,) = pull(jax.nn.one_hot(targets, logits.shape[1]))
-    maps = attribute(residual_form(form).network(), images, targets, rule=rule)
+    args, kwargs, _ = residual_form(form)
+    maps = attribute(network(*args, **kwargs), images, targets, rule=rule)
     assert distance(maps, expected) < 1e-5
 
 
@@ -208,11 +210,11 @@ def test_batches_and_images_that_stream_change_nothing(rule, model, plain):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_any_scalar_is_a_class(rule, plain):
+def test_any_scalar_is_a_class(rule, model):
     """The difference of two logits, as a network of one output."""
 
     def difference(x):
-        logits = plain.features(x, ["logits"])["logits"] if 0 else plain(x)
+        logits = model(x)
         return logits[:, :1] - 2 * logits[:, 1:2]
 
     expected = jax.grad(lambda x: with_relu_rule(difference, rule)(x).sum())(IMAGES)
@@ -269,7 +271,9 @@ def test_a_rule_needs_relus_and_only_those(rule):
         ({"images": IMAGES * [[[[1]]], [[[np.nan]]], [[[1]]], [[[1]]]]}, "image 1 "),
     ],
 )
-def test_bad_input_is_refused_in_one_line(change, message, model):
+def test_bad_input_is_refused_in_one_line(change, message, model, monkeypatch):
+    # As users see it: without the tests' own shape checks.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     arguments = {"images": IMAGES, "targets": 0, **change}
     with pytest.raises(ValueError, match=message) as raised:
         attribute(network(model), **arguments)
