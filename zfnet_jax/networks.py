@@ -14,7 +14,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from zfnet_jax.model import ConvNet
 _TRACED = 2
 
 
-@runtime_checkable
 class ImageSource(Protocol):
     """Images that are read as they are needed."""
 
