@@ -91,9 +91,7 @@ def with_relu_rule(
         closed, arrays, tree = _trace(fn, args, kwargs)
         audit = Audit(closed)
         if not audit.rectifiers and rule != "gradient":
-            raise ValueError(
-                f"no ReLU for the rule {rule!r}: fn applies none to its inputs"
-            )
+            raise ValueError(f"no ReLU for the rule {rule!r}: fn applies none to its inputs")
         if strict and audit.findings:
             raise ValueError(
                 f"the rule {rule!r} says nothing about these operations (strict=False "
@@ -174,11 +172,7 @@ class Interpreter:
             return [self._rectify(eqn, operands, self.audit.rectifiers[path])]
         if path in self.audit.norms:
             run = functools.partial(_bind, eqn)
-            return (
-                run(operands)
-                if self.rule == "gradient"
-                else _pass_signal(run, operands)
-            )
+            return run(operands) if self.rule == "gradient" else _pass_signal(run, operands)
         name, inner = eqn.primitive.name, bodies(eqn)
         run = functools.partial(self.run, inner[0], path=(*path, 0))
         if name.startswith("custom") or name == "jit" and len(inner[0].eqns) == 1:
@@ -198,9 +192,7 @@ class Interpreter:
 
     def _rectify(self, eqn: core.JaxprEqn, operands: list, index: int) -> jax.Array:
         # Literals keep their weak types only outside of the arguments.
-        literals = {
-            i: x for i, x in enumerate(operands) if not isinstance(x, jax.Array)
-        }
+        literals = {i: x for i, x in enumerate(operands) if not isinstance(x, jax.Array)}
         arrays = {i: x for i, x in enumerate(operands) if i not in literals}
         # Constants may have the larger shape.
         x = jnp.broadcast_to(arrays.pop(index), eqn.outvars[0].aval.shape)
