@@ -13,13 +13,14 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "arch": 0,
     "relu_rules": 0,
-    "torch_pickle": 0,
+    "torch_file": 0,
     "data": 0,
     "ops": 0.5,  # takes its layers as arch's specifications
     "checkpoint": 1,  # knows files and arrays only; weights.py shares its error
     "model": 1,
     "deconvnet": 2,
     "attribution": 2,
+    "networks": 1.5,
     "weights": 2,
     "training": 3,
     "analysis": 3,

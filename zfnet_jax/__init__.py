@@ -29,8 +29,7 @@ from zfnet_jax.attribution import attribute
 from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.model import ConvNet, Features
 from zfnet_jax.relu_rules import with_relu_rule
-from zfnet_jax.weights import Pretrained, load_pretrained, load_weights, save_weights
-
+from zfnet_jax.weights import Pretrained, load, load_weights, save
 
 __version__ = "0.1.0"
 
@@ -58,12 +57,12 @@ __all__ = [
     "attribute",
     "correspondence",
     "invariance",
-    "load_pretrained",
+    "load",
     "load_weights",
     "occlusion",
     "project",
     "receptive_field",
-    "save_weights",
+    "save",
     "top_activations",
     "with_relu_rule",
 ]
