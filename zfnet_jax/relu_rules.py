@@ -74,7 +74,8 @@ def with_relu_rule(
 
     Returns:
         A function of the arguments of `fn`. It raises ValueError if no ReLU depends on
-        its inputs, if the model is in training mode, and, if `strict`, if the rule says
+        its inputs (except by "gradient"), if the model is in training mode, and, if
+        `strict`, if the rule says
         nothing about some operations: the message lists all of them by source line.
 
     Raises:
