@@ -181,7 +181,7 @@ def load_weights(
 
 def save(
     path: str | os.PathLike[str],
-    model: ConvNet,
+    model: ConvNet | networks.Network,
     *,
     preprocess: Preprocessing,
     class_names: Sequence[str],
@@ -193,14 +193,15 @@ def save(
 
     Args:
         path: The file, usually `*.safetensors`; an existing one is replaced.
-        model: The network.
+        model: A `ConvNet`, or the `Network` of one.
         preprocess: Preprocessing of its images.
         class_names: One name per class, in the order of the labels.
         metadata: Origin of the weights: command, seed, accuracy and the like.
 
     Raises:
         OSError: The file cannot be written.
-        ValueError: Weights are not finite, or the description does not fit the network.
+        ValueError: The model is not a `ConvNet`, weights are not finite, or the
+            description does not fit the network.
 
     Example:
         >>> import pathlib, tempfile
@@ -213,6 +214,10 @@ def save(
         ...     zf.load(file).metadata
         {'origin': 'a copy'}
     """
+    if isinstance(model, networks.Network):
+        model = model.model
+    if not isinstance(model, ConvNet):
+        raise ValueError(f"save takes a ConvNet, not a {type(model).__name__}")
     arch = model.arch
     _check_description(str(path), arch, preprocess, class_names, metadata)
     settings = dataclasses.asdict(preprocess)
@@ -335,7 +340,7 @@ def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[st
     counted: dict[str, str] = {}
     for kind, block in ((Conv, "features."), (Dense, "classifier.")):
         used = {m[2] for m in matches if m[1] == prefix and m[2].startswith(block)}
-        modules = sorted(used, key=lambda module: int(module.rpartition(".")[2]))
+        modules = sorted(used, key=lambda module: (int(module.split(".")[-1]), module))
         same = [layer.name for layer in arch.layers if isinstance(layer, kind)]
         counted |= dict(zip(same, modules, strict=False))
     groups = {m.groups() for m in matches}

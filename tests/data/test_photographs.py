@@ -396,8 +396,8 @@ def test_a_folder_gives_its_images_by_name(tmp_path):
     for name in ("b.JPG", "a.tiff", "c.webp", "B.jpeg", ".hidden.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"not read yet")
     (tmp_path / "below.png" / "deep.png").write_bytes(b"")
-    found = find_photographs(str(tmp_path))
-    assert found == [tmp_path / x for x in ("B.jpeg", "a.tiff", "b.JPG", "c.webp")]
+    files = find_photographs(str(tmp_path))
+    assert files == [tmp_path / x for x in ("B.jpeg", "a.tiff", "b.JPG", "c.webp")]
 
 
 def test_every_kind_that_is_read_is_found(tmp_path):
