@@ -165,7 +165,7 @@ def _fast_optimizer(
     del steps_per_epoch
 
     def kind(path: tuple[Any, ...], weight: Array) -> str:
-        hidden = weight.ndim > 1 and path[0].key != "logits"
+        hidden = weight.ndim > 1 and path[0].name != "logits"
         return "muon" if hidden else "sgd"
 
     def as_matrix(params: PyTree) -> PyTree:
@@ -238,26 +238,26 @@ class TrainState(NamedTuple):
     """Everything a step reads and writes.
 
     Attributes:
-        params: Weights by layer name.
-        average: Running average of the weights, or None without one.
+        model: The network that is trained.
+        average: The network with the running average of the weights, or None.
         opt_state: Momentum and schedule state.
-        step: Updates done so far, int32 [].
+        step: Number of updates so far, int32 [].
         key: Key data from which all randomness of the run is derived, uint32 [2].
         validation_error: Error on the validation images after the last epoch, 1.0
             before it.
     """
 
-    params: PyTree
-    average: PyTree
+    model: ConvNet
+    average: ConvNet | None
     opt_state: PyTree
     step: Int[Array, ""]
     key: Array
     validation_error: Float32[Array, ""]
 
     @property
-    def evaluated(self) -> PyTree:
-        """The weights to evaluate and to keep."""
-        return self.params if self.average is None else self.average
+    def evaluated(self) -> ConvNet:
+        """The network to evaluate and to keep."""
+        return self.model if self.average is None else self.average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +367,7 @@ class _Program:
         steps_per_epoch: int,
         epochs: int,
     ):
-        self.graph, self.initial = nnx.split(model, nnx.Param)
+        self.initial = model
         self.recipe = recipe
         self.preprocess = preprocess
         self.batch_size = batch_size
@@ -384,23 +384,20 @@ class _Program:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def start(self, seed: int) -> TrainState:
-        params = nnx.to_pure_dict(self.initial)
+        model = self.initial
         state = TrainState(
-            params=params,
-            average=jax.tree.map(jnp.copy, params) if self.recipe.average else None,
-            opt_state=self.optimizer.init(params),
+            model=model,
+            average=jax.tree.map(jnp.copy, model) if self.recipe.average else None,
+            opt_state=self.optimizer.init(model),
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(jax.random.key(seed)),
             validation_error=jnp.ones((), jnp.float32),
         )
         return self.replicate(state)
 
-    def model(self, params: PyTree) -> ConvNet:
-        return nnx.merge(self.graph, params)
-
-    def kept(self, state: TrainState) -> ConvNet:
-        """The network to evaluate and to keep, on the default device."""
-        return self.model(jax.tree.map(jnp.asarray, jax.device_get(state.evaluated)))
+    def fetch(self, state: TrainState) -> ConvNet:
+        """Fetch the network to evaluate and to keep to the default device."""
+        return jax.tree.map(jnp.asarray, jax.device_get(state.evaluated))
 
     def order(self, state: TrainState, epoch: int, count: int) -> np.ndarray:
         """The images of each step of an epoch, int32 [steps, batch]."""
@@ -409,8 +406,8 @@ class _Program:
         chosen = chosen[: self.steps_per_epoch * self.batch_size].astype(np.int32)
         return chosen.reshape(self.steps_per_epoch, self.batch_size)
 
-    def loss(self, params, images, labels, keys):
-        logits = self.model(params)(images, dropout_keys=keys)
+    def loss(self, model, images, labels, keys):
+        logits = model(images, dropout_keys=keys)
         classes = logits.shape[-1]
         targets = optax.smooth_labels(
             jax.nn.one_hot(labels, classes), self.recipe.label_smoothing
@@ -418,10 +415,10 @@ class _Program:
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (logits.argmax(-1) == labels).mean()
 
-    def gradients(self, params, images, labels, keys):
-        def local(params, images, labels, keys):
+    def gradients(self, model, images, labels, keys):
+        def local(model, images, labels, keys):
             value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
-            return jax.lax.pmean(value_and_grad(params, images, labels, keys), "data")
+            return jax.lax.pmean(value_and_grad(model, images, labels, keys), "data")
 
         split, whole = PartitionSpec("data"), PartitionSpec()
         return jax.shard_map(
@@ -430,7 +427,7 @@ class _Program:
             in_specs=(whole, split, split, split),
             out_specs=whole,
             check_vma=False,
-        )(params, images, labels, keys)
+        )(model, images, labels, keys)
 
     def step(self, state: TrainState, images: Array, labels: Array):
         run_key = jax.random.wrap_key_data(state.key)
@@ -442,23 +439,23 @@ class _Program:
         if augmentation.cutout:
             inputs = cut_out(inputs, hole_key, augmentation.cutout)
         (loss, accuracy), grads = self.gradients(
-            state.params,
+            state.model,
             inputs,
             labels,
             jax.random.split(dropout_key, self.batch_size),
         )
         updates, opt_state = self.optimizer.update(
-            grads, state.opt_state, state.params, value=state.validation_error
+            grads, state.opt_state, state.model, value=state.validation_error
         )
-        params = optax.apply_updates(state.params, updates)
+        model = optax.apply_updates(state.model, updates)
         average = state.average
         if average is not None:
             # A short memory at first, so that the starting weights are soon forgotten.
-            seen = state.step.astype(jnp.float32)
-            decay = jnp.minimum(self.recipe.average, (1 + seen) / (10 + seen))
-            average = optax.incremental_update(params, average, 1 - decay)
+            steps = state.step.astype(jnp.float32)
+            decay = jnp.minimum(self.recipe.average, (1 + steps) / (10 + steps))
+            average = optax.incremental_update(model, average, 1 - decay)
         state = state._replace(
-            params=params, average=average, opt_state=opt_state, step=state.step + 1
+            model=model, average=average, opt_state=opt_state, step=state.step + 1
         )
         return state, jnp.stack([loss, accuracy])
 
@@ -483,7 +480,7 @@ class _Program:
             return state, totals + values
 
         state, totals = jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(2)))
-        weights = jax.tree.leaves((state.params, state.average))
+        weights = jax.tree.leaves((state.model, state.average))
         finite = jnp.stack([jnp.isfinite(weight).all() for weight in weights]).all()
         return state, jnp.where(finite, totals, jnp.nan)
 
@@ -502,13 +499,12 @@ def evaluate(
         images: Images of the size that `preprocess` takes.
         batch_size: Images at a time; it does not change the result.
     """
-    graph, params = nnx.split(model)
 
     @jax.jit
-    def run(params: PyTree, batch: Array) -> Array:
-        return nnx.merge(graph, params)(preprocess(batch))
+    def run(model: ConvNet, batch: Array) -> Array:
+        return model(preprocess(batch))
 
-    return np.stack([*_batched(functools.partial(run, params), images, batch_size)])
+    return np.stack([*_batched(functools.partial(run, model), images, batch_size)])
 
 
 def class_probabilities(
@@ -538,19 +534,18 @@ def class_probabilities(
         ValueError: Raised with the first result: `batch_size` is not positive, or the
             images do not fit `preprocess` or each other.
     """
-    graph, params = nnx.split(model)
 
     @jax.jit
-    def run(params: PyTree, batch: Array) -> Array:
+    def run(model: ConvNet, batch: Array) -> Array:
         def view(crop: Array) -> Array:
-            return jax.nn.softmax(nnx.merge(graph, params)(preprocess(crop)))
+            return jax.nn.softmax(model(preprocess(crop)))
 
         if not ten_crops:
             return view(batch)
         crops = ten_crop(batch, preprocess.mean.shape[:2])
         return jax.lax.map(view, jnp.moveaxis(crops, 1, 0)).mean(0)
 
-    yield from _batched(functools.partial(run, params), images, batch_size)
+    yield from _batched(functools.partial(run, model), images, batch_size)
 
 
 def _batched(
@@ -698,7 +693,7 @@ def train(
             "learning_rate": float(rate),
         }
         if validation is not None:
-            logits = evaluate(program.kept(state), preprocess, validation.images)
+            logits = evaluate(program.fetch(state), preprocess, validation.images)
             loss, accuracy = loss_and_accuracy(logits, validation.labels)
             record |= {"validation_loss": loss, "validation_accuracy": accuracy}
             error = program.replicate(np.float32(1 - accuracy))
@@ -706,7 +701,7 @@ def train(
         history.append(record)
         on_progress(epoch + 1.0, record)
         if on_epoch is not None:
-            on_epoch(epoch + 1, program.kept(state), preprocess)
+            on_epoch(epoch + 1, program.fetch(state), preprocess)
         if checkpoints is not None:
             metadata = {
                 "run": run_is,
@@ -717,7 +712,7 @@ def train(
 
     trained = len(history) * steps_per_epoch * batch_size
     return TrainResult(
-        model=program.kept(state),
+        model=program.fetch(state),
         preprocess=preprocess,
         history=history,
         train_seconds=train_seconds,

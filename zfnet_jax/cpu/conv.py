@@ -73,7 +73,7 @@ def _forward(x, kernel, spec):
 
 
 def _backward(spec, residuals: Any, grad) -> tuple[Array, Array]:
-    if callable(residuals):
+    if not isinstance(residuals, tuple):
         return residuals(grad)
     x, kernel = residuals
     kernel_grad = _kernel_gradient(x, grad, spec)
