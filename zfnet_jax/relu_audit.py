@@ -284,11 +284,10 @@ class Audit:
         # A product with a statistic completes a pattern, and does not begin one.
         if not parts or not (name in DIVIDING or (name == "mul" and parts <= PATTERNS)):
             self._report(path, obstacle)
-            square = name == "square" or eqn.params.get("y") == 2
-            role = {"exp": "exp", "mul": "product"}.get(
-                name, "square" if square else ""
-            )
-            if name == "mul" and signals[0] is signals[-1]:
+            role = {"exp": "exp", "mul": "product", "square": "square"}.get(name, "")
+            if eqn.params.get("y") == 2 or (
+                name == "mul" and signals[0] is signals[-1]
+            ):
                 role = "square"
             return Dependence(SIGNAL, role=role, paths=frozenset([path]))
         pattern = BATCH_NORMALIZATION if paths & self._over_batch else NORMALIZATION
