@@ -341,8 +341,9 @@ def _send_images(
     for part in np.split(rows, range(together, rows.shape[1], together), axis=1):
         chosen = windows.Points(*(array[part] for array in points))
         pixels = np.asarray(_pull_points(pull, activations, chosen, together))
-        yield part.T.ravel(), pixels[: part.shape[1], :count].reshape(
-            part.size, *pixels.shape[2:]
+        yield (
+            part.T.ravel(),
+            pixels[: part.shape[1], :count].reshape(part.size, *pixels.shape[2:]),
         )
 
 
