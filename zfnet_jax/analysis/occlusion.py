@@ -1,4 +1,4 @@
-"""Occlusion: a square slides over an image and the network answers (section 4.2, Fig. 7).
+"""Occlusion: a square slides over an image (section 4.2, Fig. 7).
 
 For a `ConvNet` only what a square can change is recomputed (`zfnet_jax.windows`); any
 other network runs once per position of the square. Both give the same numbers.
@@ -95,7 +95,7 @@ def occlusion(
     *,
     size: int | Pair,
     stride: int | Pair,
-    fill: float | Float[Array | np.ndarray, "..."] = 0.0,
+    fill: float | Array | np.ndarray = 0.0,
     units: int | Sequence[int] | Int[np.ndarray, " n"] | None = None,
     layer: str | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -123,8 +123,8 @@ def occlusion(
         fill: Value of covered pixels, in the units of `images`: a number, or an array
             that broadcasts to the shape of an image. The 0 of images that were
             preprocessed by subtracting the mean is the mean image.
-        units: Feature map of `layer` whose activity is summed: one for all images or one
-            per image. None: the map with the strongest activation in each image.
+        units: Feature map of `layer` whose activity is summed: one for all images or
+            one per image. None: the map with the strongest activation in each image.
         layer: A layer with feature maps; None: the last convolution.
         progress: Called with the number of positions done and their total.
 
@@ -148,7 +148,7 @@ def occlusion(
         ) from None
     layer = _check_layer(net, layer)
     given = _check_units(units, layer, net.layer(layer).shape[-1], len(images))
-    targets = net.targets(targets, len(images))
+    labels = net.targets(targets, len(images))
     tops, lefts = (
         np.minimum(np.arange(-(-(extent - side) // step) + 1) * step, extent - side)
         for extent, side, step in zip((height, width), size, stride, strict=True)
@@ -192,7 +192,7 @@ def occlusion(
         lefts=lefts,
         size=size,
         logits=logits,
-        probability=np.asarray(jax.nn.softmax(logits))[each, ..., targets],
+        probability=np.asarray(jax.nn.softmax(logits))[each, ..., labels],
         label=logits.argmax(-1).astype(np.int32),
         activity=activity.reshape(shape),
         layer=layer,
@@ -218,7 +218,7 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
     return float(positive[mask].sum() / total) if total > 0 else math.nan
 
 
-def _pair(name: str, value: int | Pair) -> Pair:
+def _pair(name: str, value: Any) -> Pair:
     rows, columns = (value, value) if np.ndim(value) == 0 else value
     if min(rows, columns) < 1:
         raise ValueError(f"{name} must be at least 1 pixel, not {value}")
@@ -228,7 +228,7 @@ def _pair(name: str, value: int | Pair) -> Pair:
 def _check_layer(net: Network, layer: str | None) -> str:
     if layer is None:
         layer = next(
-            (x.name for x in reversed(net.layers.values()) if x.kind == "conv"), None
+            (x.name for x in [*net.layers.values()][::-1] if x.kind == "conv"), None
         )
         if layer is None:
             raise ValueError("the network has no convolution: name a layer with maps")
