@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from zfnet_jax.arch import (
 )
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.relu_rules import Rule, with_relu_rule
+from zfnet_jax.relu_rules import Rule, check_rule, with_relu_rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -156,7 +156,7 @@ def backproject(
             or the signal does not fit the layer.
     """
     net, images = as_network(net, images)
-    _check_rule(rule)
+    check_rule(rule)
     images = net.images(images)
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
@@ -281,7 +281,7 @@ def project(
             fit the network.
     """
     net, images = as_network(net, images)
-    _check_rule(rule)
+    check_rule(rule)
     target = net.layer(layer)
     units = _check_units(units, layer, target.shape[-1], len(images))
     per_image = 1 if units is None else units.shape[1]
@@ -393,11 +393,6 @@ def _choose(
     places = np.broadcast_to(places, (*units.shape, 2)).reshape(-1, 2)
     values = maps[images, *places.T, units.ravel()]
     return windows.Points(images, units.ravel(), places.astype(np.int32), values)
-
-
-def _check_rule(rule: str) -> None:
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
 
 
 def _check_units(
