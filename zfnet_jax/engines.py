@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from zfnet_jax.model import ConvNet
 _TRACED = 2
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Computes the layers of a model."""
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import zfnet_jax as zf
 from tests.references.deconvnet_cases import draw_state
+from zfnet_jax.analysis import mining
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessed
@@ -215,7 +217,7 @@ def test_devices_and_x64_do_not_matter():
 
 def test_a_plain_function_gives_the_same(model, images):
     result = top_activations(model, images, k=3)
-    plain = network(lambda x: model(x), SMALL.input_hw + (3,))
+    plain = network(lambda x: model(x), (*SMALL.input_hw, 3))
     others = top_activations(plain, images, k=3)
     kinds = {top.activations.shape[0]: name for name, top in others.items()}
     assert len(others) == len(result) and len(kinds) == len(result)  # other names
@@ -230,13 +232,12 @@ def test_a_plain_function_gives_the_same(model, images):
 
 
 def test_a_network_compiles_once(model, images):
-    from zfnet_jax.analysis import mining
-
+    search: Any = mining._search
     top_activations(model, images, "conv1")
-    before = mining._search._cache_size()
+    before = search._cache_size()
     other = zf.load_weights(draw_state(SMALL, seed=5), SMALL)
     top_activations(other, images[:40], "conv1", batch_size=3)
-    assert mining._search._cache_size() == before
+    assert search._cache_size() == before
 
 
 @pytest.mark.parametrize(

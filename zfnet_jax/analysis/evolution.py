@@ -148,8 +148,10 @@ def evolution(
         layer: Evolution(
             layer,
             tuple(nets),
-            *(stack(layer, x)[:, :, 0] for x in ("activations", "images", "positions")),
-            stack(layer, "dead"),
+            activations=stack(layer, "activations")[:, :, 0],
+            images=stack(layer, "images")[:, :, 0],
+            positions=stack(layer, "positions")[:, :, 0],
+            dead=stack(layer, "dead"),
         )
         for layer in tops[0]
     }
