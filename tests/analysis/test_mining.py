@@ -91,14 +91,12 @@ def test_equals_a_search_of_every_activation(model, images, k):
         live = ~top.dead
         np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
         np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
-        flat = maps.reshape(COUNT, -1, *maps.shape[1:-1][1:], maps.shape[-1])
-        for unit in range(len(top.images)):
-            assert len(set(top.images[unit])) == min(k, COUNT)
-            if maps.ndim == 4:
-                at = top.images[unit], *top.positions[unit].T, unit
-                np.testing.assert_allclose(
-                    top.activations[unit], flat[at], rtol=1e-5, atol=1e-6
-                )
+        for unit, chosen in enumerate(top.images):
+            assert len(set(chosen)) == len(chosen)
+            at = tuple(top.positions[unit].T) if maps.ndim == 4 else ()
+            np.testing.assert_allclose(
+                top.activations[unit], maps[chosen, *at, unit], rtol=1e-5, atol=1e-6
+            )
         peaks = maps.reshape(COUNT, -1, maps.shape[-1]).max(1)
         np.testing.assert_allclose(top.mean, peaks.mean(0), rtol=1e-5)
         np.testing.assert_allclose(top.active, (peaks > 0).mean(0))
@@ -219,10 +217,8 @@ def test_a_plain_function_gives_the_same(model, images):
     result = top_activations(model, images, k=3)
     plain = network(lambda x: model(x), (*SMALL.input_hw, 3))
     others = top_activations(plain, images, k=3)
-    kinds = {top.activations.shape[0]: name for name, top in others.items()}
-    assert len(others) == len(result) and len(kinds) == len(result)  # other names
-    for top in result.values():
-        other = others[kinds[len(top.activations)]]
+    assert list(others) == ["conv1", "conv1.pool", "conv2", "fc3", "logits"]
+    for top, other in zip(result.values(), others.values(), strict=True):
         np.testing.assert_allclose(
             other.activations, top.activations, rtol=1e-5, atol=1e-6
         )

@@ -132,7 +132,7 @@ def evolution(
         >>> result
         Evolution(conv5: 96 units, epochs 1, 5)
         >>> result.project(models, images, units=[3]).pixels.shape
-        (2, 32, 32, 3)
+        (2, 39, 39, 3)
     """
     nets = _sort(networks, images)
     tops = []
