@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from zfnet_jax import ops, windows
 from zfnet_jax.arch import ContrastNorm, Conv, Dense, Layer, MaxPool, ReceptiveField
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.relu_rules import Rule, with_relu_rule
+from zfnet_jax.relu_rules import Rule, check_rule, with_relu_rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ def backproject(
             or the signal does not fit the layer.
     """
     net, images = as_network(net, images)
-    _check_rule(rule)
+    check_rule(rule)
     images = net.images(images)
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
@@ -221,7 +221,7 @@ def project(
     images: Any,
     layer: str,
     units: int | Sequence[int] | Int[np.ndarray, "*b u"] | None = None,
-    positions: Sequence[int] | Int[np.ndarray, "..."] | None = None,
+    positions: Sequence[int] | Int[np.ndarray, ...] | None = None,
     *,
     rule: Rule = "deconvnet",
     crop: bool = False,
@@ -261,7 +261,7 @@ def project(
             fit the network.
     """
     net, images = as_network(net, images)
-    _check_rule(rule)
+    check_rule(rule)
     target = net.layer(layer)
     units = _check_units(units, layer, target.shape[-1], len(images))
     positions = _check_positions(positions, layer, target.shape, units, len(images))
@@ -341,8 +341,9 @@ def _send_images(
     for part in np.split(rows, range(together, rows.shape[1], together), axis=1):
         chosen = windows.Points(*(array[part] for array in points))
         pixels = np.asarray(_pull_points(pull, activations, chosen, together))
-        yield part.T.ravel(), pixels[: part.shape[1], :count].reshape(
-            part.size, *pixels.shape[2:]
+        yield (
+            part.T.ravel(),
+            pixels[: part.shape[1], :count].reshape(part.size, *pixels.shape[2:]),
         )
 
 
@@ -377,11 +378,6 @@ def _choose(
     units = units.ravel()
     values = maps[images, positions[:, 0], positions[:, 1], units]
     return windows.Points(images, units, positions.astype(np.int32), values)
-
-
-def _check_rule(rule: str) -> None:
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
 
 
 def _check_units(

@@ -1,0 +1,348 @@
+"""Numbers that judge attribution maps, and measures that compare them.
+
+The pixels of a map are ranked by `importance`. The pointing game asks whether the first
+lies on the object; insertion and deletion ask what the network itself makes of the
+ranking, and need no knowledge of where the object is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Float64
+
+from zfnet_jax.attribution import Targets
+from zfnet_jax.networks import Network, as_network
+
+
+def importance(
+    maps: Float[Array | np.ndarray, "b h w c"],
+) -> Float[Array, "b h w"]:
+    """Rank pixels by the greatest magnitude among their channels.
+
+    Simonyan et al. 2014, section 3.1. The magnitude of a negative value counts as well:
+    a pixel that lowers the logit when it grows raises it when it shrinks.
+
+        >>> importance(np.array([[[[1.0, -3.0, 2.0]]]])).item()
+        3.0
+    """
+    return jnp.abs(jnp.asarray(maps)).max(-1)
+
+
+def pointing_game(
+    importances: Float[Array | np.ndarray, "b h w"],
+    masks: Bool[Array | np.ndarray, "b h w"],
+    tolerance: float = 0.0,
+) -> Float[np.ndarray, " b"]:
+    """Check whether the most important pixel lies on the object.
+
+    Zhang et al. 2016 (Excitation Backprop, arXiv 1608.00507): the mean over images is
+    the accuracy of a method. They also count a point within 15 pixels of the object, on
+    images of about 224 pixels.
+
+    Where several pixels share the maximum, the result is the share of them that hit: the
+    expected result of picking one at random. A constant map thus scores the share of the
+    image that the object covers.
+
+        >>> mask = np.array([[[True, False, False]]])
+        >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1)
+        array([1.])
+
+    Args:
+        importances: One number per pixel, as `importance` gives.
+        masks: True on the object.
+        tolerance: Distance in pixels from the center of the nearest pixel of the object,
+            up to which a point is a hit.
+
+    Returns:
+        A number per image from 0, a miss, to 1, a hit.
+
+    Raises:
+        ValueError: The shapes differ, `importances` are not finite, a mask is empty, or
+            `tolerance` is negative or not finite.
+    """
+    values, objects = np.asarray(importances), np.asarray(masks)
+    if objects.ndim != 3 or objects.dtype != np.bool_:
+        raise ValueError(
+            f"masks must be bool [n, h, w], not {objects.dtype} {list(objects.shape)}"
+        )
+    _check_importances(values, objects.shape)
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, not {tolerance}")
+    empty = np.flatnonzero(~objects.any((1, 2)))
+    if empty.size:
+        raise ValueError(f"masks[{empty[0]}] is empty: there is no object to point at")
+    peaks = values == values.max((1, 2), keepdims=True)
+    hits = [
+        (_distances(mask)[peak] <= tolerance).mean()
+        for mask, peak in zip(objects, peaks, strict=True)
+    ]
+    return np.array(hits, np.float64)
+
+
+def _distances(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Distance from the center of each pixel to that of the nearest one in the mask."""
+    squared = np.where(mask, 0.0, np.inf)
+    # Squares add up, so one axis can be searched after the other.
+    for extent in mask.shape:
+        along = np.subtract.outer(np.arange(extent), np.arange(extent)) ** 2
+        squared = (squared + along[:, :, None]).min(1).T
+    return np.sqrt(squared)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curves:
+    """How the probability of a class changes with the pixels, most important first.
+
+    Attributes:
+        fractions: Share of the pixels that have changed, from 0 to 1; float [steps + 1].
+        probabilities: Probability of the target; float [n, steps + 1].
+        areas: Area under each curve over `fractions`, by the trapezoidal rule;
+            float [n].
+    """
+
+    fractions: Float[np.ndarray, " points"]
+    probabilities: Float[np.ndarray, "n points"]
+    areas: Float[np.ndarray, " n"]
+
+
+def insertion(
+    net: Any,
+    images: Any,
+    targets: Targets,
+    importances: Float[Array | np.ndarray, "n h w"],
+    *,
+    baseline: float | Float[Array | np.ndarray, ...] = 0.0,
+    steps: int | None = None,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Curves:
+    """Insert pixels into a baseline, most important first, and follow a class.
+
+    Petsiuk, Das & Saenko 2018 (RISE, arXiv 1806.07421); a larger area is better. They
+    insert into a blurred image. Pixels of equal importance go in row-major order.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> ranking = importance(zf.attribute(model, images, 3))
+        >>> insertion(model, images, 3, ranking, steps=4).probabilities.shape
+        (2, 5)
+
+    Args:
+        net: A `Network`, or any model that `zf.network` takes.
+        images: Preprocessed images [n, h, w, c], a source of them, or a path.
+        targets: A label or a class name for all images, or one per image.
+        importances: One number per pixel, as `importance` gives.
+        baseline: Value of a pixel before it is inserted, in the units of the images: a
+            number, or an array that broadcasts to their shape. In preprocessed images 0
+            is the mean image.
+        steps: Number of steps, each of an equal number of pixels up to rounding. None
+            means one per row of an image, as in RISE.
+        batch_size: Images per batch.
+        progress: Called with the number of images done and their total.
+
+    Raises:
+        ValueError: There is no such class, the images do not fit the network,
+            `importances` or `baseline` do not fit the images, or `steps` is not from 1
+            to the number of pixels.
+    """
+    return _replace_pixels(
+        *(net, images, targets, importances, baseline, steps, batch_size, progress),
+        insert=True,
+    )
+
+
+def deletion(
+    net: Any,
+    images: Any,
+    targets: Targets,
+    importances: Float[Array | np.ndarray, "n h w"],
+    *,
+    baseline: float | Float[Array | np.ndarray, ...] = 0.0,
+    steps: int | None = None,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Curves:
+    """Replace pixels by a baseline, most important first, and follow a class.
+
+    The reverse of `insertion`, which describes the arguments; a smaller area is better.
+    RISE replaces pixels by a constant.
+
+    Args:
+        net: See `insertion`.
+        images: See `insertion`.
+        targets: See `insertion`.
+        importances: See `insertion`.
+        baseline: Value of a pixel after it is deleted.
+        steps: See `insertion`.
+        batch_size: Images per batch.
+        progress: Called with the number of images done and their total.
+
+    Raises:
+        ValueError: As in `insertion`.
+    """
+    return _replace_pixels(
+        *(net, images, targets, importances, baseline, steps, batch_size, progress),
+        insert=False,
+    )
+
+
+def _replace_pixels(
+    net: Any,
+    images: Any,
+    targets: Targets,
+    importances: Any,
+    baseline: Any,
+    steps: int | None,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+    insert: bool,
+) -> Curves:
+    net, images = as_network(net, images)
+    count, (height, width, channels) = len(images), net.image_shape
+    labels = net.targets(targets, count)
+    importances = np.asarray(importances)
+    _check_importances(importances, (count, height, width))
+    pixels = height * width
+    steps = height if steps is None else steps
+    if not 1 <= steps <= pixels:
+        raise ValueError(
+            f"steps must be from 1 to the {pixels} pixels of an image, not {steps}"
+        )
+    shape = (count, height, width, channels)
+    try:
+        baselines = np.broadcast_to(np.asarray(baseline), shape)
+    except ValueError:
+        raise ValueError(
+            f"baseline {list(np.shape(baseline))} does not fit images {list(shape)}"
+        ) from None
+    order = np.argsort(-importances.reshape(count, pixels), axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1).astype(np.int32).reshape(count, height, width, 1)
+    counts = np.arange(steps + 1, dtype=np.int32) * pixels // steps
+
+    parts = []
+    for start, batch, real in net.batches(images, batch_size):
+        rows = np.resize(np.arange(start, start + real), len(batch))
+        blank = baselines[rows].astype(batch.dtype)
+        pair = (blank, batch) if insert else (batch, blank)
+        part = _follow(net, *pair, labels[rows], ranks[rows], counts)
+        parts.append(np.asarray(part)[:real])
+        if progress is not None:
+            progress(start + real, count)
+    probabilities = np.concatenate(parts)
+    fractions = (counts / pixels).astype(probabilities.dtype)
+    return Curves(fractions, probabilities, np.trapezoid(probabilities, fractions))
+
+
+@jax.jit
+def _follow(
+    net: Network, start: Array, end: Array, labels: Array, ranks: Array, counts: Array
+) -> Float[Array, "b points"]:
+    """Probabilities of the labels with the first pixels in rank taken from `end`."""
+
+    def step(count: Array) -> Array:
+        mixed = jnp.where(ranks < count, end, start)
+        logits = net.features(mixed, (net.output,))[net.output]
+        probabilities = jax.nn.softmax(logits)
+        return jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+
+    return lax.map(step, counts).T
+
+
+def _check_importances(importances: np.ndarray, shape: tuple[int, ...]) -> None:
+    floats = jnp.issubdtype(importances.dtype, jnp.floating)
+    if importances.shape != shape or not floats:
+        raise ValueError(
+            f"importances must be floats {list(shape)}, one per pixel, not "
+            f"{importances.dtype} {list(importances.shape)}"
+        )
+    if not np.isfinite(importances).all():
+        raise ValueError("importances hold a value that is not finite")
+
+
+def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
+    """Spearman's rank correlation; equal values share their mean rank.
+
+    Args:
+        a: Values.
+        b: As many others.
+
+    Returns:
+        From -1 to 1; 0 where all values of one side are equal and have no order.
+
+    Example:
+        >>> import numpy as np
+        >>> spearman(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 6.0]))
+        1.0
+    """
+    x, y = _ranks(a), _ranks(b)
+    spread = math.sqrt((x @ x) * (y @ y))
+    return float(x @ y) / spread if spread else 0.0
+
+
+def _ranks(values: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Ranks minus their mean."""
+    order = np.argsort(values)
+    ordered = values[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    ends = np.append(starts[1:], len(values))
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat((starts + ends - len(values)) / 2, ends - starts)
+    return ranks
+
+
+@jax.jit
+def ssim(
+    a: Float[Array | np.ndarray, "n h w"], b: Float[Array | np.ndarray, "n h w"]
+) -> Float[Array, "n h w"]:
+    """Structural similarity at each pixel of pictures with values in [0, 1].
+
+    Wang et al. 2004 ("Image quality assessment"), section III: a Gaussian window of
+    11 x 11 pixels, standard deviation 1.5, K1 = 0.01 and K2 = 0.03. Pictures are
+    reflected at their border.
+
+    Args:
+        a: Pictures.
+        b: The pictures to compare them with, one by one.
+
+    Example:
+        >>> import numpy as np
+        >>> picture = np.eye(8)[None]
+        >>> ssim(picture, picture).min().round(4).item()
+        1.0
+    """
+    rows, columns = map(_gaussian_weights, a.shape[1:])
+
+    def mean(x: Array) -> Array:
+        return jnp.einsum("ih,nhw,jw->nij", rows, x, columns)
+
+    x, y = jnp.asarray(a), jnp.asarray(b)
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return luminance * structure
+
+
+def _gaussian_weights(extent: int) -> Float32[np.ndarray, "extent extent"]:
+    """Weights of the window at each position of an axis, the border reflected."""
+    reach = 5
+    bell = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * 1.5**2))
+    sources = np.pad(np.arange(extent), reach, "symmetric")
+    weights = np.zeros((extent, extent), np.float32)
+    for position in range(extent):
+        window = sources[position : position + len(bell)]
+        np.add.at(weights[position], window, bell / bell.sum())
+    return weights
