@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import zfnet_jax as zf
+from tests.networks import IMAGE_SHAPE, residual_nnx
 from tests.references.deconvnet_cases import draw_state
 from zfnet_jax.analysis import mining
 from zfnet_jax.analysis.mining import TopActivations, top_activations
@@ -225,6 +227,34 @@ def test_a_plain_function_gives_the_same(model, images):
         np.testing.assert_array_equal(other.images, top.images)
         np.testing.assert_array_equal(other.positions, top.positions)
         np.testing.assert_array_equal(other.active, top.active)
+
+
+def test_any_model_and_a_folder_of_photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    height, width, _ = IMAGE_SHAPE
+    for index in range(40):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    net = network(
+        residual_nnx(), IMAGE_SHAPE, preprocess=lambda x: x / np.float32(64) - 2
+    )
+    images = net.images(net.load_images(tmp_path))
+    result = top_activations(net, tmp_path, k=4, batch_size=1)
+    maps = net.activations(images)
+    assert list(result) == list(net.layers) == list(maps)
+    for layer, top in result.items():
+        assert_same(top, top_activations(net, images, layer, k=4)[layer])
+        expected = search(maps[layer], 4)
+        np.testing.assert_allclose(
+            top.activations, expected[..., 0], rtol=1e-4, atol=1e-5
+        )
+        live = ~top.dead
+        np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
+        np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
+    top = result["block2"]
+    ours, theirs = (top.project(net, source, [3, 8]) for source in (tmp_path, images))
+    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    np.testing.assert_allclose(ours.activations, top.activations[[3, 8]].ravel(), 1e-4)
 
 
 def test_a_network_compiles_once(model, images):
