@@ -1,9 +1,9 @@
 """The deconvnet: from activations back to pixels (Zeiler & Fergus 2013, section 2.1).
 
-`forward` runs the network and keeps what the way back needs; `backward` goes down through
-the same layers by unpooling, rectification and filtering with the transposed kernels.
-Guided backpropagation and the gradient are the same way down with another rule at the
-ReLUs. `project` and `backproject` apply it to any network; for single activations of a
+`forward` runs the network and keeps what the way back needs; `backward` goes down
+through the same layers: it unpools, rectifies and filters with the transposed kernels.
+Guided backpropagation and the gradient differ from it only in their rule for ReLUs.
+`project` and `backproject` do this for any network. For single activations of a
 `ConvNet`, `zfnet_jax.windows` computes the same values faster.
 """
 
@@ -20,7 +20,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zfnet_jax import ops, windows
-from zfnet_jax.arch import ContrastNorm, Conv, Dense, Layer, MaxPool, ReceptiveField
+from zfnet_jax.arch import (
+    ContrastNorm,
+    Conv,
+    Dense,
+    Layer,
+    MaxPool,
+    ReceptiveField,
+)
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule, check_rule, with_relu_rule
@@ -69,10 +76,12 @@ def backward(
         match layer:
             case MaxPool():
                 assert switches is not None
-                signal = ops.unpool(signal, switches, layer, below.shape[1:3])
+                hw = below.shape[1], below.shape[2]
+                signal = ops.unpool(signal, switches, layer, hw)
             case Conv():
+                hw = below.shape[1], below.shape[2]
                 kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
-                signal = ops.conv_transpose(signal, kernel, layer, below.shape[1:3])
+                signal = ops.conv_transpose(signal, kernel, layer, hw)
             case Dense():
                 kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
                 signal = (signal @ kernel.T).reshape(below.shape)
@@ -170,14 +179,14 @@ def _backproject(
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
 def _forward(
     net: Network, images: Array, layer: str, rule: Rule
-) -> tuple[Array, jax.tree_util.Partial]:
-    """Activations of any network's layer, and the function that pulls signals back."""
+) -> tuple[Array, Callable[[Array], tuple[Array]]]:
+    """Activations of any network's layer, and what pulls a signal back to images."""
     ruled = with_relu_rule(lambda x: net.features(x, (layer,))[layer], rule)
     return jax.vjp(ruled, jnp.asarray(images))
 
 
 @jax.jit
-def _pull(pull: jax.tree_util.Partial, signals: Array) -> Array:
+def _pull(pull: Callable[[Array], tuple[Array]], signals: Array) -> Array:
     return jax.vmap(lambda signal: pull(signal)[0])(signals)
 
 
@@ -210,26 +219,37 @@ class Projections:
         return len(self.pixels)
 
     def show(self) -> Figure:
-        """Draw the projections in a grid, each on its own scale, zero in gray."""
+        """Draw the projections, each on its own scale and under its unit."""
+        from matplotlib.figure import Figure
+
         from zfnet_jax import viz
 
-        return viz.draw_projections(self.pixels, self.units)
+        columns = min(len(self), 9)
+        rows = -(-len(self) // columns)
+        figure = Figure(figsize=(1.2 * columns, 1.4 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, pixels, unit in zip(axes, self.pixels, self.units, strict=False):
+            axis.imshow(viz.display(pixels)[0], cmap="gray", vmin=0, vmax=1)
+            axis.set_title(str(unit), fontsize="small")
+        return figure
 
 
 def project(
     net: Network | Any,
     images: Any,
     layer: str,
-    units: int | Sequence[int] | Int[np.ndarray, "*b u"] | None = None,
-    positions: Sequence[int] | Int[np.ndarray, ...] | None = None,
+    units: int | Sequence[int] | np.ndarray | None = None,
+    positions: Sequence[int] | np.ndarray | None = None,
     *,
     rule: Rule = "deconvnet",
     crop: bool = False,
 ) -> Projections:
     """Project single activations of a layer back to pixels (section 2.1).
 
-    All other activations of the layer are set to zero. The chosen one keeps its value, so
-    a projection scales with its activation, and that of an inactive unit is zero.
+    All other activations of the layer are set to zero. The chosen one keeps its value,
+    so a projection scales with its activation, and that of an inactive unit is zero.
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
@@ -264,8 +284,8 @@ def project(
     check_rule(rule)
     target = net.layer(layer)
     units = _check_units(units, layer, target.shape[-1], len(images))
-    positions = _check_positions(positions, layer, target.shape, units, len(images))
     per_image = 1 if units is None else units.shape[1]
+    positions = _check_positions(positions, layer, target.shape, len(images), per_image)
     *image_hw, channels = net.image_shape
     field = target.receptive_field or _whole(image_hw)
     shape = len(images) * per_image, *(field.size if crop else image_hw), channels
@@ -275,25 +295,20 @@ def project(
         chosen = slice(start, start + count)
         points = _choose(
             np.asarray(activations)[:count],
-            units if units is None else units[chosen],
-            positions if positions is None else positions[chosen],
+            None if units is None else units[chosen],
+            None if positions is None else positions[chosen],
         )
-        if not parts:
+        parts.append(points._replace(images=points.images + np.int32(start)))
+        if not pixels.size:
             # Pages of zeros that no window touches take no time and no memory.
             pixels = np.zeros(shape, points.activations.dtype)
-        corners = _corners(field, points.positions)
+        corners = _corners(field, points.positions).tolist()
+        pictures = pixels[start * per_image :]
         for rows, patches in send_down(points):
             is_whole = patches.shape[1:3] == tuple(image_hw)
             for row, patch in zip(rows.tolist(), patches, strict=True):
-                corner = corners[row].tolist()
-                target_pixels = pixels[start * per_image + row]
-                _paste(
-                    patch,
-                    (0, 0) if is_whole else corner,
-                    target_pixels,
-                    corner if crop else (0, 0),
-                )
-        parts.append(points._replace(images=points.images + np.int32(start)))
+                source = (0, 0) if is_whole else corners[row]
+                _paste(patch, source, pictures[row], corners[row] if crop else (0, 0))
     points = windows.Points(*map(np.concatenate, zip(*parts, strict=True)))
     corners = _corners(field, points.positions)
     boxes = np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1)
@@ -327,12 +342,12 @@ def _send_windows(
     for part in np.split(rows, rows[_POINTS::_POINTS]):
         padded = np.resize(part, _power_of_two(len(part)))
         chosen = windows.Points(*(array[padded] for array in points))
-        pixels = windows.backward(model, trace, layer, rule, chosen)
+        pixels = windows.backward(model, trace, chosen, layer, rule)
         yield part, np.asarray(pixels)[: len(part)]
 
 
 def _send_images(
-    pull: jax.tree_util.Partial, activations: Array, points: windows.Points
+    pull: Callable[[Array], tuple[Array]], activations: Array, points: windows.Points
 ) -> Pixels:
     """Whole images, as many together as fit memory."""
     batch, count = len(activations), int(points.images[-1]) + 1
@@ -349,7 +364,7 @@ def _send_images(
 
 @functools.partial(jax.jit, static_argnames="together")
 def _pull_points(
-    pull: jax.tree_util.Partial,
+    pull: Callable[[Array], tuple[Array]],
     activations: Array,
     points: windows.Points,
     together: int,
@@ -369,15 +384,15 @@ def _choose(
     maps = activations[:, None, None] if activations.ndim == 2 else activations
     images = np.arange(len(maps), dtype=np.int32)[:, None]
     if units is None:
-        there = maps.max((1, 2)) if positions is None else maps[images, *positions.T]
-        units = there.reshape(len(maps), -1).argmax(1)[:, None].astype(np.int32)
-    if positions is None:
-        positions = strongest(maps, units)
+        best = maps.max((1, 2))
+        if positions is not None:
+            best = maps[images[:, 0], *positions[:, 0].T]
+        units = np.asarray(best.argmax(1), np.int32)[:, None]
+    places = strongest(maps, units) if positions is None else positions
     images = np.broadcast_to(images, units.shape).ravel()
-    positions = np.broadcast_to(positions, (*units.shape, 2)).reshape(-1, 2)
-    units = units.ravel()
-    values = maps[images, positions[:, 0], positions[:, 1], units]
-    return windows.Points(images, units, positions.astype(np.int32), values)
+    places = np.broadcast_to(places, (*units.shape, 2)).reshape(-1, 2)
+    values = maps[images, *places.T, units.ravel()]
+    return windows.Points(images, units.ravel(), places.astype(np.int32), values)
 
 
 def _check_units(
@@ -386,48 +401,43 @@ def _check_units(
     if units is None:
         return None
     array = np.atleast_1d(units)
-    shapes = "an int, [units], or each image's own, [images, units]"
-    if not np.issubdtype(array.dtype, np.integer) or 0 in array.shape:
-        raise ValueError(f"units {units!r}: expected {shapes}")
-    if array.ndim > 2 or (array.ndim == 2 and len(array) != batch):
+    shapes = {array.shape[-1:], (batch, array.shape[-1])}
+    if not np.issubdtype(array.dtype, np.integer) or array.shape not in shapes:
         raise ValueError(
-            f"units of shape {array.shape} for {batch} images: expected {shapes}"
+            f"units are {array.dtype}{list(array.shape)}: give whole numbers, one, "
+            f"[units], or each image's own, [{batch}, units]"
         )
     outside = array[(array < 0) | (array >= width)]
-    if outside.size:
-        raise ValueError(
-            f"unit {outside[0]}: {layer} has {width} units (0 to {width - 1})"
-        )
+    if outside.size or not array.size:
+        unit = outside[0] if outside.size else "missing"
+        raise ValueError(f"unit {unit}: {layer} has {width} units (0 to {width - 1})")
     return np.broadcast_to(array, (batch, array.shape[-1])).astype(np.int32)
 
 
 def _check_positions(
-    positions: Any,
-    layer: str,
-    shape: tuple[int, ...],
-    units: np.ndarray | None,
-    batch: int,
+    positions: Any, layer: str, shape: tuple[int, ...], batch: int, per_image: int
 ) -> Int[np.ndarray, "b u 2"] | None:
     """Positions [b, u, 2], or [b, 1, 2] where all units share them."""
     if positions is None:
         return None
-    array, per_image = np.asarray(positions), 1 if units is None else units.shape[1]
+    array = np.asarray(positions)
     shapes = {(2,), (batch, 2), (batch, per_image, 2)}
     if not np.issubdtype(array.dtype, np.integer) or array.shape not in shapes:
         raise ValueError(
-            f"positions of shape {array.shape}: expected whole numbers (row, column), "
-            f"one per image, ({batch}, 2), or one per image and unit, "
-            f"({batch}, {per_image}, 2)"
+            f"positions are {array.dtype}{list(array.shape)}: give whole numbers (row, "
+            f"column), one, one per image, [{batch}, 2], or one per image and unit, "
+            f"[{batch}, {per_image}, 2]"
         )
-    array = array if array.ndim == 3 else np.broadcast_to(array, (batch, 2))[:, None]
     height, width = shape[:2] if len(shape) == 3 else (1, 1)
     outside = array[((array < 0) | (array >= (height, width))).any(-1)]
     if outside.size:
         raise ValueError(
-            f"position {tuple(outside[0].tolist())} is outside the {height} x {width} "
-            f"map of {layer}"
+            f"position {tuple(outside.reshape(-1, 2)[0].tolist())} is outside the "
+            f"{height} x {width} map of {layer}"
         )
-    return array
+    if array.ndim < 3:
+        array = np.broadcast_to(array, (batch, 2))[:, None]
+    return array.astype(np.int32)
 
 
 def _power_of_two(count: int) -> int:
@@ -441,7 +451,7 @@ def _whole(image_hw: Sequence[int]) -> ReceptiveField:
 
 
 def _corners(field: ReceptiveField, positions: np.ndarray) -> Int[np.ndarray, "n 2"]:
-    """Top left pixel of each position's receptive field; it may lie outside the image."""
+    """First row and column of each position's receptive field; maybe outside."""
     stride, start = np.array([field.stride, field.start], np.int32)
     return positions * stride + start
 
