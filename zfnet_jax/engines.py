@@ -164,6 +164,12 @@ class TracedEngine:
         given, rest = weights[: self.given], weights[self.given :]
         program, constants, results = self._trace(given, images)
         positions = {p.layer.name: p for p in self._read(program, results)}
+        for name in names:
+            if name not in positions or positions[name].layer != self.layers[name]:
+                raise RuntimeError(
+                    f"layer {name} reads differently in this context; shard_map needs "
+                    "check_vma=False"
+                )
         # A constant may depend on the number of images.
         rest = [
             a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)
