@@ -351,9 +351,7 @@ def residual_keras() -> Any:
         if size == 7:
             # As `keras.applications` does it.
             x, padding = layers.ZeroPadding2D(3)(x), "valid"
-        x = layers.Conv2D(
-            outputs, size, stride, padding, use_bias=False, name=name
-        )(x)
+        x = layers.Conv2D(outputs, size, stride, padding, use_bias=False, name=name)(x)
         return layers.BatchNormalization(epsilon=1e-5, name=NORMS[name])(x)
 
     def block(x, name, stride=1):
@@ -397,7 +395,7 @@ def residual_form(name: str) -> Form:
         case "equinox":
             model = EquinoxResidual()
             apply = functools.partial(apply_equinox, model)
-            return (apply_equinox, IMAGE_SHAPE), {"params": model}, apply
+            return (model, IMAGE_SHAPE), {}, apply
         case "function":
             params = nested(residual_weights())
             apply = functools.partial(residual_function, params)

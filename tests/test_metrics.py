@@ -1,11 +1,302 @@
-"""Similarity of pictures against SciPy and scikit-image."""
+"""Numbers that judge and compare attribution maps: by hand, laws and plain loops."""
 
+import jax
+import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
 import skimage.metrics
 
-from zfnet_jax.metrics import spearman, ssim
+import zfnet_jax as zf
+from tests.references.deconvnet_cases import draw_state
+from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.metrics import (
+    Curves,
+    deletion,
+    importance,
+    insertion,
+    pointing_game,
+    spearman,
+    ssim,
+)
+from zfnet_jax.networks import network
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng([seed, *shape])
+    return rng.normal(size=shape).astype(np.float32)
+
+
+# --- importance and the pointing game ---
+
+
+def test_importance_is_the_greatest_magnitude_of_the_channels():
+    maps = np.array([[[[1, -3, 2], [0, 0, 0]], [[-1, 0, 0.5], [4, -4, 1]]]], np.float32)
+    np.testing.assert_array_equal(importance(maps), [[[3, 0], [1, 4]]])
+
+
+def mark(*pixels, shape=(6, 7)) -> np.ndarray:
+    values = np.zeros((1, *shape), np.float32)
+    values[0][tuple(np.transpose(pixels))] = 1
+    return values
+
+
+@pytest.mark.parametrize(
+    ("pixel", "tolerance", "hit"),
+    [
+        ((3, 4), 0.0, 1),
+        ((3, 3), 0.0, 0),
+        ((3, 3), 1.0, 1),
+        ((2, 3), 1.0, 0),
+        ((2, 3), 1.5, 1),
+        # 5 pixels away: 3 rows and 4 columns.
+        ((0, 0), 4.999, 0),
+        ((0, 0), 5.0, 1),
+        ((5, 6), 1e9, 1),
+    ],
+)
+def test_pointing_at_one_pixel_by_hand(pixel, tolerance, hit):
+    mask = mark((3, 4)).astype(bool)
+    result = pointing_game(mark(pixel), mask, tolerance)
+    np.testing.assert_array_equal(result, [hit])
+
+
+def test_equal_maxima_share_the_hit():
+    mask = np.zeros((1, 6, 7), bool)
+    mask[0, 2:4, 3:6] = True
+    three = mark((0, 0), (2, 3), (3, 5))
+    np.testing.assert_allclose(pointing_game(three, mask), [2 / 3])
+    # A map of zeros points everywhere.
+    np.testing.assert_allclose(pointing_game(np.zeros_like(three), mask), [6 / 42])
+    # The maximum counts, not the magnitude.
+    np.testing.assert_array_equal(pointing_game(-mark((0, 0)), ~mask), [35 / 41])
+
+
+def test_pointing_agrees_with_a_search_over_all_pixels():
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 12, (20, 8, 5)).astype(np.float32)
+    masks = rng.random((20, 8, 5)) < 0.06
+    masks[:, 4, 2] = True
+    for tolerance in (0.0, 1.0, 2**0.5, 2.3):
+        expected = []
+        for importances, mask in zip(values, masks, strict=True):
+            peaks = np.argwhere(importances == importances.max())
+            gaps = peaks[:, None] - np.argwhere(mask)[None]
+            nearest = np.hypot(gaps[..., 0], gaps[..., 1]).min(1)
+            expected.append(np.mean(nearest <= tolerance))
+        result = pointing_game(values, masks, tolerance)
+        np.testing.assert_allclose(result, expected)
+        assert 0 < result.mean() < 1
+
+
+# --- insertion and deletion ---
+
+# What each pixel of an image of ones adds to a probability that starts at a tenth.
+WEIGHTS = np.array([[0.2, 0.4], [0.1, 0.1]], np.float32) / 2
+ONES = np.ones((1, 2, 2, 1), np.float32)
+
+
+def as_probability(p: jax.Array) -> jax.Array:
+    """Logits whose softmax is (p, 1 - p)."""
+    return jnp.stack([jnp.log(p), jnp.log1p(-p)], -1)
+
+
+def weigh(x):
+    return as_probability(0.1 + (x[..., 0] * WEIGHTS).sum((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("curve", "ranks", "values"),
+    [
+        (insertion, [[2, 4], [1, 3]], (0.1, 0.3, 0.35, 0.45, 0.5)),
+        (insertion, [[3, 1], [4, 2]], (0.1, 0.15, 0.25, 0.3, 0.5)),
+        (deletion, [[2, 4], [1, 3]], (0.5, 0.3, 0.25, 0.15, 0.1)),
+        (deletion, [[3, 1], [4, 2]], (0.5, 0.45, 0.35, 0.3, 0.1)),
+        # Equal importances go in row-major order.
+        (insertion, [[0, 0], [0, 0]], (0.1, 0.2, 0.4, 0.45, 0.5)),
+    ],
+)
+def test_a_weighted_sum_by_hand(curve, ranks, values):
+    result = curve(weigh, ONES, 0, np.array([ranks], np.float32), steps=4)
+    assert isinstance(result, Curves)
+    np.testing.assert_array_equal(result.fractions, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(result.probabilities, [values], rtol=1e-5)
+    area = (sum(values) - 0.3) / 4
+    np.testing.assert_allclose(result.areas, [area], rtol=1e-5)
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+def test_a_linear_function_has_known_areas(x64):
+    """Each pixel is in for what is left when its turn comes: a sum of products."""
+    x, order = draw(3, 4, 5, 2), draw(3, 4, 5)
+    # Small enough for all sums to stay between -0.5 and 0.5.
+    weights, baseline = draw(4, 5, 2) / 100, draw(4, 5, 2, seed=1)
+    if x64:
+        x, weights, baseline = (a.astype(np.float64) for a in (x, weights, baseline))
+
+    def sums(x):
+        return 0.5 + (x * weights).sum((1, 2, 3))
+
+    added = ((x - baseline) * weights).sum(-1).reshape(3, -1)
+    ranks = np.argsort(np.argsort(-order.reshape(3, -1)))
+    empty, full = sums(baseline[None]), sums(x)
+    areas = empty + (added * (1 - (ranks + 0.5) / 20)).sum(1)
+    precision = {"rtol": 1e-12 if x64 else 1e-4}
+    with jax.enable_x64(x64):
+        net = network(lambda x: as_probability(sums(x)), (4, 5, 2))
+        curves = insertion(net, x, 0, order, baseline=baseline, steps=20)
+        np.testing.assert_allclose(curves.areas, areas, **precision)
+        # Whatever the steps, one is what the other leaves.
+        for steps in (None, 3):
+            inserted, deleted = (
+                curve(net, x, 0, order, baseline=baseline, steps=steps)
+                for curve in (insertion, deletion)
+            )
+            total = inserted.areas + deleted.areas
+            np.testing.assert_allclose(total, empty + full, **precision)
+            ends = inserted.probabilities[:, [0, -1]]
+            np.testing.assert_allclose(ends[:, 0], np.tile(empty, 3), **precision)
+            np.testing.assert_allclose(ends[:, 1], full, **precision)
+    assert curves.areas.dtype == x.dtype
+
+
+SMALL = Architecture(
+    "small",
+    (9, 8),
+    (
+        Conv("conv1", 4, kernel=3, padding=1),
+        MaxPool("pool1", kernel=3, stride=2, padding=1),
+        Conv("conv2", 5, kernel=3, padding=1),
+        Dense("fc3", 6),
+        Dense("logits", 3, relu=False),
+    ),
+    channels=2,
+)
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["ConvNet", "function"])
+def test_curves_agree_with_a_loop_over_images_and_steps(wrap):
+    model = zf.load_weights(draw_state(SMALL), SMALL)
+    names = ("cat", "dog", "owl")
+    net = network((lambda x: model(x)) if wrap else model, (9, 8, 2), class_names=names)
+    images, targets, order = draw(4, 9, 8, 2), np.array([2, 0, 1, 2]), draw(4, 9, 8)
+    fill = np.array([0.5, -1], np.float32)
+    calls = []
+    arguments = {"baseline": fill, "steps": 5, "batch_size": 3}
+    inserted = insertion(net, images, ["owl", "cat", "dog", "owl"], order, **arguments)
+    deleted = deletion(
+        net,
+        images,
+        targets,
+        order,
+        **arguments,
+        progress=lambda *done: calls.append(done),
+    )
+    assert calls == [(3, 4), (4, 4)]
+    counts = [0, 14, 28, 43, 57, 72]
+    np.testing.assert_allclose(inserted.fractions, np.divide(counts, 72), rtol=1e-6)
+    forward = jax.jit(lambda x: model(x))
+    for i in range(4):
+        ranked = np.argsort(-order[i].reshape(-1))
+        for step, count in enumerate(counts):
+            first = np.isin(np.arange(72), ranked[:count]).reshape(9, 8, 1)
+            for curves, mask in ((inserted, first), (deleted, ~first)):
+                out = np.asarray(forward(np.where(mask, images[i], fill)[None]))[0]
+                probability = np.exp(out) / np.exp(out).sum()
+                np.testing.assert_allclose(
+                    curves.probabilities[i, step], probability[targets[i]], rtol=1e-4
+                )
+    for curves in (inserted, deleted):
+        expected = np.trapezoid(curves.probabilities, curves.fractions)
+        np.testing.assert_allclose(curves.areas, expected, rtol=1e-5)
+
+
+def test_a_better_order_has_better_areas():
+    """Of a class that some pixels speak for and others against."""
+    weights = draw(6, 6)
+
+    def fn(x):
+        total = (x[..., 0] * weights).sum((1, 2))
+        return jnp.stack([total, jnp.zeros_like(total)], -1)
+
+    x = np.ones((1, 6, 6, 1), np.float32)
+    orders = (weights[None], draw(1, 6, 6), -weights[None])
+    inserted = [insertion(fn, x, 0, order).areas[0] for order in orders]
+    deleted = [deletion(fn, x, 0, order).areas[0] for order in orders]
+    assert inserted == sorted(inserted, reverse=True) and deleted == sorted(deleted)
+    assert min(np.diff(deleted)) > 0.02 and min(np.diff(inserted[::-1])) > 0.02
+
+
+def test_steps_are_rows_unless_given():
+    x = np.ones((1, 5, 3, 1), np.float32)
+
+    def mean(x):
+        return as_probability(x.sum((1, 2, 3)) / 30)
+
+    curves = insertion(mean, x, 0, draw(1, 5, 3), baseline=0.5)
+    expected = [[0.25, 0.3, 0.35, 0.4, 0.45, 0.5]]
+    np.testing.assert_allclose(curves.probabilities, expected, rtol=1e-5)
+
+
+# --- bad input ---
+
+
+@pytest.fixture
+def unhooked(monkeypatch):
+    """As users see it: without the tests' own shape checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+MASKS = np.zeros((2, 4, 5), bool)
+MASKS[:, 1, 2] = True
+VALUES = draw(2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("importances", "masks", "tolerance", "message"),
+    [
+        (VALUES, MASKS & [[[True]], [[False]]], 0, r"masks\[1\] is empty"),
+        (VALUES, MASKS[:, :3], 0, r"floats \[2, 3, 5\].*float32 \[2, 4, 5\]"),
+        (VALUES[..., None], MASKS, 0, r"not float32 \[2, 4, 5, 1\]"),
+        (VALUES.astype(int), MASKS, 0, r"not int64 \[2, 4, 5\]"),
+        (VALUES, MASKS.astype(np.uint8), 0, r"bool \[n, h, w\], not uint8"),
+        (VALUES, MASKS[0], 0, r"bool \[n, h, w\], not bool \[4, 5\]"),
+        (VALUES * np.nan, MASKS, 0, "not finite"),
+        (VALUES + np.inf, MASKS, 0, "not finite"),
+        (VALUES, MASKS, -1, "tolerance.*-1"),
+        (VALUES, MASKS, np.nan, "tolerance.*nan"),
+    ],
+)
+def test_bad_masks_are_refused(importances, masks, tolerance, message, unhooked):
+    with pytest.raises(ValueError, match=message) as raised:
+        pointing_game(importances, masks, tolerance)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("curve", [insertion, deletion])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be from 1 to the 4 pixels.*not 0"),
+        ({"steps": 5}, "steps must be from 1 to the 4 pixels.*not 5"),
+        ({"importances": WEIGHTS}, r"floats \[1, 2, 2\].*not float32 \[2, 2\]"),
+        ({"importances": WEIGHTS[None] * np.nan}, "not finite"),
+        ({"baseline": np.zeros((3, 1), np.float32)}, r"baseline \[3, 1\] does not fit"),
+        ({"baseline": np.zeros((1, 1, 2, 2, 1), np.float32)}, "baseline"),
+        ({"targets": 2}, "target 2: the network has classes 0 to 1"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+)
+def test_bad_input_is_refused_in_one_line(curve, change, message, unhooked):
+    net = network(weigh, (2, 2, 1))
+    arguments = {"images": ONES, "targets": 0, "importances": WEIGHTS[None], "steps": 2}
+    with pytest.raises(ValueError, match=message) as raised:
+        curve(net, **{**arguments, **change})
+    assert "\n" not in str(raised.value)
+
+
+# --- similarity of pictures, against SciPy and scikit-image ---
 
 
 @pytest.mark.parametrize("count", [2, 3, 50, 3072])

@@ -8,7 +8,6 @@ ranking, and need no knowledge of where the object is.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -120,7 +119,7 @@ def insertion(
     targets: Targets,
     importances: Float[Array | np.ndarray, "n h w"],
     *,
-    baseline: float | Float[Array | np.ndarray, "..."] = 0.0,
+    baseline: float | Float[Array | np.ndarray, ...] = 0.0,
     steps: int | None = None,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
@@ -169,7 +168,7 @@ def deletion(
     targets: Targets,
     importances: Float[Array | np.ndarray, "n h w"],
     *,
-    baseline: float | Float[Array | np.ndarray, "..."] = 0.0,
+    baseline: float | Float[Array | np.ndarray, ...] = 0.0,
     steps: int | None = None,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,

@@ -7,29 +7,22 @@ returns.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import inspect
 import os
-import sys
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
-from zfnet_jax import ops, relu_audit, tracing
-from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
-from zfnet_jax.arch import receptive_field as arch_receptive_field
-from zfnet_jax.layers import Kind, Layer, Position, Reader
+from zfnet_jax.adapters import adapt, keras_image_shape
+from zfnet_jax.engines import ConvNetEngine, Engine, TracedEngine
+from zfnet_jax.layers import Layer
 from zfnet_jax.model import ConvNet
-
-# Images of the trace that the layers are read from; one image would look like none.
-_TRACED = 2
 
 
 @runtime_checkable
@@ -95,16 +88,16 @@ class Network:
     @property
     def output(self) -> str:
         """Name of the layer that holds the result."""
-        return next(reversed(self.layers))
+        return list(self.layers)[-1]
 
     @property
     def num_classes(self) -> int:
         """Width of the result."""
         return self.layers[self.output].shape[-1]
 
-    def __call__(self, images: Float[Array | np.ndarray, "b h w c"]) -> Array:
+    def __call__(self, images: Array | np.ndarray) -> Float[Array, "b classes"]:
         """Logits, float [b, classes]."""
-        if not isinstance(images, jax.core.Tracer):
+        if not isinstance(images, Tracer):
             images = self.images(images)
         return _activations(self, images, (self.output,))[self.output]
 
@@ -156,7 +149,7 @@ class Network:
         count = len(images)
         results: dict[str, np.ndarray] = {}
         for start, batch, real in self.batches(images, batch_size):
-            parts = _activations(self, batch, names)
+            parts = _activations(self, _over_devices(batch), names)
             for name in names:
                 part = parts[name]
                 if name not in results:
@@ -232,13 +225,13 @@ class Network:
 
     def images(self, images: Images) -> Float[np.ndarray, "n h w c"]:
         """All of some images in one array, checked as `batches` checks them."""
-        ((_, batch, _),) = self.batches(images, max(len(images), 1))
-        return batch
+        ((_, batch, count),) = self.batches(images, max(len(images), 1))
+        return batch[:count]
 
     def batches(
         self, images: Images, batch_size: int
     ) -> Iterator[tuple[int, Float[np.ndarray, "b h w c"], int]]:
-        """Images in batches of one size.
+        """Yield images in batches of one size, a multiple of the number of devices.
 
         Args:
             images: Preprocessed images [n, h, w, c], or a source of them.
@@ -257,7 +250,9 @@ class Network:
         count = len(images)
         if not count:
             raise ValueError("there are no images: the batch is empty")
-        size = min(batch_size, count)
+        # Every device takes the same number of images.
+        devices = jax.local_device_count()
+        size = -(-min(batch_size, count) // devices) * devices
         for start in range(0, count, size):
             stop = min(start + size, count)
             if isinstance(images, np.ndarray | jax.Array):
@@ -314,9 +309,7 @@ class Network:
 
         return Photographs(path, self.image_shape, self.preprocess)
 
-    def map_weights(
-        self, layer: str, change: Callable[[Float[Array, "..."]], Array]
-    ) -> Network:
+    def map_weights(self, layer: str, change: Callable[[Array], Array]) -> Network:
         """The same network with every array of weights of a layer changed."""
         weights = self._read_weights()
         leaves, tree = jax.tree.flatten(weights)
@@ -361,6 +354,13 @@ def _by(extents: Sequence[int]) -> str:
     return " x ".join(map(str, extents))
 
 
+def _over_devices(batch: Float[np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Lay a batch over all local devices."""
+    devices = np.array(jax.local_devices())
+    mesh = Mesh(devices, ("images",), axis_types=(AxisType.Auto,))
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("images")))
+
+
 @functools.partial(jax.jit, static_argnames="layers")
 def _activations(net: Network, images: Array, layers: tuple[str, ...]) -> Any:
     return net.features(images, layers)
@@ -376,197 +376,6 @@ def _unflatten(engine: Engine, children: tuple[Any]) -> Network:
 
 
 jax.tree_util.register_pytree_node(Network, _flatten, _unflatten)
-
-
-# Engines: how a model computes its layers. Under `jax.jit` they are static.
-
-
-class Engine(Protocol):
-    """Computes the layers of a model."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        ...
-
-    @property
-    def layers(self) -> Mapping[str, Layer]:
-        """Every layer by name, in order."""
-        ...
-
-    def features(
-        self, weights: Any, images: Array, names: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Activations by layer."""
-        ...
-
-    def leaves(self, weights: Any, layer: str) -> Sequence[int]:
-        """Which leaves of the weights belong to a layer."""
-        ...
-
-
-_KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "norm"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvNetEngine:
-    """The layers of a `ConvNet`, as its architecture describes them.
-
-    Engines of one architecture are equal, so networks of it share compiled programs.
-    """
-
-    arch: Architecture
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        return (*self.arch.input_hw, self.arch.channels)
-
-    @functools.cached_property
-    def layers(self) -> Mapping[str, Layer]:
-        """Every layer by name, in order."""
-        layers = {}
-        for spec, _, shape in self.arch.walk():
-            is_dense = isinstance(spec, Dense)
-            layers[spec.name] = Layer(
-                spec.name,
-                _KINDS.get(type(spec), "dense"),
-                shape,
-                isinstance(spec, Conv) or (is_dense and spec.relu),
-                None if is_dense else arch_receptive_field(self.arch, spec.name),
-            )
-        return types.MappingProxyType(layers)
-
-    def features(
-        self, weights: ConvNet, images: Array, names: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Activations by layer."""
-        last = max(names, key=list(self.layers).index)
-        features = weights.features(images, until=last).features
-        return {name: features[name] for name in names}
-
-    def leaves(self, weights: ConvNet, layer: str) -> Sequence[int]:
-        """Kernel and bias."""
-        paths = jax.tree_util.tree_leaves_with_path(weights)
-        return [i for i, (path, _) in enumerate(paths) if _module(path) == layer]
-
-
-class TracedEngine:
-    """The layers of a function, read off its equations.
-
-    Args:
-        apply: From weights, a list of arrays, and images to the result.
-        weights: The arrays; those that `apply` closes over are appended to them.
-        paths: For each of them the path of its module, or None.
-        image_shape: Height, width and channels.
-        closed_over: Paths of arrays that `apply` may close over, by identity.
-    """
-
-    def __init__(
-        self,
-        apply: Callable[[list[Any], Any], Any],
-        weights: list[Any],
-        paths: list[str | None],
-        image_shape: tuple[int, int, int],
-        closed_over: Mapping[int, str],
-    ) -> None:
-        """Trace the function and read its layers."""
-        self.apply = apply
-        self.image_shape = image_shape
-        self.given = len(weights)
-        images = jax.ShapeDtypeStruct((_TRACED, *image_shape), jnp.float32)
-        program, constants, names = self._trace(weights, images)
-        self.paths = [*paths, *(closed_over.get(id(array)) for array in constants)]
-        weights.extend(constants)
-        self.positions = {p.layer.name: p for p in self._read(program, names)}
-        self.layers: Mapping[str, Layer] = types.MappingProxyType(
-            {name: position.layer for name, position in self.positions.items()}
-        )
-
-    def _trace(self, weights: Sequence[Any], images: Any) -> Any:
-        """The program of weights and images, its constants, and names of results."""
-        names: list[str] = []
-
-        def run(weights: list[Any], images: Any) -> Any:
-            result = self.apply(weights, images)
-            if not isinstance(result, Mapping):
-                return result
-            names[:] = result
-            return list(result.values())
-
-        try:
-            # A reader knows the plain operations, not their fast forms.
-            with ops.reading(True):
-                program, result = tracing.trace(run, list(weights), images)
-        except Exception as error:
-            message = relu_audit.explain_trace_error(error)
-            if message is None:
-                raise
-            raise ValueError(message) from error
-        for value in jax.tree.leaves(result):
-            if value.ndim < 2 or len(value) != len(images):
-                raise ValueError(
-                    f"the model gives {value.dtype}{list(value.shape)} for "
-                    f"{len(images)} images; it must return logits [images, classes], "
-                    "or a dict of activations"
-                )
-        return *tracing.hoist(program), names
-
-    def _read(self, program: tracing.Program, names: Sequence[str]) -> list[Position]:
-        if any(
-            "random_bits" in tracing.primitives(e.source) for e in program.equations
-        ):
-            raise ValueError("the model draws random numbers: call model.eval()")
-        reader = Reader(program, self.paths)
-        if names:
-            return reader.read_outputs(names)
-        positions = reader.read()
-        _refuse_softmax(program, positions)
-        return positions
-
-    def features(
-        self, weights: list[Any], images: Array, names: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Replay the function, traced for this number of images."""
-        given, rest = weights[: self.given], weights[self.given :]
-        program, constants, results = self._trace(given, images)
-        positions = {p.layer.name: p for p in self._read(program, results)}
-        # A constant may depend on the number of images.
-        rest = [
-            a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)
-        ]
-        values = program.run(
-            [*given, *rest, images], {positions[name].value for name in names}
-        )
-        return {
-            name: positions[name].canonical(values[positions[name].value])
-            for name in names
-        }
-
-    def leaves(self, weights: Any, layer: str) -> Sequence[int]:
-        """Arrays that the layer's operations take."""
-        del weights
-        return sorted(self.positions[layer].weights)
-
-
-def _refuse_softmax(program: tracing.Program, positions: Sequence[Position]) -> None:
-    """Probabilities saturate: what is projected and attributed are logits."""
-    layers = {position.value for position in positions[:-1]}
-    values, names = set(program.outputs), set[str]()
-    for equation in reversed(program.equations):
-        if values.intersection(equation.outputs) and not layers.intersection(
-            equation.outputs
-        ):
-            names.update(tracing.primitives(equation.source))
-            values.update(equation.inputs)
-    if {"exp", "reduce_sum"} <= names:
-        raise ValueError(
-            "the model ends in a softmax: take the logits, the values before it "
-            "(Keras: classifier_activation=None)"
-        )
-
-
-# Models.
 
 
 def network(
@@ -622,32 +431,22 @@ def network(
             )
         return Network(model, engine, lambda: model, preprocess, class_names)
     if image_shape is None:
-        image_shape = _keras_shape(model)
+        image_shape = keras_image_shape(model)
     shape = tuple(int(extent) for extent in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape is (height, width, channels), not {shape}")
 
-    errors: list[Exception] = []
-    for adapter in _adapters(model, params):
-        weights = adapter.read()
-        try:
-            engine = TracedEngine(
-                adapter.apply, weights, adapter.paths, shape, adapter.closed_over
-            )
-        except ValueError:
-            raise
-        except Exception as error:
-            errors.append(error)
-            continue
-        constants = weights[engine.given :]
-        return Network(
-            model,
-            engine,
-            lambda: [*adapter.read(), *constants],
-            preprocess,
-            class_names,
-        )
-    raise errors[-1]
+    adapter = adapt(model, params, shape)
+    weights = adapter.read()
+    engine = TracedEngine(
+        adapter.apply, weights, adapter.paths, shape, adapter.closed_over
+    )
+    constants = weights[engine.given :]
+
+    def read_weights() -> list[Any]:
+        return [*adapter.read(), *constants]
+
+    return Network(model, engine, read_weights, preprocess, class_names)
 
 
 def as_network(model: Any, images: Any) -> tuple[Network, Any]:
@@ -665,135 +464,3 @@ def as_network(model: Any, images: Any) -> tuple[Network, Any]:
     if isinstance(images, str | os.PathLike):
         images = model.load_images(images)
     return model, images
-
-
-class Adapter(NamedTuple):
-    """A model as a function of a list of arrays and a batch of images.
-
-    Attributes:
-        apply: The function.
-        read: Reads the arrays as they are now.
-        paths: For each of them the path of its module, or None.
-        closed_over: Paths of other arrays, by identity.
-    """
-
-    apply: Callable[[list[Any], Any], Any]
-    read: Callable[[], list[Any]]
-    paths: list[str | None]
-    closed_over: Mapping[int, str]
-
-
-def _adapters(model: Any, params: Any) -> Iterator[Adapter]:
-    """Ways to call a model, the likeliest first."""
-    if params is not None:
-        is_linen = _is_a(model, "flax.linen", "Module")
-        yield _tree_adapter(params, model.apply if is_linen else model)
-    elif isinstance(model, nnx.Module):
-        yield _tree_adapter(model, _call_nnx)
-    elif _is_a(model, "equinox", "Module"):
-        yield _tree_adapter(model, lambda module, x: jax.vmap(module)(x))
-        yield _tree_adapter(
-            model, lambda module, x: jax.vmap(module)(x.transpose(0, 3, 1, 2))
-        )
-    elif _is_a(model, "keras", "Model"):
-        yield _keras_adapter(model)
-    elif callable(model):
-        yield Adapter(lambda _, x: model(x), list, [], _closed_over(model))
-    else:
-        raise TypeError(f"model is a {type(model).__name__}, which cannot be called")
-
-
-def _is_a(model: Any, package: str, name: str) -> bool:
-    """Whether a model is of a class of a package, which is not imported for it."""
-    return package in sys.modules and isinstance(
-        model, getattr(sys.modules[package], name)
-    )
-
-
-def _tree_adapter(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
-    def arrays(tree: Any) -> list[tuple[Any, Any]]:
-        return [
-            (path, leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            if isinstance(leaf, jax.Array | np.ndarray)
-        ]
-
-    def apply(weights: list[Any], images: Any) -> Any:
-        leaves, structure = jax.tree.flatten(tree)
-        numbers = iter(weights)
-        leaves = [
-            next(numbers) if isinstance(leaf, jax.Array | np.ndarray) else leaf
-            for leaf in leaves
-        ]
-        return call(jax.tree.unflatten(structure, leaves), images)
-
-    paths = [_module(path) for path, _ in arrays(tree)]
-    collection = isinstance(tree, Mapping) and "params" in tree
-    if collection:  # of Linen: the first name is not a module's.
-        paths = [path.partition(".")[2] or path for path in paths]
-    return Adapter(apply, lambda: [leaf for _, leaf in arrays(tree)], [*paths], {})
-
-
-def _call_nnx(module: nnx.Module, images: Any) -> Any:
-    before = jax.tree.leaves(module)
-    result = cast(Any, module)(images)
-    if any(a is not b for a, b in zip(before, jax.tree.leaves(module), strict=True)):
-        raise ValueError(
-            "the model changes its own state (batch statistics or dropout): call "
-            "model.eval()"
-        )
-    return result
-
-
-def _keras_adapter(model: Any) -> Adapter:
-    trainable = len(model.trainable_variables)
-
-    def variables() -> list[Any]:
-        return [*model.trainable_variables, *model.non_trainable_variables]
-
-    def apply(weights: list[Any], images: Any) -> Any:
-        return model.stateless_call(
-            weights[:trainable], weights[trainable:], images, training=False
-        )[0]
-
-    return Adapter(
-        apply,
-        lambda: [variable.value for variable in variables()],
-        [variable.path.rpartition("/")[0] or None for variable in variables()],
-        {},
-    )
-
-
-def _keras_shape(model: Any) -> tuple[int, ...]:
-    shape = getattr(model, "input_shape", None)
-    if not _is_a(model, "keras", "Model") or None in (shape or [None])[1:]:
-        raise ValueError("image_shape is needed: (height, width, channels)")
-    return tuple(shape[1:])
-
-
-def _module(path: tuple[Any, ...]) -> str:
-    """Path of the module that a parameter belongs to."""
-    names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-    if len(names) > 1 and names[-1] == "value":  # of an NNX variable
-        names.pop()
-    name = ".".join(names)
-    cut = max(name.rfind("."), name.rfind("/"))
-    return name[:cut] if cut > 0 else name
-
-
-def _closed_over(function: Any) -> dict[int, str]:
-    """Paths of the arrays of the modules that a function closes over."""
-    owners: list[Any] = [getattr(function, "__self__", None)]
-    if isinstance(function, functools.partial):
-        owners += [*function.args, *function.keywords.values()]
-        function = function.func
-    function = inspect.unwrap(function)
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        owners += [*variables.nonlocals.values(), *variables.globals.values()]
-    return {
-        id(leaf): _module(path)
-        for owner in owners
-        if isinstance(owner, nnx.Module | Mapping) or _is_a(owner, "equinox", "Module")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(owner)
-    }

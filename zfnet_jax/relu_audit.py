@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -47,16 +47,17 @@ class Dependence:
     role: str = ""
     paths: frozenset[Path] = frozenset()
 
-    def is_known(self, test: Callable[[np.ndarray], Any]) -> bool:
+    def passes(self, test: Callable[[np.ndarray], Any]) -> bool:
         """Whether this is a known constant that passes a test in every element."""
-        known = isinstance(self.source, np.ndarray | np.generic | jax.Array | float | int)
-        if self.level or not known or isinstance(self.source, Tracer):
+        known = np.ndarray | np.generic | jax.Array | float | int
+        if self.level or isinstance(self.source, Tracer):
             return False
-        return bool(np.all(test(np.asarray(self.source))))
+        return isinstance(self.source, known) and bool(
+            np.all(test(np.asarray(self.source)))
+        )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rectified:
+class Rectified(NamedTuple):
     """Source of a rectified signal; two of opposite sign add up to a leaky ReLU."""
 
     signal: Any
@@ -79,7 +80,7 @@ LINEAR = {
     sharding_constraint slice split squeeze stack stop_gradient sub tile transpose
     unstack""".split()
 }
-# Linear in one operand while the others are constant.
+# Linear in one operand while the other is constant.
 LAYERS = {*"conv_general_dilated dot_general ragged_dot_general".split()}
 CHOOSING = {
     *"""approx_top_k argmax argmin cummax cummin is_finite max min reduce_max reduce_min
@@ -92,22 +93,22 @@ DIVIDING = {*"abs div integer_pow log mul pow rsqrt sign sqrt square".split()}
 STATISTICS = {"sum of exp", "moment", "scale"}
 
 SOFTMAX = "a softmax"
+TRAINING = "call model.eval()"
 
 
 def bodies(eqn: core.JaxprEqn) -> list[core.ClosedJaxpr]:
     """The jaxprs inside an equation through which a signal passes."""
-    params = eqn.params
     match eqn.primitive.name:
         case "cond":
-            return [*params["branches"]]
+            return [*eqn.params["branches"]]
         case "while":
-            return [params["body_jaxpr"]]
+            return [eqn.params["body_jaxpr"]]
         case "jit" | "scan":
-            return [params["jaxpr"]]
+            return [eqn.params["jaxpr"]]
         case "remat2" | "checkpoint":
-            return [core.ClosedJaxpr(params["jaxpr"], ())]
+            return [core.ClosedJaxpr(eqn.params["jaxpr"], ())]
         case "custom_jvp_call" | "custom_vjp_call":
-            return [params["call_jaxpr"]]
+            return [eqn.params["call_jaxpr"]]
     return []
 
 
@@ -115,8 +116,8 @@ class Audit:
     """One walk over a function whose float arguments are its inputs.
 
     Attributes:
-        rectifiers: Paths of the equations that are ReLUs, or that clip ReLUs, and which
-            operand each of them rectifies.
+        rectifiers: Paths of the equations that are ReLUs or clip them, each with the
+            index of the operand that it rectifies.
         norms: Paths of this package's own contrast normalizations.
         findings: Source line and description of each operation that the rules say
             nothing about.
@@ -124,7 +125,6 @@ class Audit:
 
     def __init__(self, closed: core.ClosedJaxpr):
         """Walk over the jaxpr of a function."""
-        self.rectifiers: dict[Path, int] = {}
         self.norms: set[Path] = set()
         self.findings: dict[Path, tuple[str, str]] = {}
         self._clips: dict[Path, int] = {}
@@ -133,18 +133,20 @@ class Audit:
         self._sources: list[source_info_util.SourceInfo] = []
         inputs = [Dependence(int(_is_float(var))) for var in closed.jaxpr.invars]
         self._walk(closed, inputs, ())
+        self.rectifiers = {
+            path: x for path, x in self._clips.items() if path not in self.findings
+        }
 
     def describe(self, limit: int = 10) -> str:
-        """List the findings by source line, those that `model.eval()` cures first."""
+        """List the findings by source line, those of training mode first."""
         rows: dict[str, dict[str, None]] = {}
-        for path in sorted(
-            self.findings, key=lambda path: ("eval()" not in self.findings[path][1], path)
+        for path, (line, operation) in sorted(
+            self.findings.items(), key=lambda item: (TRAINING not in item[1][1], item)
         ):
-            line, operation = self.findings[path]
             if operation == SOFTMAX and path > self._last_layer:
                 operation += " at the end: take the logits instead"
             rows.setdefault(line, {})[operation] = None
-        lines = [f"{line}: {', '.join(operations)}" for line, operations in rows.items()]
+        lines = [f"{line}: {', '.join(rows[line])}" for line in rows]
         if len(lines) > limit:
             lines[limit:] = [f"and {len(lines) - limit} more lines"]
         return lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines)
@@ -152,8 +154,9 @@ class Audit:
     def _walk(
         self, closed: core.ClosedJaxpr, inputs: Sequence[Dependence], path: Path
     ) -> list[Dependence]:
-        known = dict(zip(closed.jaxpr.invars, inputs, strict=True))
-        for var, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
+        jaxpr = closed.jaxpr
+        known = dict(zip(jaxpr.invars, inputs, strict=True))
+        for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
             known[var] = Dependence(CONSTANT, value)
 
         def read(atom: core.Var | core.Literal) -> Dependence:
@@ -161,73 +164,66 @@ class Audit:
                 return Dependence(CONSTANT, atom.val)
             return known[atom]
 
-        for index, eqn in enumerate(closed.jaxpr.eqns):
+        for index, eqn in enumerate(jaxpr.eqns):
             self._sources.append(eqn.source_info)
             results = self._visit(eqn, [*map(read, eqn.invars)], (*path, index))
             self._sources.pop()
             known.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in closed.jaxpr.outvars]
+        return [read(atom) for atom in jaxpr.outvars]
 
     def _visit(
         self, eqn: core.JaxprEqn, operands: list[Dependence], path: Path
     ) -> list[Dependence]:
-        if _is_contrast_norm(eqn) and operands[0].level:
+        inner, params = bodies(eqn), eqn.params
+        if is_contrast_norm(eqn) and operands[0].level:
             self.norms.add(path)
             return [Dependence(SIGNAL)]
-        inner, params = bodies(eqn), eqn.params
         if not inner:
             return self._visit_operation(eqn, operands, path)
         match eqn.primitive.name:
             case "cond":
-                # Either branch may be taken; what it is chosen by does not matter.
+                # Either branch may be taken; it does not matter by what it is chosen.
                 branches = [
                     self._walk(branch, operands[1:], (*path, index))
                     for index, branch in enumerate(inner)
                 ]
                 return [*map(_join, *branches)]
             case "scan":
-                fixed, carried = params["num_consts"], params["num_carry"]
-                return self._walk_loop(inner[0], operands, fixed, carried, path)
+                counts = params["num_consts"], params["num_carry"]
+                return self._walk_loop(inner[0], operands, counts, path)
             case "while":
                 operands = operands[params["cond_nconsts"] :]
-                fixed = params["body_nconsts"]
-                carried = len(operands) - fixed
-                return self._walk_loop(inner[0], operands, fixed, carried, path)
+                counts = params["body_nconsts"], len(operands) - params["body_nconsts"]
+                return self._walk_loop(inner[0], operands, counts, path)
         return self._walk(inner[0], operands, (*path, 0))
 
     def _walk_loop(
         self,
         body: core.ClosedJaxpr,
         operands: list[Dependence],
-        fixed: int,
-        carried: int,
+        counts: tuple[int, int],
         path: Path,
     ) -> list[Dependence]:
-        """Walk over the body until the levels of the loop's state have settled."""
+        """Walk over a loop's body until the levels of its state have settled."""
+        fixed, state = counts[0], slice(counts[0], sum(counts))
         # A source would differ from turn to turn.
-        operands = operands[:fixed] + _levels(operands[fixed:])
+        operands = [*operands[:fixed], *map(_join, operands[fixed:])]
         while True:
-            self._forget(path)
-            results = self._walk(body, operands, (*path, 0))
-            state = operands[fixed : fixed + carried]
-            raised = [_join(a, b) for a, b in zip(state, results, strict=False)]
+            for records in (self._clips, self.findings):
+                for earlier in [p for p in records if p[: len(path)] == path]:
+                    del records[earlier]
+            results = [*map(_join, self._walk(body, operands, (*path, 0)))]
+            raised = [*map(_join, operands[state], results)]
             # Levels only rise, so this ends.
-            if [x.level for x in raised] == [x.level for x in state]:
-                return _levels(results)
-            operands[fixed : fixed + carried] = raised
-
-    def _forget(self, path: Path) -> None:
-        """Drop the records of a loop, whose body is walked over again."""
-        inside = {p for p in self.rectifiers | self.findings if p[: len(path)] == path}
-        for earlier in inside:
-            self.rectifiers.pop(earlier, None)
-            self.findings.pop(earlier, None)
+            if [x.level for x in raised] == [x.level for x in operands[state]]:
+                return results
+            operands[state] = raised
 
     def _visit_operation(
         self, eqn: core.JaxprEqn, operands: list[Dependence], path: Path
     ) -> list[Dependence]:
         name, signals = eqn.primitive.name, [x for x in operands if x.level]
-        if name in LAYERS and signals:
+        if signals and name in LAYERS:
             self._last_layer = max(self._last_layer, path)
         if not signals:
             result = _constant(eqn, operands)
@@ -239,91 +235,84 @@ class Audit:
             result = self._visit_obstacle(eqn, obstacle, signals, path)
         else:
             result = self._visit_linear(eqn, signals)
-        return [result] * len(eqn.outvars)
+        # Several results are no multiples of each other.
+        several = len(eqn.outvars) > 1
+        return [_join(result) if several else result for _ in eqn.outvars]
 
     def _visit_clip(
         self, name: str, operands: list[Dependence], x: Dependence, path: Path
     ) -> Dependence:
-        """A maximum, a minimum or both of a signal and constants."""
-        self._clips[path] = operands.index(x)
+        """A maximum of a signal and a constant, a minimum, or both."""
         bounds = [bound for bound in operands if not bound.level]
-        zero = any(bound.is_known(lambda value: value == 0) for bound in bounds)
-        positive = any(bound.is_known(lambda value: value > 0) for bound in bounds)
-        if name != "clamp" and bounds[0].is_known(np.isinf):
-            return x
-        if name == "max" and zero and x.role == "moment":
-            return x  # A variance, clipped against rounding errors.
+        zero = any(bound.passes(lambda value: value == 0) for bound in bounds)
+        positive = any(bound.passes(lambda value: value > 0) for bound in bounds)
+        if name == "max" and (
+            bounds[0].passes(np.isneginf) or (zero and x.role == "moment")
+        ):
+            return x  # As in a softmax, and where rounding makes a variance negative.
+        self._clips[path] = operands.index(x)
         if {
             "max": zero,
             "min": positive and x.role == "rectified",
             "clamp": zero and positive,
         }[name]:
             self._last_layer = max(self._last_layer, path)
-            inner = x.paths if x.role == "clipped" else ()  # As in max(min(x, 6), 0).
-            for clip in (path, *inner):
-                self.rectifiers[clip] = self._clips[clip]
-                self.findings.pop(clip, None)
+            if x.role == "clipped":  # The minimum in max(min(x, 6), 0).
+                for clip in x.paths:
+                    self.findings.pop(clip, None)
             if x.role == "rectified":
                 return x
             source = Rectified(x.source, x.role == "negated")
             return Dependence(SIGNAL, source, "rectified")
-        self._report(path, f"{name} with a constant, other than a ReLU or its clip")
-        if name == "min" and positive:
-            return Dependence(SIGNAL, x.source, "clipped", frozenset([path]))
-        return Dependence(SIGNAL)
+        self._report(path, f"{name} with a constant, and not a ReLU")
+        role = "clipped" if name == "min" and positive else ""
+        return Dependence(SIGNAL, x.source, role, frozenset([path]))
 
     def _visit_obstacle(
-        self,
-        eqn: core.JaxprEqn,
-        obstacle: str,
-        signals: list[Dependence],
-        path: Path,
+        self, eqn: core.JaxprEqn, obstacle: str, signals: list[Dependence], path: Path
     ) -> Dependence:
         """An operation that the rules say nothing about, alone or in a pattern."""
         name = eqn.primitive.name
-        statistics = [x for x in signals if x.role in STATISTICS]
-        if statistics and name in DIVIDING:
-            paths = frozenset().union(*(x.paths for x in statistics))
-            for part in paths:
-                line, first = self.findings[part]
-                self.findings[part] = line, self._name_pattern(part, first)
-            if len(signals) == 1:
-                return Dependence(SIGNAL, role="scale", paths=paths)
+        paths = _union(x.paths for x in signals if x.role in STATISTICS)
+        if not paths or name not in DIVIDING:
+            self._report(path, obstacle)
+            square = name in ("square", "mul") or eqn.params.get("y") == 2
+            role = "square" if square else "exp" if name == "exp" else ""
+            return Dependence(SIGNAL, role=role, paths=frozenset([path]))
+        if any(self.findings[part][1] in ("exp", SOFTMAX) for part in paths):
+            pattern = SOFTMAX
+        elif paths & self._over_batch:
+            pattern = f"a normalization by the statistics of the batch: {TRAINING}"
+        else:
+            pattern = "a normalization by the input's own statistics"
+        self.findings |= {part: (self.findings[part][0], pattern) for part in paths}
+        # Applied to anything else, the pattern is complete.
+        if len(signals) > 1:
             return Dependence(SIGNAL)
-        self._report(path, obstacle)
-        square = name in ("square", "mul") or eqn.params.get("y") == 2
-        role = "exp" if name == "exp" else "square" if square else ""
-        return Dependence(SIGNAL, role=role, paths=frozenset([path]))
+        return Dependence(SIGNAL, role="scale", paths=paths)
 
-    def _name_pattern(self, path: Path, operation: str) -> str:
-        if operation in ("exp", SOFTMAX):
-            return SOFTMAX
-        if path in self._over_batch:
-            return "a normalization by batch statistics: call model.eval()"
-        return "a normalization by the input's own statistics"
-
-    def _visit_linear(self, eqn: core.JaxprEqn, signals: list[Dependence]) -> Dependence:
-        """An operation that any rule leaves as it is; it may go on with a pattern."""
-        name, x = eqn.primitive.name, signals[0]
-        roles = {signal.role for signal in signals}
-        paths = frozenset().union(*(signal.paths for signal in signals))
-        role = ""
-        if name in SUMMING | LAYERS and roles <= {"square", "moment"}:
-            role = "moment"
-            axes = eqn.params.get("axes", ())
-            if 0 in axes and len(axes) < eqn.invars[0].aval.ndim:
-                self._over_batch |= paths
-        elif name in SUMMING and roles == {"exp"}:
+    def _visit_linear(
+        self, eqn: core.JaxprEqn, signals: list[Dependence]
+    ) -> Dependence:
+        """An operation that every rule leaves as it is, perhaps part of a pattern."""
+        name, x, role = eqn.primitive.name, signals[0], ""
+        roles, paths = {x.role for x in signals}, _union(x.paths for x in signals)
+        if name in SUMMING and roles == {"exp"}:
             role = "sum of exp"
+        elif roles <= {"square", "moment"} and (
+            name in SUMMING | LAYERS or (name in LINEAR and len(signals) > 1)
+        ):
+            role = "moment"
+            axes, operand = eqn.params.get("axes", ()), cast(Any, eqn.invars[0].aval)
+            if 0 in axes and len(axes) < operand.ndim:
+                self._over_batch |= paths
+        elif name == "neg" and x.role in ("", "negated"):
+            role = "" if x.role else "negated"
         elif name in SHAPING | SCALING | {"select_n"} and len(signals) == 1:
-            role = x.role if x.role in {"exp", "square"} | STATISTICS else ""
+            role = x.role if x.role not in ("rectified", "clipped") else ""
             if name in ("add", "sub") and role == "moment":
                 role = "scale"
-        elif name in ("add", "add_any", "sub") and roles <= {"square", "moment"}:
-            role = "moment"
         if name in SCALING and len(signals) == 1:
-            negated = (name == "neg") != (x.role == "negated")
-            role = role or ("negated" if negated else "")
             return Dependence(SIGNAL, x.source, role, paths)
         return Dependence(SIGNAL, role=role, paths=paths)
 
@@ -333,7 +322,7 @@ class Audit:
 
 
 def explain_trace_error(error: Exception) -> str | None:
-    """Say what to do if tracing a model failed because it is in training mode.
+    """Say what to do if a model could not be traced because it is in training mode.
 
     Args:
         error: What the trace raised.
@@ -341,18 +330,24 @@ def explain_trace_error(error: Exception) -> str | None:
     Returns:
         One line for the user; None if the error has another cause.
     """
-    training = re.search(
+    cause = re.search(
         r"Cannot mutate (BatchStat|Rng)|\"batch_stats\" is immutable"
         r"|needs PRNG for \"dropout\"|Dropout requires a key",
         str(error),
     )
-    if not training:
-        return None
-    return (
-        f"the model is in training mode ({str(error).partition(' (http')[0]}): call "
-        "model.eval() first (Linen: use_running_average=True and deterministic=True; "
-        "Equinox: eqx.nn.inference_mode)"
+    return cause and (
+        f"the model is in training mode ({str(error).partition(' (http')[0]}): "
+        f"{TRAINING} (Linen: use_running_average=True, deterministic=True; Equinox: "
+        "eqx.nn.inference_mode)"
     )
+
+
+def is_contrast_norm(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation is `ops.contrast_norm`, which is jitted under its name."""
+    if eqn.primitive.name != "jit" or eqn.params["name"] != "contrast_norm":
+        return False
+    shapes = [cast(Any, atom.aval).shape for atom in (*eqn.invars, *eqn.outvars)]
+    return len(shapes) == 2 and shapes[0] == shapes[1]
 
 
 def _obstacle(
@@ -361,42 +356,40 @@ def _obstacle(
     """Why an operation is neither linear in the signals nor a choice among them."""
     name = eqn.primitive.name
     if name in ("mul", "select_n") and any(x.role == "mask" for x in operands):
-        return "dropout that is on: call model.eval()"
+        return f"dropout that is on: {TRAINING}"
     if any(x.level == SIDE for x in signals):
-        return f"{name} (of a comparison with a constant)"
+        return f"{name} by a comparison with a constant"
     if len(signals) > 1:
         first, second = signals[0].source, signals[1].source
         if name in ("max", "min") and first is second:
             return f"{name} of a value and a multiple of itself"
-        if name in ("add", "sub") and _is_opposite(first, second):
-            return f"{name} of two ReLUs of x and -x, as in a leaky ReLU"
-        if name in LAYERS or name == "mul":
-            return (
-                f"{name} of two input-dependent values (close over parameters instead "
-                "of passing them)"
-            )
+        if name in ("add", "sub") and _are_opposite(first, second):
+            return f"{name} of the ReLUs of x and -x, as in a leaky ReLU"
+        if name in LAYERS:
+            return f"{name} of two inputs (close over parameters, do not pass them)"
+        if name == "mul":
+            return "mul of two inputs"
     if name == "div":
-        return "div by an input-dependent value" if operands[1].level else None
-    if name == "mul" or name in LINEAR | LAYERS | CHOOSING:
-        return None
-    return name
+        return "div by an input" if operands[1].level else None
+    return None if name == "mul" or name in LINEAR | LAYERS | CHOOSING else name
 
 
-def _is_opposite(first: Any, second: Any) -> bool:
+def _are_opposite(first: Any, second: Any) -> bool:
     if not (isinstance(first, Rectified) and isinstance(second, Rectified)):
         return False
     return first.signal is second.signal and first.negated != second.negated
 
 
 def _constant(eqn: core.JaxprEqn, operands: list[Dependence]) -> Dependence:
-    name, roles = eqn.primitive.name, {x.role for x in operands}
-    role = ""
-    if "mask" in roles or name.startswith(("random_bits", "threefry", "rng_")):
-        role = "mask" if "mask" in roles else "random"
-    elif "random" in roles:
-        role = "mask" if eqn.outvars[0].aval.dtype == bool else "random"
-    rounds = not _is_float(eqn.outvars[0]) and any(map(_is_float, eqn.invars))
-    if name in SHAPING and not rounds:
+    """The result of constants; a comparison of random numbers is a dropout mask."""
+    name, dtype = eqn.primitive.name, getattr(eqn.outvars[0].aval, "dtype", None)
+    role = max((x.role for x in operands), default="", key=["", "random", "mask"].index)
+    if name.startswith(("random_bits", "threefry", "rng_")):
+        role = "random"
+    elif role and dtype == np.dtype(bool):
+        role = "mask"
+    truncated = any(map(_is_float, eqn.invars)) and not _is_float(eqn.outvars[0])
+    if name in SHAPING and not truncated:
         return Dependence(CONSTANT, operands[0].source, role)
     return Dependence(CONSTANT, role=role)
 
@@ -415,14 +408,6 @@ def _level_of_integers(eqn: core.JaxprEqn, operands: list[Dependence]) -> int:
     return SIDE
 
 
-def _is_contrast_norm(eqn: core.JaxprEqn) -> bool:
-    """Whether this is `ops.contrast_norm`, which is jitted under its name."""
-    if eqn.primitive.name != "jit" or eqn.params["name"] != "contrast_norm":
-        return False
-    shapes = [atom.aval.shape for atom in (*eqn.invars, *eqn.outvars)]
-    return len(shapes) == 2 and shapes[0] == shapes[1] and _is_float(eqn.invars[0])
-
-
 def _is_float(atom: core.Var | core.Literal) -> bool:
     dtype = getattr(atom.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
@@ -432,5 +417,5 @@ def _join(*values: Dependence) -> Dependence:
     return Dependence(max(x.level for x in values))
 
 
-def _levels(values: Sequence[Dependence]) -> list[Dependence]:
-    return [_join(x) for x in values]
+def _union(paths: Iterable[frozenset[Path]]) -> frozenset[Path]:
+    return frozenset().union(*paths)

@@ -1,11 +1,11 @@
 """Another backward rule for every ReLU of any function: a JAX transformation.
 
 Section 2.1 of Zeiler & Fergus 2013 rectifies the signal that goes down through a
-network, where the gradient would mask it by the forward ReLU instead. Springenberg et
-al. 2015 (arXiv 1412.6806, section 3.4) compare the two and their combination, guided
-backpropagation: three backward rules of one ReLU. A function is traced, its equations
-are run again one by one, and each ReLU gets the chosen rule. The model is neither hooked
-nor rewritten, and `jax.vjp` does the rest.
+network; the gradient would mask it by the forward ReLU instead. Springenberg et al.
+2015 (arXiv 1412.6806, section 3.4) compare the two and their combination, guided
+backpropagation: three backward rules of one ReLU. A function is traced, and its
+equations are run again with the chosen rule for each ReLU. The model is neither hooked
+nor changed, and `jax.vjp` does the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.extend import core, source_info_util
 
 from zfnet_jax.relu_audit import Audit, Path, bodies, explain_trace_error
@@ -34,28 +33,27 @@ def with_relu_rule(
 ) -> Callable[_P, _T]:
     """Give every ReLU of a function another backward rule.
 
-    The result computes the same values as `fn` (bit for bit under `jax.jit`) and
+    The result computes the same values as `fn`, bit for bit under `jax.jit`, and
     composes with `jax.jit`, `jax.vmap`, `jax.vjp` and `jax.grad`. A signal R that
     arrives at a ReLU of x goes on as
 
     - max(R, 0) by "deconvnet" (Zeiler & Fergus 2013, section 2.1),
     - max(R, 0) where x > 0, else 0, by "guided" (Springenberg et al. 2015),
-    - R where x > 0, else 0, by "gradient". This is the derivative of `jax.nn.relu`; that
-      of a plain `jnp.maximum(x, 0)` differs only at x == 0, where JAX halves R.
+    - R where x > 0, else 0, by "gradient": the derivative of `jax.nn.relu`. (At x == 0,
+      JAX's derivative of a plain `jnp.maximum(x, 0)` is R / 2.)
 
-    A ReLU is a maximum of an input-dependent value and a constant 0, such as
-    `jax.nn.relu` or `jnp.maximum(x, 0)`, inside any nest of `jit`, `vmap`, `checkpoint`,
-    `scan`, `cond`, `while_loop` and custom derivatives. A function with a custom
-    derivative loses it if it contains a ReLU. In a clipped ReLU such as `jax.nn.relu6`,
-    "guided" and "gradient" pass the signal only where x lies strictly inside the clip.
-    Through the contrast normalization of this package the signal passes unchanged by
-    "deconvnet" and "guided".
+    A ReLU is a maximum of an input-dependent value and a constant 0, as `jax.nn.relu`
+    is, inside any nest of `jit`, `vmap`, `checkpoint`, `scan`, `cond`, `while_loop` and
+    custom derivatives. A function with a custom derivative loses it if it contains a
+    ReLU. In a clipped ReLU such as `jax.nn.relu6`, "guided" and "gradient" pass the
+    signal where x lies strictly inside the clip. By "deconvnet" and "guided" the signal
+    passes unchanged through this package's contrast normalization.
 
     Everything else must be linear in the inputs, or choose among values by comparing
-    them with each other as max pooling does. Float arguments are inputs, integers are
-    constants, and so are parameters that `fn` closes over. Only reverse mode is defined:
-    `jax.jvp` raises TypeError. Each call traces `fn` anew, so wrap the result in
-    `jax.jit` for repeated calls.
+    them with each other as max pooling does. Float arguments are inputs; integers are
+    constants, and so are parameters that `fn` closes over. Only reverse mode is
+    defined: `jax.jvp` raises TypeError. Each call traces `fn` anew: for repeated calls,
+    wrap the result in `jax.jit`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -76,9 +74,9 @@ def with_relu_rule(
 
     Returns:
         A function of the arguments of `fn`. It raises ValueError if no ReLU depends on
-        its inputs (allowed by "gradient"), if the model is in training mode, and, if
-        `strict`, if the rule says nothing about some operations: the message lists all
-        of them by source line.
+        its inputs (except by "gradient"), if the model is in training mode, and, if
+        `strict`, if the rule says
+        nothing about some operations: the message lists all of them by source line.
 
     Raises:
         ValueError: There is no such rule.
@@ -90,13 +88,7 @@ def with_relu_rule(
     def ruled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         closed, arrays, tree = _trace(fn, args, kwargs)
         audit = Audit(closed)
-        if not audit.rectifiers and rule != "gradient":
-            raise ValueError(f"no ReLU for the rule {rule!r}: fn applies none to its inputs")
-        if strict and audit.findings:
-            raise ValueError(
-                f"the rule {rule!r} says nothing about these operations (strict=False "
-                f"differentiates them as they are): {audit.describe()}"
-            )
+        _check(rule, audit, strict)
         results = Interpreter(rule, audit).run(closed, arrays)
         return jax.tree.unflatten(tree, results)
 
@@ -107,6 +99,22 @@ def check_rule(rule: str) -> None:
     """Raise ValueError if there is no such rule."""
     if rule not in get_args(Rule):
         raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
+
+
+def _check(rule: Rule, audit: Audit, strict: bool) -> None:
+    complaints = []
+    if not audit.rectifiers and rule != "gradient":
+        complaints.append(
+            "fn applies no ReLU to its inputs, so the rule "
+            f"{rule!r} would change nothing"
+        )
+    if strict and audit.findings:
+        complaints.append(
+            f"the rule {rule!r} says nothing about these operations (strict=False "
+            f"differentiates them as they are): {audit.describe()}"
+        )
+    if complaints:
+        raise ValueError("; ".join(complaints))
 
 
 def _trace(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list, Any]:
@@ -171,54 +179,59 @@ class Interpreter:
         if path in self.audit.rectifiers:
             return [self._rectify(eqn, operands, self.audit.rectifiers[path])]
         if path in self.audit.norms:
-            run = functools.partial(_bind, eqn)
-            return run(operands) if self.rule == "gradient" else _pass_signal(run, operands)
-        name, inner = eqn.primitive.name, bodies(eqn)
-        run = functools.partial(self.run, inner[0], path=(*path, 0))
-        if name.startswith("custom") or name == "jit" and len(inner[0].eqns) == 1:
-            return run(operands)
+            if self.rule == "gradient":
+                return _bind(eqn, operands)
+            return _pass_signal(functools.partial(_bind, eqn), operands)
+        name = eqn.primitive.name
+        runs = [
+            functools.partial(self.run, body, path=(*path, index))
+            for index, body in enumerate(bodies(eqn))
+        ]
+        # A jit of one equation is dispatched as fast without being compiled anew.
+        one = [len(body.eqns) for body in bodies(eqn)] == [1]
+        if name.startswith("custom") or (name == "jit" and one):
+            return runs[0](operands)
         if name in ("remat2", "checkpoint"):
             options = {key: eqn.params[key] for key in ("prevent_cse", "policy")}
-            return jax.checkpoint(lambda *args: run(args), **options)(*operands)
+            return jax.checkpoint(lambda *args: runs[0](args), **options)(*operands)
         rewritten = [
-            jax.make_jaxpr(lambda *args, i=i: self.run(inner[i], args, (*path, i)))(
-                *inner[i].in_avals
-            )
-            for i in range(len(inner))
+            jax.make_jaxpr(lambda *args, run=run: run(args))(*body.in_avals)
+            for body, run in zip(bodies(eqn), runs, strict=True)
         ]
-        key = {"cond": "branches", "while": "body_jaxpr"}.get(name, "jaxpr")
-        value = tuple(rewritten) if name == "cond" else rewritten[0]
-        return _bind(eqn, operands, **{key: value})
+        if name == "cond":
+            return _bind(eqn, operands, branches=tuple(rewritten))
+        key = "body_jaxpr" if name == "while" else "jaxpr"
+        return _bind(eqn, operands, **{key: rewritten[0]})
 
     def _rectify(self, eqn: core.JaxprEqn, operands: list, index: int) -> jax.Array:
-        # Literals keep their weak types only outside of the arguments.
-        literals = {i: x for i, x in enumerate(operands) if not isinstance(x, jax.Array)}
-        arrays = {i: x for i, x in enumerate(operands) if i not in literals}
-        # Constants may have the larger shape.
-        x = jnp.broadcast_to(arrays.pop(index), eqn.outvars[0].aval.shape)
+        bounds = dict(enumerate(operands))
+        # A bound may have the larger shape.
+        x = jnp.broadcast_to(bounds.pop(index), cast(Any, eqn.outvars[0].aval).shape)
+        # As an argument of `_clip`, a literal would lose its weak type.
+        arrays = {
+            i: bound for i, bound in bounds.items() if isinstance(bound, jax.Array)
+        }
 
-        def run(x: jax.Array, bounds: dict[int, Any]) -> tuple[jax.Array, Any]:
-            bounds = literals | bounds
-            operands = [bounds.get(i, x) for i in range(len(eqn.invars))]
-            (y,) = _bind(eqn, operands)
-            return y, bounds
+        def clip(x: jax.Array, arrays: dict[int, jax.Array]) -> tuple[jax.Array, Any]:
+            known = bounds | arrays
+            (y,) = _bind(eqn, [known.get(i, x) for i in range(len(operands))])
+            # False for NaN, which is on neither side.
+            return y, [(y < bound) | (y > bound) for bound in known.values()]
 
-        return _clip(self.rule, run, x, arrays)
+        return _clip(self.rule, clip, x, arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _clip(rule, run, x, bounds):
-    return run(x, bounds)[0]
+def _clip(rule, clip, x, arrays):
+    return clip(x, arrays)[0]
 
 
-def _clip_forward(rule, run, x, bounds):
-    y, bounds = run(x, bounds)
-    # Not a number is neither.
-    sides = [(y < bound) | (y > bound) for bound in bounds.values()]
-    return y, None if rule == "deconvnet" else functools.reduce(jnp.logical_and, sides)
+def _clip_forward(rule, clip, x, arrays):
+    y, inside = clip(x, arrays)
+    return y, None if rule == "deconvnet" else functools.reduce(jnp.logical_and, inside)
 
 
-def _clip_backward(rule, run, inside, signal):
+def _clip_backward(rule, clip, inside, signal):
     if rule != "gradient":
         signal = jnp.maximum(signal, 0)
     if rule != "deconvnet":

@@ -9,12 +9,18 @@ hand out any value on the way.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core, source_info_util
+
+from zfnet_jax import ops
+from zfnet_jax.arch import Conv, MaxPool
 
 _INLINED = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
 # Kept whole although it is a `jit`: the ReLU rules know it by this name.
@@ -46,7 +52,15 @@ class Equation:
         return self.source.params
 
     def run(self, *values: Any) -> Sequence[Any]:
-        """Apply the operation; its source line stays that of the original."""
+        """Apply the operation; its source line stays that of the original.
+
+        Convolutions and max pooling go through `ops`: the same values with a faster
+        backward pass on the CPU, and the first of equal values wins everywhere.
+        """
+        if self.name in _OPERATIONS:
+            result = _OPERATIONS[self.name](self, *values)
+            if result is not None:
+                return [result]
         primitive, info = self.source.primitive, self.source.source_info
         bound: Any = primitive.get_bind_params(self.source.params)
         # JAX before 0.10 gives functions and parameters apart.
@@ -200,6 +214,63 @@ def _inlined_body(source: core.JaxprEqn) -> Any:
     return None
 
 
+def _convolve(equation: Equation, x: Any, kernel: Any) -> Any:
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    rows_columns = numbers.lhs_spec[2:]
+    if (
+        len(rows_columns) != 2
+        or {*params["lhs_dilation"], *params["rhs_dilation"]} != {1}
+        or params["batch_group_count"] != 1
+        or min(itertools.chain(*params["padding"])) < 0
+        or params["precision"] is not None
+        or params["preferred_element_type"] not in (None, x.dtype)
+    ):
+        return None
+    features, inputs, *size = numbers.rhs_spec
+    kernel = jnp.transpose(kernel, (*size, inputs, features))
+    spec = Conv(
+        "",
+        kernel.shape[-1],
+        kernel.shape[:2],
+        params["window_strides"],
+        params["padding"],
+        params["feature_group_count"],
+    )
+    batch, channels = numbers.lhs_spec[:2]
+    y = ops.conv(jnp.transpose(x, (batch, *rows_columns, channels)), kernel, spec)
+    batch, channels, *rows_columns = numbers.out_spec
+    return jnp.transpose(y, np.argsort([batch, *rows_columns, channels]).tolist())
+
+
+def _max_pool(equation: Equation, x: Any) -> Any:
+    params = equation.params
+    windows, strides = params["window_dimensions"], params["window_strides"]
+    axes = [i for i in range(1, x.ndim) if (windows[i], strides[i]) != (1, 1)]
+    if (
+        len(axes) != 2
+        or (windows[0], strides[0]) != (1, 1)
+        or {*params["base_dilation"], *params["window_dilation"]} != {1}
+        or any(any(edges) for i, edges in enumerate(params["padding"]) if i not in axes)
+        or not jnp.issubdtype(x.dtype, jnp.floating)
+    ):
+        return None
+    spec = MaxPool(
+        "", *((d[axes[0]], d[axes[1]]) for d in (windows, strides, params["padding"]))
+    )
+    rest = [i for i in range(1, x.ndim) if i not in axes]
+    order = (0, *axes, *rest)
+    maps = jnp.transpose(x, order)
+    y, _ = ops.max_pool(maps.reshape(*maps.shape[:3], -1), spec)
+    y = y.reshape(*y.shape[:3], *maps.shape[3:])
+    return jnp.transpose(y, np.argsort(order).tolist())
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "conv_general_dilated": _convolve,
+    "reduce_window_max": _max_pool,
+}
+
+
 def is_zero(array: Any) -> bool:
     """Whether a constant is known to be 0 throughout."""
-    return not isinstance(array, jax.core.Tracer) and not np.any(np.asarray(array))
+    return not isinstance(array, Tracer) and not np.any(np.asarray(array))

@@ -1,13 +1,11 @@
-"""Weights under the names and in the layout of PyTorch.
+"""Weight files: the library's own, and those with PyTorch's names and layout.
 
 `conv1.weight` is (out, in / groups, rows, columns), `fc6.weight` is (out, in), and the
-first dense layer takes its map in (channel, row, column) order. The classifier, here
-`logits`, is called by its number: `fc8` after `fc7`. Torchvision's names are read too:
-`features.N` is the next convolution, `classifier.N` the next dense layer.
+first dense layer takes its map in (channel, row, column) order. The classifier `logits`
+has the number after the last layer's: `fc8` after `fc7`.
 
-Files are safetensors, or read only, what `torch.save` writes. A file written by
-`save_weights` also holds the mean image, and in its header the architecture as data,
-the class names and the origin of the weights, so that it needs nothing else to be used.
+A file that `save` writes is safetensors. It contains the mean image, and in its header
+the architecture as data, the class names and the origin of the weights.
 """
 
 from __future__ import annotations
@@ -19,121 +17,210 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources.abc import Traversable
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax import networks
+from zfnet_jax.arch import (
+    ARCHITECTURES,
+    Architecture,
+    ContrastNorm,
+    Conv,
+    Dense,
+    MaxPool,
+)
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import Preprocessing
 from zfnet_jax.model import ConvNet
-from zfnet_jax.torch_pickle import read_state_dict
+from zfnet_jax.torch_file import read_state_dict
 
 _SUFFIX = ".safetensors"
 _MEAN = "preprocessing.mean"
 # One entry of the header holds everything: safetensors writes several in random order.
 _HEADER = "zfnet_jax"
-# DataParallel puts `module.` before every name of the module it wraps.
-_PARALLEL = "module."
-_COUNTED = re.compile(
-    r"(?P<module>(?P<block>features|classifier)\.(module\.)?(?P<number>[0-9]{1,6}))"
-    r"\.(weight|bias)"
-)
+# Torchvision counts the modules of two sequences, those without weights too.
+_COUNTED = r"(?:features|classifier)\.(?:(?:module|_orig_mod)\.)?[0-9]{1,6}"
 _KINDS = {kind.__name__: kind for kind in (Conv, MaxPool, ContrastNorm, Dense)}
+_LISTED = 8
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pretrained:
-    """A trained network with all that is needed to use it.
+class Pretrained(networks.Network):
+    """A trained network: a `Network` that knows where its weights come from.
 
     Attributes:
-        model: The network.
-        preprocess: From uint8[b, h, w, 3] to the float32[b, h, w, 3] it was trained on.
-        class_names: By label.
-        metadata: Where the weights come from: command, seed, accuracy and the like.
+        model: The `ConvNet`.
+        preprocess: From uint8[b, h, w, c] to the float32[b, h, w, c] it was trained on.
+        class_names: One name per class, in the order of the labels.
+        metadata: Origin of the weights: command, seed, accuracy and the like.
+
+    Example:
+        >>> import zfnet_jax as zf
+        >>> net = zf.load("zfnet32-cifar10")
+        >>> net.class_names[:3]
+        ('airplane', 'automobile', 'bird')
     """
 
-    model: ConvNet
-    preprocess: Preprocessing
-    class_names: tuple[str, ...]
-    metadata: dict[str, str | int | float]
+    # Never None, as they can be for other networks.
+    preprocess: Preprocessing  # pyright: ignore[reportIncompatibleVariableOverride]
+    class_names: tuple[str, ...]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        model: ConvNet,
+        preprocess: Preprocessing,
+        class_names: Sequence[str],
+        metadata: Mapping[str, str | int | float],
+    ) -> None:
+        """Describe a trained model."""
+        engine = networks.ConvNetEngine(model.arch)
+        super().__init__(model, engine, lambda: model, preprocess, class_names)
+        self.metadata = dict(metadata)
+
+
+# Inside a compiled function it is a network, as any other.
+jax.tree_util.register_pytree_node(Pretrained, networks._flatten, networks._unflatten)
+
+
+def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
+    """Load a trained network: one that ships with the package, or a file of `save`.
+
+    Args:
+        name_or_path: A shipped name such as "zfnet32-cifar10", or a path.
+
+    Raises:
+        DamagedFileError: The file is truncated, altered, or not a weight file.
+        FileNotFoundError: There is no such file.
+        ValueError: There is no shipped network of that name, the file contains weights
+            alone, or its description is invalid.
+
+    Example:
+        >>> import zfnet_jax as zf
+        >>> net = zf.load("zfnet32-cifar10")
+        >>> net.model.arch.name, net.metadata["seed"]
+        ('zfnet32', 0)
+    """
+    name = os.fspath(name_or_path)
+    folder = importlib.resources.files("zfnet_jax") / "pretrained"
+    files = folder.iterdir() if folder.is_dir() else ()
+    shipped = {x.name.removesuffix(_SUFFIX): x for x in files if _SUFFIX in x.name}
+    if name in shipped:
+        with importlib.resources.as_file(shipped[name]) as path:
+            return _load(path)
+    path = Path(name)
+    if not path.exists() and path.name == name and not path.suffix:
+        raise ValueError(
+            f"no network is called {name!r}; shipped: {', '.join(sorted(shipped))}"
+        )
+    return _load(path)
 
 
 def load_weights(
     source: str | os.PathLike[str] | Mapping[str, np.ndarray],
-    arch: Architecture,
+    arch: Architecture | None = None,
     num_classes: int | None = None,
 ) -> ConvNet:
-    """Build a network with given weights, every one of which must fit.
+    """Build a network from weights alone; every tensor must fit.
 
-    PyTorch is not needed for its files, and nothing that they hold is run. Where the
-    first dense layer sees a map, its weights are brought from PyTorch's order
-    (channel, row, column) into the order here (row, column, channel).
+    PyTorch is not needed for its files, and nothing in them is run. The weights of a
+    dense layer after a map are reordered from PyTorch's (channel, row, column) to the
+    (row, column, channel) of this library.
 
     Args:
-        source: A safetensors file, a state_dict that `torch.save` wrote (in either of
-            its formats, alone or as `state_dict`, `model_state_dict` or `model` of a
-            checkpoint), or arrays by name. Names are those of the layers, as in
-            `conv1.weight` (out, in / groups, rows, columns) and `fc6.bias` (out,), with
-            the classifier called `logits` or by its number, as `fc8`; or torchvision's,
-            where `features.N` is the next convolution and `classifier.N` the next dense
-            layer in the order of N. The prefix `module.` of a DataParallel is dropped.
-        arch: What the weights are for.
-        num_classes: Width of the classifier; the architecture's own if None.
+        source: Arrays by name, or a file: safetensors, or a state dict of `torch.save`,
+            alone or in a checkpoint. Names are those of the layers, such as
+            `conv1.weight` and `fc6.bias`, or torchvision's, where `features.N` is the
+            next convolution and `classifier.N` the next dense layer. A prefix that all
+            names share, such as `module.` or `_orig_mod.`, is dropped.
+        arch: Architecture of the weights. By default it is the one in the file, or one
+            of `ARCHITECTURES`, recognized by its tensors with any number of classes.
+        num_classes: Width of the classifier; by default the architecture's own.
 
     Returns:
-        The network, its weights in float32.
+        The network, with weights in float32.
 
     Raises:
-        DamagedFileError: the file is truncated, changed, of another kind, or would run
-            something that no state_dict needs.
-        FileNotFoundError: there is no such file.
-        ValueError: tensors are missing, unexpected, of another shape, no floats or not
-            finite; the message names them all, or the first of an unknown type.
+        DamagedFileError: The file is truncated, altered, or not a weight file.
+        FileNotFoundError: There is no such file.
+        ValueError: No architecture is recognized, or tensors are missing, unexpected,
+            of another shape, not floats, or not finite. The message lists them.
+
+    Example:
+        >>> import numpy as np
+        >>> import zfnet_jax as zf
+        >>> arch = zf.Architecture("tiny", (1, 2), (zf.Dense("logits", 1, relu=False),))
+        >>> weight, bias = np.arange(6.0).reshape(1, 6), np.array([7.0])
+        >>> arrays = {"net.logits.weight": weight, "net.logits.bias": bias}
+        >>> model = zf.load_weights(arrays, arch)
+        >>> float(model(np.ones((1, 1, 2, 3)))[0, 0])
+        22.0
     """
+    arrays, header = source, None
+    if not isinstance(arrays, Mapping):
+        arrays, header = _read(Path(os.fspath(arrays)))
+    label = "the mapping" if isinstance(source, Mapping) else str(source)
+    tensors = {n: np.asarray(x) for n, x in arrays.items() if n != _MEAN}
+    # torch's AveragedModel counts in it.
+    tensors.pop("n_averaged", None)
+    _refuse_normalization(label, tensors)
+    if arch is None and header is not None:
+        arch = _describe(label, arrays, header)[0]
+    if arch is None:
+        arch = _recognize(label, tensors)
     if num_classes is not None:
         arch = arch.with_classes(num_classes)
-    if isinstance(source, Mapping):
-        return _build("the mapping", source, arch)
-    arrays, _ = _read(Path(source))
-    return _build(str(source), arrays, arch)
+    return _build(label, tensors, arch)
 
 
-def save_weights(
+def save(
     path: str | os.PathLike[str],
-    model: ConvNet,
-    preprocessing: Preprocessing,
+    model: ConvNet | networks.Network,
+    *,
+    preprocess: Preprocessing,
     class_names: Sequence[str],
     metadata: Mapping[str, str | int | float],
 ) -> None:
-    """Write a network so that `load_pretrained` gives it back, in float32.
+    """Write a network to a file that `load` reads, with weights in float32.
 
-    The same content is the same bytes. The file appears whole or not at all.
+    Equal content gives equal bytes. The file appears complete or not at all.
 
     Args:
-        path: The file, usually `*.safetensors`; replaced if it is there.
-        model: The network.
-        preprocessing: What its images go through.
-        class_names: One for each class.
-        metadata: Where the weights come from: command, seed, accuracy and the like.
+        path: The file, usually `*.safetensors`; an existing one is replaced.
+        model: A `ConvNet`, or the `Network` of one.
+        preprocess: Preprocessing of its images.
+        class_names: One name per class, in the order of the labels.
+        metadata: Origin of the weights: command, seed, accuracy and the like.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: weights are not finite, or the names are not as many as the classes.
+        OSError: The file cannot be written.
+        ValueError: The model is not a `ConvNet`, weights are not finite, or the
+            description does not fit the network.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import zfnet_jax as zf
+        >>> net = zf.load("zfnet32-cifar10")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "copy.safetensors")
+        ...     about = dict(preprocess=net.preprocess, class_names=net.class_names)
+        ...     zf.save(file, net.model, **about, metadata={"origin": "a copy"})
+        ...     zf.load(file).metadata
+        {'origin': 'a copy'}
     """
+    if isinstance(model, networks.Network):
+        model = model.model
+    if not isinstance(model, ConvNet):
+        raise ValueError(f"save takes a ConvNet, not a {type(model).__name__}")
     arch = model.arch
-    if len(class_names) != arch.num_classes:
-        raise ValueError(
-            f"{arch.name} has {arch.num_classes} classes, not {len(class_names)}"
-        )
-    settings = dataclasses.asdict(preprocessing)
+    _check_description(str(path), arch, preprocess, class_names, metadata)
+    settings = dataclasses.asdict(preprocess)
     arrays = {_MEAN: settings.pop("mean")}
     for layer in _layers(arch):
         affine = getattr(model, layer.name)
@@ -141,74 +228,43 @@ def save_weights(
         weight = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(layer.shape)
         arrays[f"{layer.names[0]}.weight"] = weight
         arrays[f"{layer.names[0]}.bias"] = np.asarray(affine.bias[...])
-    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in arrays.items()}
+    arrays = {n: np.ascontiguousarray(x, np.float32) for n, x in arrays.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{name} is not finite; {path} is not written")
+    layers = [{"kind": type(x).__name__, **dataclasses.asdict(x)} for x in arch.layers]
     header: dict[str, Any] = {
-        "architecture": _to_data(arch),
+        "architecture": {**dataclasses.asdict(arch), "layers": layers},
         "class_names": list(class_names),
         "preprocessing": settings,
         "metadata": dict(metadata),
     }
     header["sha256"] = _digest(header, arrays)
     text = json.dumps(header, sort_keys=True)
-    _write_whole(Path(path), safetensors.numpy.save(arrays, {_HEADER: text}))
-
-
-def load_pretrained(name_or_path: str | os.PathLike[str]) -> Pretrained:
-    """Load a trained network: one that ships with the package, or one's own.
-
-    Args:
-        name_or_path: A shipped name such as "zfnet32-cifar10", or the path of a file
-            that `save_weights` wrote.
-
-    Raises:
-        DamagedFileError: the file is truncated, changed or no safetensors file.
-        FileNotFoundError: there is no such file.
-        ValueError: no weights of that name, or the file holds weights and no more, or
-            is described for another version.
-    """
-    name, shipped = os.fspath(name_or_path), _shipped()
-    if name in shipped:
-        with importlib.resources.as_file(shipped[name]) as path:
-            return _load_described(path)
-    path = Path(name)
-    if not path.exists() and path.name == name and path.suffix != _SUFFIX:
-        there = ", ".join(sorted(shipped)) or "none"
-        raise ValueError(f"no pretrained weights called {name!r}; there are: {there}")
-    return _load_described(path)
-
-
-def is_described(name_or_path: str | os.PathLike[str]) -> bool:
-    """Whether weights say what network they are of, as `save_weights` writes it.
-
-    True also where they say it in a form that this version cannot read.
-    """
-    if os.fspath(name_or_path) in _shipped():
-        return True
+    content = safetensors.numpy.save(arrays, {_HEADER: text})
+    path = Path(path)
+    unfinished = path.with_name(f".unfinished-{path.name}")
     try:
-        with safetensors.safe_open(name_or_path, framework="numpy") as file:
-            return _HEADER in (file.metadata() or {})
-    except (OSError, safetensors.SafetensorError):
-        return False
-
-
-def _shipped() -> dict[str, Traversable]:
-    folder = importlib.resources.files("zfnet_jax") / "pretrained"
-    files = folder.iterdir() if folder.is_dir() else ()
-    return {f.name.removesuffix(_SUFFIX): f for f in files if _SUFFIX in f.name}
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_safetensors(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors of a safetensors file by name, and the texts beside them.
+    """Read the tensors of a safetensors file by name, and the texts of its header.
 
     Raises:
-        DamagedFileError: the file is truncated, damaged or no safetensors file.
-        ValueError: a tensor is of a type that NumPy does not know.
+        DamagedFileError: The file is truncated, damaged, or not a safetensors file.
+        FileNotFoundError: There is no such file.
+        ValueError: The path is a folder or device, or NumPy has no type for a tensor.
     """
+    _check_file(Path(path))
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {}
@@ -218,24 +274,27 @@ def read_safetensors(
                 except (AttributeError, KeyError, TypeError) as error:
                     dtype = file.get_slice(name).get_dtype()
                     raise ValueError(
-                        f"{path}: {name} has dtype {dtype}, which NumPy does not know"
+                        f"{path}: {_quote(name)} has dtype {dtype}, which NumPy lacks"
                     ) from error
             return arrays, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise DamagedFileError(
-            f"{path} is truncated, damaged or no safetensors file: {error}"
+            f"{path} is truncated, damaged, or not a weight file: {error}"
         ) from error
 
 
+# Names and shapes.
+
+
 class _Layer(NamedTuple):
-    """Where a layer's weights are in a PyTorch state.
+    """Weights of one layer in a PyTorch state dict.
 
     Attributes:
-        name: In `Architecture`.
-        names: In PyTorch; the first is written, each of them is read.
-        window: What one unit sees: (rows, columns, channels) or (units,).
+        name: The layer's name in `Architecture`.
+        names: Names in PyTorch: the first is written, and each of them is read.
+        window: Inputs of one unit: (rows, columns, channels) or (units,).
         features: Number of units.
-        shape: Of the weight in PyTorch.
+        shape: Shape of the weight in PyTorch.
     """
 
     name: str
@@ -263,66 +322,109 @@ def _layers(arch: Architecture) -> Iterator[_Layer]:
         before = layer.name
 
 
-def _build(
-    source: str, arrays: Mapping[str, np.ndarray], arch: Architecture
-) -> ConvNet:
-    left = {name: array for name, array in arrays.items() if name != _MEAN}
-    if all(name.startswith(_PARALLEL) for name in left):
-        left = {name.removeprefix(_PARALLEL): array for name, array in left.items()}
-    counted = _counted(left, arch)
-    problems: list[str] = []
-    fitting: dict[str, np.ndarray] = {}
+def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[str, str]:
+    """Names of the layers in a state dict, with the prefix, by layer name."""
+    layers = [re.escape(name) for layer in _layers(arch) for name in layer.names]
+    pattern = rf"((?:.*\.)?)({'|'.join(layers)}|{_COUNTED})\.(?:weight|bias)"
+    matches = [m for name in names if (m := re.fullmatch(pattern, name, re.DOTALL))]
+    prefixes = sorted({m[1] for m in matches}, key=len)
+    shared = [x for x in prefixes if all(name.startswith(x) for name in names)]
+    if prefixes and not shared and "" not in prefixes:
+        others = [_quote(n) for n in names if not n.startswith(prefixes[0])]
+        prefix = _quote(prefixes[0])
+        raise ValueError(
+            f"{source}: the names of its layers start with {prefix!r}, but not "
+            f"{_list(others)}; give the layers' tensors alone"
+        )
+    prefix = shared[0] if shared else ""
+    counted: dict[str, str] = {}
+    for kind, block in ((Conv, "features."), (Dense, "classifier.")):
+        used = {m[2] for m in matches if m[1] == prefix and m[2].startswith(block)}
+        modules = sorted(used, key=lambda module: (int(module.split(".")[-1]), module))
+        same = [layer.name for layer in arch.layers if isinstance(layer, kind)]
+        counted |= dict(zip(same, modules, strict=False))
+    groups = {m.groups() for m in matches}
+    result = {}
     for layer in _layers(arch):
-        names = (*layer.names, counted.get(layer.name, layer.name))
-        there = (n for n in names if f"{n}.weight" in left or f"{n}.bias" in left)
-        name = next(there, names[0])
-        for kind, shape in (("weight", layer.shape), ("bias", (layer.features,))):
-            problem, array = _fit(left.pop(f"{name}.{kind}", None), shape)
-            fitting[f"{layer.name}.{kind}"] = array
-            if problem:
-                problems.append(f"{name}.{kind} {problem}")
-    # A file can call its tensors anything, line breaks included.
-    shown = (name if name.isprintable() else repr(name) for name in left)
-    problems += [f"{name} is not expected" for name in shown]
-    if problems:
-        raise ValueError(f"{source} does not fit {arch.name}: {'; '.join(problems)}")
+        options = (*layer.names, counted.get(layer.name, layer.name))
+        given = (x for x in options if (prefix, x) in groups)
+        result[layer.name] = prefix + next(given, options[0])
+    return result
 
-    model = ConvNet(arch, init=_no_init, rngs=nnx.Rngs(0))
+
+def _shapes(
+    arch: Architecture, modules: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of an architecture, by name in the state dict."""
+    return {
+        f"{modules[layer.name]}.{kind}": shape
+        for layer in _layers(arch)
+        for kind, shape in (("weight", layer.shape), ("bias", (layer.features,)))
+    }
+
+
+def _refuse_normalization(source: str, tensors: Mapping[str, np.ndarray]) -> None:
+    statistics = [n for n in tensors if n.endswith((".running_mean", ".running_var"))]
+    scales = [n for n, x in tensors.items() if n.endswith(".weight") and x.ndim == 1]
+    if names := statistics or scales:
+        raise ValueError(
+            f"{source} has batch normalization or a similar layer, which no "
+            f"Architecture has: {_list(names)}"
+        )
+
+
+def _recognize(source: str, tensors: Mapping[str, np.ndarray]) -> Architecture:
+    """The architecture whose tensors these are, with any number of classes."""
+    matches = []
+    for arch in ARCHITECTURES.values():
+        modules = _modules(source, tensors, arch)
+        bias = tensors.get(f"{modules['logits']}.bias")
+        if bias is not None and bias.ndim == 1 and len(bias):
+            arch = arch.with_classes(len(bias))
+        shapes = _shapes(arch, modules).items()
+        if all(n in tensors and tensors[n].shape == shape for n, shape in shapes):
+            matches.append(arch)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = " and ".join(arch.name for arch in matches)
+        raise ValueError(f"{source} fits {names}, whose tensors are alike: give `arch`")
+    shapes = _list([f"{_quote(n)} {x.shape}" for n, x in tensors.items()])
+    raise ValueError(
+        f"{source} fits none of {', '.join(ARCHITECTURES)}: give `arch` (its tensors: "
+        f"{shapes or 'none'})"
+    )
+
+
+def _build(
+    source: str, tensors: Mapping[str, np.ndarray], arch: Architecture
+) -> ConvNet:
+    modules = _modules(source, tensors, arch)
+    left, fitting, problems = dict(tensors), {}, []
+    for name, shape in _shapes(arch, modules).items():
+        problem, fitting[name] = _fit(left.pop(name, None), shape)
+        if problem:
+            problems.append(f"{_quote(name)} {problem}")
+    problems += [f"{_quote(name)} is not expected" for name in left]
+    if problems:
+        raise ValueError(f"{source} does not fit {arch.name}: {_list(problems, '; ')}")
+    model = ConvNet(arch, init=lambda _, *spec: jnp.zeros(*spec), rngs=nnx.Rngs(0))
     for layer in _layers(arch):
+        weight = fitting[f"{modules[layer.name]}.weight"]
         window = (layer.features, layer.window[-1], *layer.window[:-1])
-        weight = fitting[f"{layer.name}.weight"].reshape(window)
-        kernel = np.moveaxis(weight, (0, 1), (-1, -2))
+        kernel = np.moveaxis(weight.reshape(window), (0, 1), (-1, -2))
         affine = getattr(model, layer.name)
         affine.kernel[...] = jnp.asarray(kernel.reshape(affine.kernel.shape))
-        affine.bias[...] = jnp.asarray(fitting[f"{layer.name}.bias"])
+        affine.bias[...] = jnp.asarray(fitting[f"{modules[layer.name]}.bias"])
     return model
-
-
-def _counted(names: Iterable[str], arch: Architecture) -> dict[str, str]:
-    """What layers are called in torchvision's AlexNet and its like, by layer name.
-
-    There `features.N` and `classifier.N` count the modules of two sequences, those
-    without weights too, so that only the order of N tells.
-    """
-    found: dict[str, dict[str, int]] = {"features": {}, "classifier": {}}
-    for name in names:
-        if match := _COUNTED.fullmatch(name):
-            found[match["block"]][match["module"]] = int(match["number"])
-    counted: dict[str, str] = {}
-    for kind, block in ((Conv, "features"), (Dense, "classifier")):
-        layers = [layer.name for layer in arch.layers if isinstance(layer, kind)]
-        modules = sorted(found[block], key=found[block].__getitem__)
-        counted |= dict(zip(layers, modules, strict=False))
-    return counted
 
 
 def _fit(
     array: np.ndarray | None, shape: tuple[int, ...]
 ) -> tuple[str | None, np.ndarray]:
-    """What is wrong with an array, if anything, and the array in float32."""
+    """The problem with an array, if it has one, and the array in float32."""
     if array is None:
-        return "is missing", np.zeros(shape)
-    array = np.asarray(array)
+        return "is missing", np.zeros(())
     if array.shape != shape:
         return f"has shape {array.shape}, expected {shape}", array
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -333,35 +435,43 @@ def _fit(
     return None if np.isfinite(array).all() else "is not finite in float32", array
 
 
-def _no_init(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    return jnp.zeros(shape, dtype)
+def _quote(name: str) -> str:
+    # A file can call its tensors anything, line breaks included.
+    name = name if len(name) <= 100 else f"{name[:100]}..."
+    return name if name.isprintable() else repr(name)
 
 
-def _load_described(path: Path) -> Pretrained:
+def _list(items: Sequence[str], separator: str = ", ") -> str:
+    more = [f"{len(items) - _LISTED} more"] if len(items) > _LISTED else []
+    return separator.join([*items[:_LISTED], *more])
+
+
+# Files.
+
+
+def _load(path: Path) -> Pretrained:
     arrays, header = _read(path)
     if header is None:
         raise ValueError(
-            f"{path} has no description beside its weights; give load_weights one"
+            f"{path} contains weights without a description: use load_weights"
         )
-    try:
-        arch = _from_data(header["architecture"])
-        settings = {name: _tuples(x) for name, x in header["preprocessing"].items()}
-        preprocessing = Preprocessing(arrays[_MEAN], **settings)
-        class_names, metadata = tuple(header["class_names"]), dict(header["metadata"])
-        if preprocessing.mean.ndim != 3 or len(class_names) != arch.num_classes:
-            raise ValueError("a mean image and a name for each class are needed")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is described for another version of zfnet_jax: {error!r}"
-        ) from error
-    model = _build(str(path), arrays, arch)
-    return Pretrained(model, preprocessing, class_names, metadata)
+    arch, preprocess, class_names, metadata = _describe(str(path), arrays, header)
+    tensors = {name: array for name, array in arrays.items() if name != _MEAN}
+    model = _build(str(path), tensors, arch)
+    return Pretrained(model, preprocess, class_names, metadata)
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no weight file {path}")
+    # Reading a pipe or a device could wait, or go on, forever.
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, pipe or device, not a weight file")
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    """Tensors of a file, and its header if `save_weights` wrote it."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
+    """Tensors of a file, and its header if `save` wrote it."""
+    _check_file(path)
     with path.open("rb") as file:
         start = file.read(9)
     # safetensors is the length of a JSON object, in 8 bytes, and the object.
@@ -370,7 +480,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
             return read_state_dict(path.read_bytes()), None
         except ValueError as error:
             raise DamagedFileError(
-                f"{path} is truncated, damaged or no weight file: {error}"
+                f"{path} is truncated, damaged, or not a weight file: {error}"
             ) from error
     arrays, texts = read_safetensors(path)
     text = texts.get(_HEADER)
@@ -395,35 +505,67 @@ def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".unfinished-{path.name}")
+def _describe(
+    source: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]
+) -> tuple[Architecture, Preprocessing, tuple[str, ...], dict[str, Any]]:
+    """Architecture, preprocessing, class names and metadata in a header."""
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        fields = _to_tuples(header["architecture"])
+        layers = [dict(layer) for layer in header["architecture"]["layers"]]
+        layers = tuple(_KINDS[x.pop("kind")](**_to_tuples(x)) for x in layers)
+        arch = Architecture(**{**fields, "layers": layers})
+        mean = np.asarray(arrays[_MEAN], np.float32)
+        preprocess = Preprocessing(mean, **_to_tuples(header["preprocessing"]))
+        class_names, metadata = tuple(header["class_names"]), dict(header["metadata"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source} has a description that this version cannot read: {error!r}"
+        ) from error
+    _check_description(source, arch, preprocess, class_names, metadata)
+    return arch, preprocess, class_names, metadata
 
 
-def _to_data(arch: Architecture) -> dict[str, Any]:
-    data = dataclasses.asdict(arch)
-    data["layers"] = [
-        {"kind": type(layer).__name__, **dataclasses.asdict(layer)}
-        for layer in arch.layers
-    ]
-    return data
+def _to_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    def convert(value: Any) -> Any:
+        return tuple(map(convert, value)) if isinstance(value, list) else value
+
+    return {name: convert(value) for name, value in data.items()}
 
 
-def _from_data(data: Mapping[str, Any]) -> Architecture:
-    layers = []
-    for layer in data["layers"]:
-        fields = {name: _tuples(value) for name, value in layer.items()}
-        layers.append(_KINDS[fields.pop("kind")](**fields))
-    fields = {name: _tuples(value) for name, value in data.items()}
-    return Architecture(**{**fields, "layers": tuple(layers)})
+def _check_description(
+    source: str,
+    arch: Architecture,
+    preprocess: Preprocessing,
+    class_names: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> None:
+    if not isinstance(preprocess, Preprocessing):
+        raise ValueError(f"{source}: preprocess must be a Preprocessing")
+    mean, size = preprocess.mean, preprocess.size
+    shape = (mean.shape[:2] if size is None else size, mean.shape[2:])
+    expected = (arch.input_hw, (arch.channels,))
+    wrong = [x for x, value in metadata.items() if not _is_text_or_number(value)]
+    problems = {
+        f"preprocessing gives images of {shape}, expected {expected}": shape
+        != expected,
+        "the mean image is not finite": not np.isfinite(mean).all(),
+        f"the scale {preprocess.scale!r} is not a finite number": isinstance(
+            preprocess.scale, str
+        )
+        or not _is_text_or_number(preprocess.scale),
+        "class names must be text": not all(isinstance(x, str) for x in class_names),
+        f"{len(class_names)} class names for {arch.num_classes} classes": len(
+            class_names
+        )
+        != arch.num_classes,
+        f"metadata {_list(wrong)} must be text or a finite number": bool(wrong),
+    }
+    for problem, is_wrong in problems.items():
+        if is_wrong:
+            raise ValueError(f"{source}: {problem}")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _is_text_or_number(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, int | float) and abs(value) < math.inf
+    )

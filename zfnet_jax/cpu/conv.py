@@ -1,8 +1,7 @@
 """Convolution and its adjoint for XLA's CPU backend.
 
-The forward pass is XLA's own convolution, which is fast. Its gradients are not: they
-become matrix products over patches, or Winograd's minimal filtering. They are one
-`custom_vjp`, so that a value doesn't depend on whether it is differentiated.
+XLA's own convolution is fast, and its gradients are not: here they are matrix products
+over patches, or Winograd's minimal filtering.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,25 +60,31 @@ def _float32_conv(x: Array, kernel: Array, spec: Conv) -> Array:
 
 
 def _forward(x, kernel, spec):
-    return _correlate(x, kernel, spec), (x, kernel)
-
-
-def _backward(spec, residuals, grad):
-    x, kernel = residuals
     if not suits_winograd(spec, x.shape[-1]):
-        kernel_grad = _kernel_gradient(x, grad, spec)
-        return conv_transpose(grad, kernel, spec, x.shape[1:3]), kernel_grad
-    if spec.stride == (1, 1):
-        return _winograd_gradients(x, kernel, grad, spec.padding)
-    folded, unfold = jax.vjp(lambda x, kernel: _fold(x, kernel, spec), x, kernel)
-    return unfold(_winograd_gradients(*folded, grad, ((0, 0), (0, 0))))
+        return _correlate(x, kernel, spec), (x, kernel)
+
+    def winograd(x: Array, kernel: Array) -> Array:
+        if spec.stride == (1, 1):
+            return _winograd(x, kernel, spec.padding)
+        return _winograd(*_fold(x, kernel, spec), ((0, 0), (0, 0)))
+
+    # Slower than XLA by itself, but its gradients reuse what it computes.
+    return jax.vjp(winograd, x, kernel)
+
+
+def _backward(spec, residuals: Any, grad) -> tuple[Array, Array]:
+    if callable(residuals):
+        return residuals(grad)
+    x, kernel = residuals
+    kernel_grad = _kernel_gradient(x, grad, spec)
+    return conv_transpose(grad, kernel, spec, x.shape[1:3]), kernel_grad
 
 
 _float32_conv.defvjp(_forward, _backward)
 
 
 def suits_winograd(spec: Conv, channels: int) -> bool:
-    """Return whether Winograd's gradients are faster: kernels of three strides."""
+    """Return whether Winograd's filtering trains faster: kernels of three strides."""
     strides = [-(-k // s) for k, s in zip(spec.kernel, spec.stride, strict=True)]
     return strides == [3, 3] and channels * math.prod(spec.stride) >= _THIN
 
@@ -258,78 +264,53 @@ def interleave_phases(
 
 
 # Winograd's minimal filtering F(4x4, 3x3), Lavin & Gray 2016 (arXiv 1509.09308), with
-# interpolation points 0, 1, -1, 2, -2: a tile of 6 x 6 inputs gives 4 x 4 outputs by 36
-# products for each pair of channels in place of 144. The output of a tile is
-# OUTPUT ((KERNEL kernel KERNEL') * (INPUT tile INPUT')) OUTPUT'; these are its adjoints.
+# interpolation points 0, 1, -1, 2, -2 and infinity: a tile of 6 x 6 inputs gives 4 x 4
+# outputs by 36 products for each pair of channels in place of 144.
 _TILE = 4
-_INPUT = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-)
-_KERNEL = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
-_OUTPUT = np.array(
-    [
-        [1, 1, 1, 1, 1, 0],
-        [0, 1, -1, 2, -2, 0],
-        [0, 1, 1, 4, 4, 0],
-        [0, 1, -1, 8, -8, 1],
-    ]
-)
-# The order in which `_tiles` lists the 36 pixels of a tile: those in the tile's own
-# 4 x 4 block, then those in the blocks to its right, below it, and diagonally below.
-_BLOCKS = ((range(4), range(4)), (range(4), (4, 5)), ((4, 5), range(4)), ((4, 5),) * 2)
-_TILE_ORDER = [6 * i + j for rows, cols in _BLOCKS for i in rows for j in cols]
+_POINTS = np.array([0, 1, -1, 2, -2])
+_SCALES = np.array([np.prod([p - q for q in _POINTS if q != p]) for p in _POINTS])
 
 
-def _winograd_gradients(
-    x: Array, kernel: Array, grad: Array, padding: Padding
-) -> tuple[Array, Array]:
-    """Gradients of `ops.conv` with a 3 x 3 kernel and stride 1, for both arguments."""
-    batch, height, width, features = grad.shape
-    channels = x.shape[-1]
-    # Kronecker squares transform both axes of a tile at once.
-    squares = (np.kron(matrix, matrix) for matrix in (_INPUT, _KERNEL, _OUTPUT))
-    inputs, kernels, output = (jnp.asarray(square, x.dtype) for square in squares)
-    inputs = inputs[:, np.array(_TILE_ORDER)]
-    tiles = (inputs @ _tiles(x, padding)).reshape(36, -1, channels)
-    weights = (kernels @ kernel.reshape(9, -1)).reshape(36, channels, features)
-    rows, columns = -(-height // _TILE), -(-width // _TILE)
-    edges = ((0, 0), (0, _TILE * rows - height), (0, _TILE * columns - width), (0, 0))
-    grad = jnp.pad(grad, edges)
-    grad = grad.reshape(batch, rows, _TILE, columns, _TILE, features)
-    grad = grad.transpose(2, 4, 0, 1, 3, 5).reshape(_TILE * _TILE, -1)
-    grad = (output.T @ grad).reshape(36, -1, features)
-    to_tiles = lax.dot_general(grad, weights, (((2,), (2,)), ((0,), (0,))))
-    to_weights = lax.dot_general(tiles, grad, (((1,), (1,)), ((0,), (0,))))
-    kernel_grad = kernels.T @ to_weights.reshape(36, -1)
-    x_grad = _tiles_adjoint(inputs.T @ to_tiles.reshape(36, -1), x.shape, padding)
-    return x_grad, kernel_grad.reshape(3, 3, channels, features)
+def _evaluate(size: int) -> np.ndarray:
+    """Matrix from a polynomial's `size` coefficients to its values at the points."""
+    return np.vstack([np.vander(_POINTS, size, increasing=True), np.eye(size)[-1]])
 
 
-def _grid(extent: int, padding: Pair) -> int:
-    """Number of tiles along an axis."""
-    return -(-(extent + sum(padding) - 2) // _TILE)
+_KERNEL = _evaluate(3) / np.append(_SCALES, 1)[:, None]
+_OUTPUT = _evaluate(4).T
+_INPUT = np.rint(np.append(_SCALES, 1)[:, None] * np.linalg.inv(_evaluate(6)).T)
 
 
-def _tiles(x: Array, padding: Padding) -> Array:
-    """Overlapping 6 x 6 tiles: [36, batch * rows * columns * channels]."""
+def _winograd(x: Array, kernel: Array, padding: Padding) -> Array:
+    """Equals `ops.conv` to rounding, with a 3 x 3 kernel and stride 1."""
     batch, height, width, channels = x.shape
-    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
+    height, width = height + sum(padding[0]) - 2, width + sum(padding[1]) - 2
+    rows, columns = -(-height // _TILE), -(-width // _TILE)
+    # A Kronecker square transforms both axes of a tile at once.
+    to_tiles, to_weights, to_pixels = (
+        jnp.asarray(np.kron(matrix, matrix), x.dtype)
+        for matrix in (_INPUT, _KERNEL, _OUTPUT)
+    )
+    tiles, order = _tiles(x, padding, rows, columns)
+    tiles = (to_tiles[:, np.array(order)] @ tiles).reshape(36, -1, channels)
+    weights = (to_weights @ kernel.reshape(9, -1)).reshape(36, channels, -1)
+    out = to_pixels @ jnp.matmul(tiles, weights).reshape(36, -1)
+    out = out.reshape(_TILE, _TILE, batch, rows, columns, -1)
+    out = out.transpose(2, 3, 0, 4, 1, 5)
+    out = out.reshape(batch, _TILE * rows, _TILE * columns, -1)
+    return out[:, :height, :width]
+
+
+def _tiles(
+    x: Array, padding: Padding, rows: int, columns: int
+) -> tuple[Array, list[int]]:
+    """Overlapping 6 x 6 tiles.
+
+    Returns:
+        [36, batch * rows * columns * channels], and which pixel of the tile, row-major,
+        each of the 36 is.
+    """
+    batch, height, width, channels = x.shape
     edges = [
         (before, _TILE * (count + 1) - extent - before)
         for extent, count, (before, _) in zip(
@@ -340,31 +321,14 @@ def _tiles(x: Array, padding: Padding) -> Array:
     blocks = blocks.reshape(batch, rows + 1, _TILE, columns + 1, _TILE, channels)
     # Without the barrier XLA would redo this transposition inside each of four copies.
     blocks = lax.optimization_barrier(blocks.transpose(2, 4, 0, 1, 3, 5))
-    parts = (
-        blocks[:, :, :, :rows, :columns],
-        blocks[:, :2, :, :rows, 1:],
-        blocks[:2, :, :, 1:, :columns],
-        blocks[:2, :2, :, 1:, 1:],
-    )
-    return jnp.concatenate([p.reshape(p.shape[0] * p.shape[1], -1) for p in parts])
-
-
-def _tiles_adjoint(tiles: Array, shape: tuple[int, ...], padding: Padding) -> Array:
-    """Adjoint of `_tiles`: add the pixels of every tile where they came from."""
-    batch, height, width, channels = shape
-    rows, columns = _grid(height, padding[0]), _grid(width, padding[1])
-    total: Array | float = 0.0
-    start = 0
-    for block_rows, block_columns in _BLOCKS:
-        down, right = int(block_rows[0] == 4), int(block_columns[0] == 4)
-        n, m = len(block_rows), len(block_columns)
-        part = tiles[start : start + n * m]
-        part = part.reshape(n, m, batch, rows, columns, channels)
-        start += n * m
-        edges = ((0, 4 - n), (0, 4 - m), (0, 0), (down, 1 - down), (right, 1 - right))
-        total += jnp.pad(part, (*edges, (0, 0)))
-    assert isinstance(total, jax.Array)
-    full = total.transpose(2, 3, 0, 4, 1, 5)
-    full = full.reshape(batch, _TILE * (rows + 1), _TILE * (columns + 1), channels)
-    (top, _), (left, _) = padding
-    return full[:, top : top + height, left : left + width]
+    parts, order = [], []
+    # A tile is its own 4 x 4 block, and the edges of those right, below and diagonal.
+    for down, right in np.ndindex(2, 2):
+        high, wide = (2 if down else _TILE), (2 if right else _TILE)
+        part = blocks[:high, :wide, :, down : down + rows, right : right + columns]
+        parts.append(part.reshape(high * wide, -1))
+        order += [
+            6 * (_TILE * down + i) + _TILE * right + j
+            for i, j in np.ndindex(high, wide)
+        ]
+    return jnp.concatenate(parts), order

@@ -1,9 +1,10 @@
-"""Images in memory: CIFAR-10, generated shapes, photographs, and preprocessing."""
+"""Images: CIFAR-10, generated shapes, photographs, and their preprocessing."""
 
 from zfnet_jax.data.cifar10 import Archive, load_cifar10
 from zfnet_jax.data.dataset import DataNotFoundError, Dataset
-from zfnet_jax.data.photographs import find_photographs, load_photograph
+from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
+    Preprocessed,
     Preprocessing,
     center_crop,
     fitted,
@@ -19,6 +20,8 @@ __all__ = [
     "Archive",
     "DataNotFoundError",
     "Dataset",
+    "Photographs",
+    "Preprocessed",
     "Preprocessing",
     "center_crop",
     "find_photographs",

@@ -1,4 +1,4 @@
-"""The one form in which every source hands over its images."""
+"""Labeled images in memory, the form of every source of data."""
 
 import dataclasses
 import hashlib
@@ -9,29 +9,37 @@ from jaxtyping import Bool, Int, Int32, UInt8
 
 
 class DataNotFoundError(Exception):
-    """The data is not there, or damaged, and could not be fetched.
+    """The data is missing or damaged, and could not be fetched.
 
-    The message is one line: what is missing, where, and what to do about it.
+    The message is one line: what is missing, where, and what to do.
     """
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images of one size, decoded, in memory.
+    """Labeled images of one size, decoded, in memory.
 
     Attributes:
-        images: RGB pixels, 0 to 255.
+        images: Pixels of one channel (gray) or three (RGB), 0 to 255.
         labels: The class of each image, an index into `class_names`.
-        class_names: One name for each class, in the order of the labels.
+        class_names: One name per class, in the order of the labels.
         name: Short name of the dataset, as on the command line.
-        masks: Which pixel centres lie inside the object, where that is known.
-        source: One line that says where the pixels come from.
+        masks: Pixels whose center is inside the object, if that is known.
+        source: Origin of the pixels, in one line.
 
     Raises:
         ValueError: The fields do not fit each other.
+
+    Example:
+        >>> import numpy as np
+        >>> from zfnet_jax.data import Dataset
+        >>> images, labels = np.zeros((3, 8, 8, 1), np.uint8), np.array([0, 1, 0], "i4")
+        >>> dataset = Dataset(images, labels, ("cat", "dog"), "pets")
+        >>> dataset.take(np.array([1, 2])).labels.tolist()
+        [1, 0]
     """
 
-    images: UInt8[np.ndarray, "n h w 3"]
+    images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
     class_names: tuple[str, ...]
     name: str
@@ -41,9 +49,11 @@ class Dataset:
     def __post_init__(self) -> None:
         """Check that the fields fit each other."""
         shape = self.images.shape
-        if len(shape) != 4 or shape[-1] != 3 or self.images.dtype != np.uint8:
+        valid = len(shape) == 4 and shape[-1] in (1, 3)
+        if not valid or self.images.dtype != np.uint8:
             raise ValueError(
-                f"images must be uint8[n, h, w, 3], not {self.images.dtype}{shape}"
+                f"images must be uint8[n, h, w, 3] or [n, h, w, 1], not "
+                f"{self.images.dtype}{list(shape)}"
             )
         if self.labels.shape != shape[:1] or self.labels.dtype != np.int32:
             raise ValueError(
@@ -70,7 +80,7 @@ class Dataset:
         return len(self.images)
 
     def take(self, indices: Int[np.ndarray, " m"]) -> "Dataset":
-        """The images at `indices`, in that order, with their labels and masks."""
+        """Select the images at `indices`, in that order, with labels and masks."""
         return dataclasses.replace(
             self,
             images=self.images[indices],
@@ -79,13 +89,13 @@ class Dataset:
         )
 
     def digest(self) -> str:
-        """The sha256, in hex, of the class names and of every image, label and mask.
+        """Compute the sha256, in hex, of the class names, images, labels and masks.
 
-        Equal data has an equal digest on every machine, whatever its name and source.
+        Equal data has the same digest on every machine, whatever its name and source.
         """
         sha256 = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         sha256.update(np.ascontiguousarray(self.images).data)
-        # The byte order is fixed so that every machine gives the same digest.
+        # A fixed byte order gives the same digest on every machine.
         sha256.update(self.labels.astype("<i4").data)
         if self.masks is not None:
             sha256.update(np.ascontiguousarray(self.masks).data)

@@ -1,16 +1,17 @@
 """Preprocessing as in the paper (Zeiler & Fergus 2013, section 3).
 
-Shortest side to 256, centre crop of 256 x 256, the per-pixel mean over the training
-set subtracted, ten crops of 224 x 224. Sizes are (rows, columns) throughout, so that
-any rectangle does as well.
+Shortest side to 256, center crop of 256 x 256, the per-pixel mean over the training
+set subtracted, ten crops of 224 x 224. Sizes are (rows, columns) and may be rectangles.
+Images have one channel or three.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float32, Shaped, UInt8
+from jaxtyping import Array, Float32, Int, Shaped, UInt8
 from PIL import Image
 
 
@@ -19,100 +20,149 @@ class Preprocessing:
     """Subtract the mean image, then scale.
 
     Attributes:
-        mean: Per-pixel mean over the training set, in grey levels, 0 to 255.
-        scale: What the difference is multiplied by; 1.0 keeps the paper's range of
-            about -128 to 128.
-        size: Rows and columns that the result is resized to (bilinear), for a network
-            that takes larger images; None keeps the size of the mean image.
+        mean: Per-pixel mean over the training set, in gray levels, 0 to 255.
+        scale: Factor of the difference. 1.0 keeps the paper's range of about -128 to
+            128.
+        size: Rows and columns of the result (bilinear), for a network that takes larger
+            images. None keeps the size of the mean image.
+
+    Example:
+        >>> import numpy as np
+        >>> from zfnet_jax.data import Preprocessing
+        >>> preprocess = Preprocessing(np.full((2, 2, 1), 100, np.float32), scale=0.1)
+        >>> preprocess(np.full((1, 2, 2, 1), 110, np.uint8)).ravel().tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
 
-    mean: Float32[np.ndarray, "h w 3"]
+    mean: Float32[np.ndarray, "h w c"]
     scale: float = 1.0
     size: tuple[int, int] | None = None
 
     @classmethod
     def fit(
         cls,
-        images: UInt8[np.ndarray, "n h w 3"],
+        images: UInt8[np.ndarray, "n h w c"],
         scale: float = 1.0,
         size: tuple[int, int] | None = None,
     ) -> "Preprocessing":
-        """Take the mean over training images.
+        """Compute the mean image of at least one training image.
 
         Args:
-            images: The training images, of one size, at least one.
+            images: The training images.
             scale: See the attribute.
-            size: See the attribute; the size of the images counts as None.
+            size: See the attribute. The size of the images is the same as None.
 
         Raises:
             ValueError: There are no images.
         """
         if len(images) == 0:
             raise ValueError("the mean image needs at least one training image, not 0")
-        # Sums of bytes are exact in int64, so that no order of summation shows.
+        # Sums of bytes are exact in int64, in any order of summation.
         total = images.sum(axis=0, dtype=np.int64)
         mean = (total / len(images)).astype(np.float32)
         return cls(mean, scale, None if size == mean.shape[:2] else size)
 
     @overload
     def __call__(
-        self, images: UInt8[np.ndarray, "b h w 3"]
-    ) -> Float32[np.ndarray, "b H W 3"]: ...
+        self, images: UInt8[np.ndarray, "b h w c"]
+    ) -> Float32[np.ndarray, "b H W c"]: ...
     @overload
     def __call__(
-        self, images: UInt8[Array, "b h w 3"]
-    ) -> Float32[Array, "b H W 3"]: ...
+        self, images: UInt8[Array, "b h w c"]
+    ) -> Float32[Array, "b H W c"]: ...
     def __call__(
-        self, images: UInt8[np.ndarray | Array, "b h w 3"]
-    ) -> Float32[np.ndarray | Array, "b H W 3"]:
+        self, images: Shaped[np.ndarray | Array, "..."]
+    ) -> Float32[np.ndarray | Array, "b H W c"]:
         """Preprocess a batch, of NumPy or of JAX, also under `jax.jit`.
 
         Args:
-            images: uint8[b, h, w, 3], of the size of the mean image.
+            images: Pixels, 0 to 255, with the shape of the mean image.
 
         Returns:
-            float32[b, h, w, 3], (images - mean) * scale, of the same library, resized
-            where the attribute `size` says so.
+            (images - mean) * scale, resized if the attribute `size` is not None, as an
+            array of the same library.
 
         Raises:
-            ValueError: The images differ in size from the mean image.
+            ValueError: The images are not uint8, or do not have the size and the
+                channels of the mean image.
         """
-        if images.shape[1:] != self.mean.shape:
-            raise ValueError(
-                f"images of {_size(images.shape[1:3])} do not fit the mean image "
-                f"of {_size(self.mean.shape[:2])}"
-            )
-        return self._resized((images.astype(np.float32) - self.mean) * self.scale)
+        self._check(images)
+        return self._resize((images.astype(np.float32) - self.mean) * self.scale)
 
     def pictures(
-        self, images: UInt8[np.ndarray, "b h w 3"]
-    ) -> UInt8[np.ndarray, "b H W 3"]:
-        """Images as the network sees them, to be looked at: resized, and no more."""
+        self, images: UInt8[np.ndarray, "b h w c"]
+    ) -> UInt8[np.ndarray, "b H W c"]:
+        """Resize images to what the network sees, without subtracting the mean."""
+        self._check(images)
         if self.size is None:
             return images
-        resized = self._resized(images.astype(np.float32))
+        resized = self._resize(images.astype(np.float32))
         return np.rint(np.asarray(resized)).astype(np.uint8)
 
-    def _resized(
-        self, values: Float32[np.ndarray | Array, "b h w 3"]
-    ) -> Float32[np.ndarray | Array, "b H W 3"]:
+    def _check(self, images: Shaped[np.ndarray | Array, "..."]) -> None:
+        if images.dtype != np.uint8:
+            raise ValueError(
+                f"preprocessing takes uint8 pixels, 0 to 255, not {images.dtype}"
+            )
+        if images.shape == self.mean.shape:
+            raise ValueError("preprocessing takes a batch: for one image, image[None]")
+        if images.shape[1:] != self.mean.shape:
+            raise ValueError(
+                f"images of {_size(images.shape[1:])} do not fit the mean image of "
+                f"{_size(self.mean.shape)} (rows x columns x channels)"
+            )
+
+    def _resize(
+        self, values: Float32[np.ndarray | Array, "b h w c"]
+    ) -> Float32[np.ndarray | Array, "b H W c"]:
         if self.size is None:
             return values
-        resized = jax.image.resize(values, (len(values), *self.size, 3), "bilinear")
+        shape = (len(values), *self.size, values.shape[-1])
+        resized = jax.image.resize(values, shape, "bilinear")
         return resized if isinstance(values, jax.Array) else np.asarray(resized)
 
 
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """Images that are preprocessed as they are needed.
+
+    Every tool takes them in place of an array of floats, which takes four times as much
+    memory as the pixels.
+
+    Attributes:
+        images: Pixels, or anything with `len` that an integer array indexes.
+        preprocess: From a batch of them to what the network takes.
+
+    Example:
+        >>> pixels = np.zeros((50, 8, 8, 3), np.uint8)
+        >>> images = Preprocessed(pixels, lambda x: x / np.float32(255))
+        >>> len(images), images[np.array([4, 2])].dtype
+        (50, dtype('float32'))
+    """
+
+    images: Any
+    preprocess: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, indices: Int[np.ndarray, " b"]) -> Any:
+        """Preprocessed images at an integer array of indices."""
+        return self.preprocess(self.images[indices])
+
+
 def resize_shortest_side(
-    image: UInt8[np.ndarray, "h w 3"], side: int = 256
-) -> UInt8[np.ndarray, "H W 3"]:
+    image: UInt8[np.ndarray, "h w c"], side: int = 256
+) -> UInt8[np.ndarray, "H W c"]:
     """Resize an image so that its shorter side has `side` pixels.
 
-    Bilinear and antialiased, the longer side rounded down, as the PyTorch pipelines do
-    through which most published weights were measured; the paper names no filter.
+    Bilinear and antialiased, with the longer side rounded down, like the PyTorch
+    pipelines that most published weights were measured with. The paper names no filter.
 
     Args:
-        image: RGB pixels, 0 to 255.
-        side: Length of the shorter side afterwards, in pixels.
+        image: Pixels of one or three channels, 0 to 255.
+        side: Length of the shorter side of the result, in pixels.
 
     Raises:
         ValueError: `side` is not positive.
@@ -122,8 +172,10 @@ def resize_shortest_side(
     height, width = image.shape[:2]
     shorter = min(height, width)
     size = (side * width // shorter, side * height // shorter)
-    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    # Pillow's gray images have no axis of channels.
+    pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    resized = np.asarray(pixels.resize(size, Image.Resampling.BILINEAR))
+    return resized.reshape(*resized.shape[:2], image.shape[2])
 
 
 @overload
@@ -137,7 +189,7 @@ def center_crop(
 def center_crop(
     image: Shaped[np.ndarray | Array, "*b h w c"], size: tuple[int, int]
 ) -> Shaped[np.ndarray | Array, "*b H W c"]:
-    """Cut the middle out of an image or a batch; half a pixel is rounded up and left.
+    """Cut the center out of an image or a batch, half a pixel up and left if uneven.
 
     Args:
         image: [..., h, w, c], of NumPy or of JAX.
@@ -156,15 +208,15 @@ def center_crop(
 
 
 def fitted(
-    photograph: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The middle of a photograph, resized to the size of a network.
+    photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W c"]:
+    """The center of a photograph, resized to the size of a network.
 
-    As resizing the shortest side and cropping then, which is the paper's order, but a
-    strip a pixel high stays small.
+    The same as the paper's order, to resize the shortest side and then to crop, except
+    that a strip one pixel high stays small.
 
     Args:
-        photograph: RGB pixels, 0 to 255.
+        photograph: Pixels of one or three channels, 0 to 255.
         size: Rows and columns of the result, in pixels.
 
     Raises:
@@ -176,7 +228,7 @@ def fitted(
 
 
 def ten_crop_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of an image to cut ten crops of `size` out of, 256 for 224."""
+    """Size of an image to cut ten crops of `size` from: 256 for 224."""
     rows, cols = size
     return round(rows * 256 / 224), round(cols * 256 / 224)
 
@@ -192,7 +244,7 @@ def ten_crop(
 def ten_crop(
     images: Shaped[np.ndarray | Array, "b h w c"], size: tuple[int, int]
 ) -> Shaped[np.ndarray | Array, "b 10 H W c"]:
-    """Cut out the four corners and the centre, and mirror each (section 3).
+    """Cut out the four corners and the center, and mirror each (section 3).
 
     Args:
         images: [b, h, w, c], of NumPy or of JAX.
@@ -200,7 +252,7 @@ def ten_crop(
 
     Returns:
         [b, 10, size[0], size[1], c], in the dtype of `images`: top left, top right,
-        bottom left, bottom right, centre, then the mirror images (left to right) of
+        bottom left, bottom right, center, then the mirror images (left to right) of
         these five in the same order.
 
     Raises:
@@ -219,10 +271,10 @@ def ten_crop(
 def _margins(have: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
     if min(size) < 1 or have[0] < size[0] or have[1] < size[1]:
         raise ValueError(
-            f"cannot cut a crop of {_size(size)} out of an image of {_size(have)}"
+            f"cannot cut a crop of {_size(size)} from an image of {_size(have)}"
         )
     return have[0] - size[0], have[1] - size[1]
 
 
 def _size(size: tuple[int, ...]) -> str:
-    return f"{size[0]} x {size[1]}"
+    return " x ".join(map(str, size))

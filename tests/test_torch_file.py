@@ -1,14 +1,17 @@
-"""Files of `torch.save` without torch: hand-written pickles, honest and hostile.
+"""PyTorch files without PyTorch: hand-written pickles, honest and hostile.
 
-A pickle is written here opcode by opcode, so that what is read is known, and so that
-what no honest writer writes can be tried.
+Each pickle is written opcode by opcode, so that its content is known exactly and can be
+one that no honest program writes.
 """
 
 import ast
 import builtins
+import collections
 import copyreg
+import datetime
 import io
 import os
+import pathlib
 import pickle
 import struct
 import time
@@ -21,8 +24,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zfnet_jax import torch_pickle
-from zfnet_jax.torch_pickle import read_state_dict
+from zfnet_jax import torch_file
+from zfnet_jax.torch_file import read_state_dict
 
 NUMBERS = np.arange(24, dtype="<f4")
 BYTES = NUMBERS.tobytes()
@@ -111,13 +114,13 @@ def legacy(value, keys=("0",), length=24, data=BYTES):
 
 
 def refused(content):
-    """The message with which a file is refused, in one line and in no time."""
+    """The message of the error, which is one line and comes quickly."""
     start = time.perf_counter()
     with pytest.raises(ValueError) as caught:
         read_state_dict(content)
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 30
     message = str(caught.value)
-    assert message and "\n" not in message and len(message) < 300
+    assert message and "\n" not in message and len(message) < 600
     return message
 
 
@@ -248,22 +251,88 @@ def test_state_within_a_checkpoint(file, key):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (tensor(), "its content is of type Tensor, not a state_dict"),
-        (b"](" + tensor() + b"e", "its content is of type list, not a state_dict"),
-        (b"N", "its content is of type NoneType, not a state_dict"),
+        (tensor(), "its content is a Tensor, not a state dict"),
+        (b"](" + tensor() + b"e", "its content is a list"),
         (
-            mapping({"net": mapping({})}),
-            "its entry 'net' is of type dict, not a tensor",
+            imported("torch.nn", "Linear") + b")\x81}b",
+            "its content is a 'torch.nn.Linear'",
         ),
-        (mapping({"a\nb": b"N"}), r"its entry 'a\nb' is of type NoneType"),
+        (mapping({}), "it has no state dict (empty)"),
         (
-            b"}(" + integer(4) + tensor() + b"u",
-            "a key of its state_dict is of type int",
+            mapping({"net": mapping({}), "a\nb": b"N"}),
+            r"'net': a dict, 'a\nb': a NoneType",
+        ),
+        (b"}(" + integer(4) + tensor() + b"u", "it has no state dict (empty)"),
+        (
+            mapping({"a": mapping({"x": tensor()}), "b": mapping({"x": tensor()})}),
+            "it has several state dicts ('a': a dict, 'b': a dict)",
+        ),
+        (
+            mapping({"x": tensor(), "y": tensor(function=("torch._utils", "_q"))}),
+            "its tensor 'y' is not read: 'torch._utils._q'",
         ),
     ],
 )
 def test_another_content_is_named(value, message):
     assert message in refused(zipped(value))
+
+
+def pickled(value, protocol):
+    return pickle.dumps(value, protocol)[2:-1]
+
+
+BESIDE = {
+    "counter": collections.Counter({2: 1, 4: 2}),
+    "milestones": collections.defaultdict(list, {1: [2]}),
+    "queue": collections.deque([1, 2], 5),
+    "set": {1, 2, "x"},
+    "frozen": frozenset({("a", 1)}),
+    "bytes": b"\x00\xff",
+    "numbers": {1: "a", 2.5: "b", None: "c", -3: "d"},
+    "tuples": {("conv1", 3): 1, (1, (2, 3)): 2},
+    "path": pathlib.PurePosixPath("/etc/passwd"),
+    "time": datetime.datetime(2020, 1, 2),
+    "scalar": np.float64(3),
+    "array": np.arange(4),
+    "complex": 3 + 4j,
+    "huge": 2**3000,
+    "range": range(3),
+}
+
+
+@FORMATS
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("nested", [True, False])
+def test_other_objects_beside_the_tensors(file, protocol, nested):
+    entries = {name: pickled(value, protocol) for name, value in BESIDE.items()}
+    loop: list = []
+    loop.append((loop,))
+    entries |= {
+        "loop": pickled(loop, protocol),
+        "device": imported("torch", "device") + several(text("cuda"), b"K\0") + b"R",
+        "dtype": imported("torch", "bfloat16"),
+        "size": imported("torch", "Size") + several(extents((3, 4))) + b"R",
+        # An object with attributes, and a class whose attributes would be set.
+        "config": imported("mine", "Config")
+        + b")\x81"
+        + mapping({"lr": b"K\1"})
+        + b"b",
+        "class": imported("mine", "Config") + mapping({"__init__": b"N"}) + b"b",
+        "items": imported("mine", "Dict") + b")R(" + text("a") + b"Nu",
+        "quantized": imported("torch._utils", "_rebuild_qtensor")
+        + several(storage())
+        + b"R",
+    }
+    inner = {"fc.weight": tensor(), "fc.bias": tensor(0, (4,), (1,))}
+    if nested:
+        entries["loss"] = tensor(0, (), ())
+        value = mapping({**entries, "network": mapping(inner)}, b"}")
+    else:
+        del entries["quantized"]
+        value = mapping({**entries, **inner})
+    state = read_state_dict(file(value))
+    assert list(state) == list(inner)
+    np.testing.assert_array_equal(state["fc.weight"], NUMBERS.reshape(4, 6))
 
 
 # What reaches outside the numbers.
@@ -305,8 +374,7 @@ def test_a_tensor_reaches_outside_its_storage(file, offset, size, stride):
     ],
 )
 def test_extents_that_cannot_be(offset, size, stride):
-    message = refused(zipped(mapping({"x": tensor(offset, size, stride)})))
-    assert message.startswith("its pickle calls torch._utils._rebuild_tensor_v2 with")
+    refused(zipped(mapping({"x": tensor(offset, size, stride)})))
 
 
 def test_huge_shapes_take_no_memory():
@@ -329,21 +397,21 @@ def test_a_storage_is_all_there():
         assert f"has {len(data)} bytes, not 96" in refused(zipped(value, [data]))
     assert "its storage '0' is missing" in refused(zipped(value, []))
     assert "its storage '0' is missing" in refused(legacy(value, keys=()))
-    assert "ends within its storage '0'" in refused(legacy(value, data=BYTES[:-1]))
+    assert "ends inside its storage '0'" in refused(legacy(value, data=BYTES[:-1]))
     for length in (2**40, -1, 2**62):
-        assert "ends within its storage" in refused(legacy(value, length=length))
+        assert "ends inside its storage" in refused(legacy(value, length=length))
     assert "has 80 bytes, not 96" in refused(legacy(value, length=20))
-    assert "nothing refers to its storage '1'" in refused(legacy(value, keys=("1",)))
-    assert "nothing refers to its storage of type int" in refused(
-        legacy(value, keys=(0,))
-    )
-    twice = {"x": tensor(), "y": tensor(stored=storage("0", "Double", 12))}
-    assert "'0' is described twice" in refused(zipped(mapping(twice)))
+    assert "storage '1' is of an unknown type" in refused(legacy(value, keys=("1",)))
+    assert "storage a int is of an unknown" in refused(legacy(value, keys=(0,)))
+    twice = {"x": tensor(), "y": tensor(stored=storage("0", "Double", 24))}
+    for file in (zipped, legacy):
+        assert "has 96 bytes, not 192" in refused(file(mapping(twice)))
 
 
 @pytest.mark.parametrize(
     "identity",
     [
+        *(storage(length=length)[:-1] for length in (-1, 2**62, 2**100)),
         text("0"),
         b"N",
         several(text("module"), imported("torch", "FloatStorage"), text("net.py")),
@@ -354,14 +422,11 @@ def test_a_storage_is_all_there():
         several(*map(text, ("storage", "torch.FloatStorage", "0", "cpu", "24"))),
     ],
 )
-def test_only_storages_are_referred_to(identity):
-    assert "refers to something else" in refused(zipped(identity + b"Q"))
-
-
-@pytest.mark.parametrize("length", [-1, 2**62, 2**100])
-def test_lengths_that_cannot_be(length):
-    value = mapping({"x": tensor(stored=storage(length=length))})
-    assert "refers to something else" in refused(zipped(value))
+def test_other_references_are_inert(identity):
+    value = mapping({"x": tensor(), "y": identity + b"Q"})
+    assert list(read_state_dict(zipped(value))) == ["x"]
+    value = mapping({"x": tensor(), "y": tensor(stored=identity + b"Q")})
+    assert "its tensor 'y' is not read" in refused(zipped(value))
 
 
 @pytest.mark.parametrize("key", ["../../../etc/passwd", "/etc/passwd", "../data.pkl"])
@@ -408,23 +473,29 @@ def hostile(trace):
         ("collections.OrderedDict", "fromkeys"),
         ("", "collections.OrderedDict"),
         ("torch._utils", "_rebuild_tensor_v3"),
-        ("zfnet_jax.torch_pickle", "io.open"),
+        ("zfnet_jax.torch_file", "io.open"),
     ]:
         yield name, imported(module, name) + argument
         yield name, text(module) + text(name) + b"\x93" + argument
-        # Beside an honest tensor, where it would do no more than be there.
-        yield name, mapping({"x": tensor(), "y": imported(module, name)})
+        yield name, imported(module, name) + argument + b"}" + text("x") + b"Nsb"
+        yield name, imported(module, name) + several(text(command)) + b"\x81"
+        yield name, imported(module, name) + several(text(command)) + b"}\x92"
         yield name, imported(*REBUILD) + several(imported(module, name)) + b"R"
 
 
-def test_every_other_global_is_refused_by_name(tmp_path):
+def test_nothing_is_called(tmp_path):
     trace = tmp_path / "trace"
     count = 0
     for name, value in hostile(trace):
         for file in (zipped, legacy):
+            # Alone it is refused; beside tensors it is ignored.
             message = refused(file(value))
-            assert message.startswith("it would import '") and name in message, value
-            assert "nothing of it was run" in message
+            assert file is legacy or name in message or b"_rebuild_" in value
+            beside = file(mapping({"x": tensor(), "net": value}))
+            if b"_rebuild_" in value:
+                assert "its tensor 'net' is not read" in refused(beside)
+            else:
+                assert list(read_state_dict(beside)) == ["x"]
             count += 1
         assert not trace.exists()
     assert count > 100
@@ -435,7 +506,7 @@ def test_every_other_global_is_refused_by_name(tmp_path):
 
 
 def test_the_reader_has_nothing_to_run_things_with():
-    tree = ast.parse(Path(torch_pickle.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(torch_file.__file__).read_text(encoding="utf-8"))
     imports = {
         name.name.partition(".")[0]
         for node in ast.walk(tree)
@@ -453,61 +524,53 @@ def test_the_reader_has_nothing_to_run_things_with():
     [
         ("INST", b"(" + text("true") + b"ios\nsystem\n"),
         ("OBJ", b"(" + imported("collections", "OrderedDict") + text("a") + b"o"),
-        ("NEWOBJ", imported("collections", "OrderedDict") + b")\x81"),
-        ("NEWOBJ_EX", imported("collections", "OrderedDict") + b")}\x92"),
-        ("EXT1", b"\x82\x01)R"),
-        ("EXT2", b"\x83\x01\x00)R"),
-        ("EXT4", b"\x84\x01\x00\x00\x00)R"),
         ("PERSID", b"P../../etc/passwd\n"),
         ("DUP", b"]2"),
-        ("POP", b"]0"),
         ("STRING", b"S'\\8'\n"),
         ("INT", b"I" + b"9" * 10000 + b"\n"),
-        ("LONG4", b"\x8b\xff\xff\xff\x7f"),
-        ("BINBYTES8", b"\x8e" + b"\xff" * 8),
-        ("BYTEARRAY8", b"\x96" + b"\xff" * 7 + b"\x7f"),
         ("NEXT_BUFFER", b"\x97"),
-        ("FROZENSET", b"(\x91"),
     ],
 )
-def test_every_other_opcode_is_refused_by_name(name, value):
+def test_opcodes_that_torch_never_writes(name, value):
+    for file in (zipped, legacy):
+        message = refused(file(value))
+        assert name in message and "torch.save never writes" in message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"\x82\x01)R",
+        b"\x83\x01\x00)R",
+        b"\x84\x01\x00\x00\x00)R",
+        # More bytes than there are.
+        b"\x8b\xff\xff\xff\x7f",
+        b"\x8e" + b"\xff" * 8,
+        b"\x8d" + b"\xff" * 7 + b"\x7f",
+        b"\x96" + b"\xff" * 7 + b"\x7f",
+    ],
+)
+def test_extensions_and_sizes_beyond_the_file(value):
     copyreg.add_extension("os", "system", 1)
+    tracemalloc.start()
     try:
         for file in (zipped, legacy):
-            message = refused(file(value))
-            assert message == (
-                f"its pickle has the opcode {name}, which no state_dict needs"
-            )
+            refused(file(value))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
+        tracemalloc.stop()
         copyreg.remove_extension("os", "system", 1)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        # Calls with arguments of another kind, or of what cannot be called.
-        (imported(*REBUILD) + b")R", "arguments that do not fit"),
-        (imported(*REBUILD) + b"]R", "arguments that do not fit"),
-        (imported(*REBUILD) + b"NR", "arguments that do not fit"),
-        (imported(*REBUILD) + several(storage()) + b"R", "arguments that do not fit"),
-        (imported("torch", "FloatStorage") + b")R", "arguments that do not fit"),
-        (imported("collections", "OrderedDict") + b"N\x85R", "do not fit"),
-        (tensor(function=("torch._utils", "_rebuild_parameter")), "do not fit"),
-        (tensor(function=("torch._utils", "_rebuild_tensor")), "do not fit"),
-        (text("os.system") + several(text("true")) + b"R", "in the place of a _Global"),
-        (b"})R", "in the place of a _Global"),
-        # Attributes of anything but a dict.
-        (b"]}b", "in the place of a dict"),
-        (imported(*REBUILD) + b"}b", "in the place of a dict"),
-        (tensor() + b"}b", "in the place of a dict"),
-        # Items of the wrong thing.
-        (b")Na", "in the place of a list"),
-        (b"}Na", "in the place of a list"),
-        (b"]NNs", "in the place of a dict"),
-        (imported(*REBUILD) + text("__code__") + b"Ns", "in the place of a dict"),
-        (b"](Nu", "damaged"),
-        (b"NN\x93", "in the place of a str"),
-        # Nothing there.
+        (text("os.system") + several(text("true")) + b"R", "a str cannot be called"),
+        (b"})R", "a dict cannot be called"),
+        (b"](Nu", "not a state dict"),
+        (b"}(Nu", "damaged at SETITEMS"),
+        (b"NN\x93", "damaged at STACK_GLOBAL"),
+        # An empty stack.
         (b"\x85", "its pickle is damaged at TUPLE1"),
         (b"t", "its pickle is damaged at TUPLE"),
         (b"R", "its pickle is damaged at REDUCE"),
@@ -516,7 +579,6 @@ def test_every_other_opcode_is_refused_by_name(name, value):
         (b"q\x00", "its pickle is damaged at BINPUT"),
         (b"h\x00", "its pickle is damaged at BINGET"),
         (b"Q", "its pickle is damaged at BINPERSID"),
-        (b"Nb", "its pickle is damaged at BUILD"),
         (b"\x93", "its pickle is damaged at STACK_GLOBAL"),
         (b"", "its pickle is damaged at STOP"),
     ],
@@ -541,16 +603,23 @@ def test_repetition_is_bounded():
     # Each level holds the one below twice: as the key of a dict, or in a message, it
     # would be walked 2**64 times.
     levels = b")" + b"q\x00h\x00\x86" * 64
-    assert "dict whose key is of type tuple" in refused(zipped(b"}" + levels + b"Ns"))
-    assert "is of type tuple" in refused(zipped(mapping({"x": levels})))
-    assert "place of a _Global" in refused(zipped(levels + b")R"))
-    assert "refers to something else" in refused(zipped(levels + b"Q"))
-    # Integers that collide, and long strings that are equal, as keys.
-    assert "whose key is" in refused(zipped(b"}" + integer(2**61 - 1) + b"Ns"))
-    assert "whose key is" in refused(zipped(b"}" + text("x" * 1001) + b"Ns"))
+    for beside in (
+        b"}" + levels + b"Ns",
+        b"\x8f(" + levels + b"\x90",
+        b"(" + levels + b"\x91",
+    ):
+        state = read_state_dict(zipped(mapping({"x": tensor(), "y": beside})))
+        assert list(state) == ["x"]
+    assert "a tuple cannot be called" in refused(zipped(levels + b")R"))
+    assert "persistent object" in refused(zipped(levels + b"Q"))
+    refused(zipped(mapping({"x": tensor(offset=1, stored=levels)})))
     # Depth alone is harmless.
-    assert "of type tuple" in refused(zipped(b")" + b"\x85" * 200_000))
-    assert "longer than 1000000 opcodes" in refused(zipped(b"(" * 1_000_001))
+    assert "is a tuple" in refused(zipped(b")" + b"\x85" * 200_000))
+
+
+def test_long_programs_are_refused(monkeypatch):
+    monkeypatch.setattr(torch_file, "_MOST_OPCODES", 1000)
+    assert "more than 1000 opcodes" in refused(zipped(b"(" * 1001))
 
 
 def test_compressed_archives_are_refused():
@@ -583,12 +652,12 @@ def test_archives_of_another_kind():
     assert "not one that torch.save writes" in refused(file.getvalue())
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("a/data.pkl", program(b"}"))
-    assert read_state_dict(file.getvalue()) == {}
+    assert "no state dict" in refused(file.getvalue())
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("b/data.pkl", program(b"}"))
     assert "not one that torch.save writes" in refused(file.getvalue())
     for content in (b"", b"\x93NUMPY", b"ustar", b"P", bytes(100)):
-        assert "begins as no file that torch.save writes" in refused(content)
+        assert refused(content) == "not a PyTorch file"
     assert "not one that torch.save writes" in refused(pickle.dumps(1, 2) * 3)
 
 
@@ -596,18 +665,18 @@ def test_archives_of_another_kind():
 
 
 @FORMATS
-def test_truncation_at_every_byte(file):
+def test_truncation(file):
     content = file(mapping({"x": tensor()}))
-    for length in range(len(content)):
+    for length in range(0, len(content), 3):
         refused(content[:length])
 
 
 @FORMATS
-def test_flips_of_every_bit(file):
+def test_flips_of_bits(file):
     content = file(mapping({"x": tensor(), "y": tensor(0, (3,), (2,))}))
     good = read_state_dict(content)
     read = 0
-    for position in range(8 * len(content)):
+    for position in range(0, 8 * len(content), 5):
         changed = bytearray(content)
         changed[position // 8] ^= 1 << position % 8
         try:
@@ -620,7 +689,7 @@ def test_flips_of_every_bit(file):
             # An archive has a checksum for every record.
             np.testing.assert_equal(state, good)
         assert all(isinstance(array, np.ndarray) for array in state.values())
-    assert read > (0 if file is zipped else 24 * 32)
+    assert read > (0 if file is zipped else 24 * 6)
 
 
 PIECES = [bytes([code]) for code in b"NIt)]}(aesubRQ.q\x93\x94\x85\x86\x87\x88"] + [

@@ -1,0 +1,163 @@
+"""Models of every kind as a function of a list of arrays and a batch of images."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+from flax import nnx
+
+
+class Adapter(NamedTuple):
+    """A model as a function of a list of arrays and a batch of images.
+
+    Attributes:
+        apply: The function.
+        read: Reads the arrays as they are now.
+        paths: For each of them the path of its module, or None.
+        closed_over: Paths of other arrays, by identity.
+    """
+
+    apply: Callable[[list[Any], Any], Any]
+    read: Callable[[], list[Any]]
+    paths: list[str | None]
+    closed_over: Mapping[int, str]
+
+
+def adapt(model: Any, params: Any, image_shape: tuple[int, ...]) -> Adapter:
+    """Find out how a model is called.
+
+    Raises:
+        TypeError: It cannot be called.
+    """
+    if params is not None:
+        is_linen = _is_a(model, "flax.linen", "Module")
+        return _adapt_tree(params, model.apply if is_linen else model)
+    if isinstance(model, nnx.Module):
+        return _adapt_tree(model, _call_nnx)
+    if _is_a(model, "equinox", "Module"):
+        return _adapt_equinox(model, image_shape)
+    if _is_a(model, "keras", "Model"):
+        return _adapt_keras(model)
+    if not callable(model):
+        raise TypeError(f"model is a {type(model).__name__}, which cannot be called")
+    return Adapter(lambda _, x: model(x), list, [], _closed_over(model))
+
+
+def _is_a(model: Any, package: str, name: str) -> bool:
+    """Whether a model is of a class of a package, which is not imported for it."""
+    return package in sys.modules and isinstance(
+        model, getattr(sys.modules[package], name)
+    )
+
+
+def _adapt_tree(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
+    def arrays(tree: Any) -> list[tuple[Any, Any]]:
+        return [
+            (path, leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if isinstance(leaf, jax.Array | np.ndarray)
+        ]
+
+    def apply(weights: list[Any], images: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        numbers = iter(weights)
+        leaves = [
+            next(numbers) if isinstance(leaf, jax.Array | np.ndarray) else leaf
+            for leaf in leaves
+        ]
+        return call(jax.tree.unflatten(structure, leaves), images)
+
+    paths = [module_path(path) for path, _ in arrays(tree)]
+    collection = isinstance(tree, Mapping) and "params" in tree
+    if collection:  # of Linen: the first name is not a module's.
+        paths = [path.partition(".")[2] or path for path in paths]
+    return Adapter(apply, lambda: [leaf for _, leaf in arrays(tree)], [*paths], {})
+
+
+def _adapt_equinox(module: Any, image_shape: tuple[int, ...]) -> Adapter:
+    """A module of one image, channels last if it takes that and else first."""
+    last = _adapt_tree(module, lambda module, x: jax.vmap(module)(x))
+    try:
+        images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+        jax.eval_shape(last.apply, last.read(), images)
+    except (TypeError, ValueError):
+        return _adapt_tree(
+            module, lambda module, x: jax.vmap(module)(x.transpose(0, 3, 1, 2))
+        )
+    return last
+
+
+def _call_nnx(module: nnx.Module, images: Any) -> Any:
+    before = jax.tree.leaves(module)
+    result = cast(Any, module)(images)
+    if any(a is not b for a, b in zip(before, jax.tree.leaves(module), strict=True)):
+        raise ValueError(
+            "the model changes its own state (batch statistics or dropout): call "
+            "model.eval()"
+        )
+    return result
+
+
+def _adapt_keras(model: Any) -> Adapter:
+    trainable = len(model.trainable_variables)
+
+    def variables() -> list[Any]:
+        return [*model.trainable_variables, *model.non_trainable_variables]
+
+    def apply(weights: list[Any], images: Any) -> Any:
+        return model.stateless_call(
+            weights[:trainable], weights[trainable:], images, training=False
+        )[0]
+
+    return Adapter(
+        apply,
+        lambda: [variable.value for variable in variables()],
+        [variable.path.rpartition("/")[0] or None for variable in variables()],
+        {},
+    )
+
+
+def keras_image_shape(model: Any) -> tuple[int, ...]:
+    """Shape of the images of a Keras model.
+
+    Raises:
+        ValueError: It is another model, or its shape is open.
+    """
+    shape = model.input_shape[1:] if _is_a(model, "keras", "Model") else ()
+    if not shape or None in shape:
+        raise ValueError("image_shape is needed: (height, width, channels)")
+    return tuple(int(extent) for extent in shape)
+
+
+def module_path(path: tuple[Any, ...]) -> str:
+    """Path of the module that a parameter belongs to."""
+    names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+    if len(names) > 1 and names[-1] == "value":  # of an NNX variable
+        names.pop()
+    name = ".".join(names)
+    cut = max(name.rfind("."), name.rfind("/"))
+    return name[:cut] if cut > 0 else name
+
+
+def _closed_over(function: Any) -> dict[int, str]:
+    """Paths of the arrays of the modules that a function closes over."""
+    owners: list[Any] = [getattr(function, "__self__", None)]
+    if isinstance(function, functools.partial):
+        owners += [*function.args, *function.keywords.values()]
+        function = function.func
+    function = inspect.unwrap(function)
+    if inspect.isfunction(function):
+        variables = inspect.getclosurevars(function)
+        owners += [*variables.nonlocals.values(), *variables.globals.values()]
+    return {
+        id(leaf): module_path(path)
+        for owner in owners
+        if isinstance(owner, nnx.Module | Mapping) or _is_a(owner, "equinox", "Module")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(owner)
+    }

@@ -1,0 +1,202 @@
+"""How a network computes its layers: by its architecture, or by replaying a function.
+
+An engine knows the layers and takes the weights as an argument. Under `jax.jit` it is
+static, so a compiled program serves every network with an equal engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from zfnet_jax import ops, relu_audit, tracing
+from zfnet_jax.adapters import module_path
+from zfnet_jax.arch import (
+    Architecture,
+    ContrastNorm,
+    Conv,
+    Dense,
+    MaxPool,
+    receptive_field,
+)
+from zfnet_jax.layers import Kind, Layer, Position, Reader
+from zfnet_jax.model import ConvNet
+
+# Images of the trace that the layers are read from; one image would look like none.
+_TRACED = 2
+
+
+_KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "norm"}
+
+
+@functools.cache
+def _describe(arch: Architecture) -> Mapping[str, Layer]:
+    layers = {}
+    for spec, _, shape in arch.walk():
+        is_dense = isinstance(spec, Dense)
+        layers[spec.name] = Layer(
+            spec.name,
+            _KINDS.get(type(spec), "dense"),
+            shape,
+            isinstance(spec, Conv) or (is_dense and spec.relu),
+            None if is_dense else receptive_field(arch, spec.name),
+        )
+    return types.MappingProxyType(layers)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNetEngine:
+    """The layers of a `ConvNet`, as its architecture describes them.
+
+    Engines of one architecture are equal, so networks of it share compiled programs.
+    """
+
+    arch: Architecture
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return (*self.arch.input_hw, self.arch.channels)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every layer by name, in order."""
+        return _describe(self.arch)
+
+    def features(
+        self, weights: ConvNet, images: Array, names: tuple[str, ...]
+    ) -> dict[str, Array]:
+        """Activations by layer."""
+        last = max(names, key=list(self.layers).index)
+        features = weights.features(images, until=last).features
+        return {name: features[name] for name in names}
+
+    def leaves(self, weights: ConvNet, layer: str) -> Sequence[int]:
+        """Kernel and bias."""
+        paths = jax.tree_util.tree_leaves_with_path(weights)
+        return [i for i, (path, _) in enumerate(paths) if module_path(path) == layer]
+
+
+class TracedEngine:
+    """The layers of a function, read off its equations.
+
+    Args:
+        apply: From weights, a list of arrays, and images to the result.
+        weights: The arrays; those that `apply` closes over are appended to them.
+        paths: For each of them the path of its module, or None.
+        image_shape: Height, width and channels.
+        closed_over: Paths of arrays that `apply` may close over, by identity.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[list[Any], Any], Any],
+        weights: list[Any],
+        paths: list[str | None],
+        image_shape: tuple[int, int, int],
+        closed_over: Mapping[int, str],
+    ) -> None:
+        """Trace the function and read its layers."""
+        self.apply = apply
+        self.image_shape = image_shape
+        self.given = len(weights)
+        images = jax.ShapeDtypeStruct((_TRACED, *image_shape), jnp.float32)
+        program, constants, names = self._trace(weights, images)
+        self.paths = [*paths, *(closed_over.get(id(array)) for array in constants)]
+        weights.extend(constants)
+        self.positions = {p.layer.name: p for p in self._read(program, names)}
+        self.layers: Mapping[str, Layer] = types.MappingProxyType(
+            {name: position.layer for name, position in self.positions.items()}
+        )
+
+    def _trace(self, weights: Sequence[Any], images: Any) -> Any:
+        """The program of weights and images, its constants, and names of results."""
+        names: list[str] = []
+
+        def run(weights: list[Any], images: Any) -> Any:
+            result = self.apply(weights, images)
+            if not isinstance(result, Mapping):
+                return result
+            names[:] = result
+            return list(result.values())
+
+        try:
+            # A reader knows the plain operations, not their fast forms.
+            with ops.reading(True):
+                program, result = tracing.trace(run, list(weights), images)
+        except Exception as error:
+            message = relu_audit.explain_trace_error(error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
+        for value in jax.tree.leaves(result):
+            if value.ndim < 2 or len(value) != len(images):
+                raise ValueError(
+                    f"the model gives {value.dtype}{list(value.shape)} for "
+                    f"{len(images)} images; it must return logits [images, classes], "
+                    "or a dict of activations"
+                )
+        return *tracing.hoist(program), names
+
+    def _read(self, program: tracing.Program, names: Sequence[str]) -> list[Position]:
+        if any(
+            "random_bits" in tracing.primitives(e.source) for e in program.equations
+        ):
+            raise ValueError("the model draws random numbers: call model.eval()")
+        reader = Reader(program, self.paths)
+        if names:
+            return reader.read_outputs(names)
+        positions = reader.read()
+        _refuse_softmax(program, positions)
+        return positions
+
+    def features(
+        self, weights: list[Any], images: Array, names: tuple[str, ...]
+    ) -> dict[str, Array]:
+        """Replay the function, traced for this number of images."""
+        given, rest = weights[: self.given], weights[self.given :]
+        program, constants, results = self._trace(given, images)
+        positions = {p.layer.name: p for p in self._read(program, results)}
+        # A constant may depend on the number of images.
+        rest = [
+            a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)
+        ]
+        values = program.run(
+            [*given, *rest, images], {positions[name].value for name in names}
+        )
+        return {
+            name: positions[name].canonical(values[positions[name].value])
+            for name in names
+        }
+
+    def leaves(self, weights: Any, layer: str) -> Sequence[int]:
+        """Arrays that the layer's operations take."""
+        del weights
+        return sorted(self.positions[layer].weights)
+
+
+Engine = ConvNetEngine | TracedEngine
+
+
+def _refuse_softmax(program: tracing.Program, positions: Sequence[Position]) -> None:
+    """Probabilities saturate: what is projected and attributed are logits."""
+    layers = {position.value for position in positions[:-1]}
+    values, names = set(program.outputs), set[str]()
+    for equation in reversed(program.equations):
+        if values.intersection(equation.outputs) and not layers.intersection(
+            equation.outputs
+        ):
+            names.update(tracing.primitives(equation.source))
+            values.update(equation.inputs)
+    if {"exp", "reduce_sum"} <= names:
+        raise ValueError(
+            "the model ends in a softmax: take the logits, the values before it "
+            "(Keras: classifier_activation=None)"
+        )
