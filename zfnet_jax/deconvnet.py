@@ -121,7 +121,7 @@ def backproject(
     *,
     rule: Rule = "deconvnet",
 ) -> Float[Array, "b h w c"]:
-    """Project a signal in a layer back to pixels.
+    """Project a signal in a layer back to pixels; also under `jax.jit`.
 
     The signal takes the place of the layer's activations: a whole map, the activations
     above a threshold, or anything else in the layer's shape. By the rule "gradient" the
@@ -157,7 +157,8 @@ def backproject(
     """
     net, images = as_network(net, images)
     check_rule(rule)
-    images = net.images(images)
+    if not isinstance(images, jax.core.Tracer):
+        images = net.images(images)
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
         raise ValueError(f"signal of shape {np.shape(signal)}: {layer} takes {shape}")
