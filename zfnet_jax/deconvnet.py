@@ -1,70 +1,201 @@
-"""The deconvnet: activations of any layer back to pixels (section 2.1).
+"""The deconvnet: from activations back to pixels (Zeiler & Fergus 2013, section 2.1).
 
-One forward pass gives activations and switches. A projection then keeps some
-activations of one layer and goes down through the layers by unpooling, rectification
-and filtering with the transposed kernels: a pure function of what the forward pass saw,
-so a further unit costs no further forward pass. A single activation goes down inside
-its receptive field only, as a window that grows from layer to layer.
-
+`forward` runs the network and keeps what the way back needs; `backward` goes down through
+the same layers by unpooling, rectification and filtering with the transposed kernels.
 Guided backpropagation and the gradient are the same way down with another rule at the
-ReLUs (docs/fidelity.md).
+ReLUs. `project` and `backproject` apply it to any network; for single activations of a
+`ConvNet`, `zfnet_jax.windows` computes the same values faster.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
-from zfnet_jax import cpu, ops
-from zfnet_jax.arch import (
-    Architecture,
-    ContrastNorm,
-    Conv,
-    Dense,
-    Layer,
-    MaxPool,
-    Pair,
-    ReceptiveField,
-    Shape,
-    map_hw,
-    receptive_field,
-)
+from zfnet_jax import ops, windows
+from zfnet_jax.arch import ContrastNorm, Conv, Dense, Layer, MaxPool, ReceptiveField
 from zfnet_jax.model import ConvNet
+from zfnet_jax.networks import Network, as_network
+from zfnet_jax.relu_rules import Rule, with_relu_rule
 
-Mode = Literal["unit", "map", "threshold"]
-Rule = Literal["deconvnet", "guided", "gradient"]
-Norm = Literal["skip", "backprop"]
-Overlap = Literal["sum"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_IMAGES_AT_ONCE = 16
-# So many activations go down in one program, and from each layer on as many together as
-# keep what it computes in a part of a processor's cache.
-_AT_ONCE = 64
-_CACHE_BYTES = 1 << 23
+_BATCH_SIZE = 16
+# Activations that `project` sends down a ConvNet in one program.
+_POINTS = 64
+# Whole images that `project` sends down any other network in one program.
+_SIGNALS, _SIGNAL_PIXELS = 32, 32 * 224 * 224
+
+
+class Step(NamedTuple):
+    """One layer of a forward pass: its input, its output and its switches."""
+
+    layer: Layer
+    below: Float[Array, "b ..."]
+    above: Float[Array, "b ..."]
+    switches: Int[Array, "b h w c"] | None
+
+
+def forward(
+    model: ConvNet, images: Float[Array, "b h w c"], layer: str
+) -> tuple[Float[Array, "b ..."], list[Step]]:
+    """Activations of `layer`, and the trace of the layers up to it."""
+    features, switches = model.features(images, until=layer)
+    trace, below = [], images
+    for spec in model.arch.layers:
+        above = features[spec.name]
+        trace.append(Step(spec, below, above, switches.get(spec.name)))
+        below = above
+        if spec.name == layer:
+            break
+    return below, trace
+
+
+def backward(
+    model: ConvNet, trace: list[Step], signal: Float[Array, "b ..."], rule: Rule
+) -> Float[Array, "b h w c"]:
+    """From activations down to pixels: unpool, rectify, filter."""
+    for layer, below, above, switches in reversed(trace):
+        if windows.has_relu(layer):
+            signal = rectify(signal, above, rule)
+        match layer:
+            case MaxPool():
+                assert switches is not None
+                signal = ops.unpool(signal, switches, layer, below.shape[1:3])
+            case Conv():
+                kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
+                signal = ops.conv_transpose(signal, kernel, layer, below.shape[1:3])
+            case Dense():
+                kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
+                signal = (signal @ kernel.T).reshape(below.shape)
+            case ContrastNorm() if rule == "gradient":
+                x = below.astype(signal.dtype)
+                normalize = functools.partial(ops.contrast_norm, spec=layer)
+                (signal,) = jax.vjp(normalize, x)[1](signal)
+    return signal
+
+
+def rectify(signal: Array, above: Array, rule: Rule) -> Array:
+    """Pass a signal through a ReLU whose output was `above`."""
+    match rule:
+        case "deconvnet":  # the signal is rectified itself
+            return jnp.maximum(signal, 0)
+        case "gradient":  # where the forward ReLU was active
+            return jnp.where(above > 0, signal, 0)
+        case "guided":  # both
+            return jnp.where(above > 0, jnp.maximum(signal, 0), 0)
+
+
+def strongest(
+    activations: Float[np.ndarray, "b h w c"], units: Int[np.ndarray, "b u"]
+) -> Int[np.ndarray, "b u 2"]:
+    """Row and column of each unit's strongest activation, the first on a tie."""
+    batch, _, width, _ = activations.shape
+    maps = np.take_along_axis(activations, units[:, None, None], axis=-1)
+    flat = maps.reshape(batch, -1, units.shape[1]).argmax(axis=1)
+    return np.stack(np.divmod(flat, width), axis=-1)
+
+
+def backproject(
+    net: Network | Any,
+    images: Any,
+    layer: str,
+    signal: Float[Array | np.ndarray, "b ..."],
+    *,
+    rule: Rule = "deconvnet",
+) -> Float[Array, "b h w c"]:
+    """Project a signal in a layer back to pixels.
+
+    The signal takes the place of the layer's activations: a whole map, the activations
+    above a threshold, or anything else in the layer's shape. By the rule "gradient" the
+    result is the derivative of `(activations * signal).sum()`.
+
+    Example:
+        Project every activation above 1, of all units together:
+
+        >>> import jax.numpy as jnp, numpy as np
+        >>> import zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> maps = model.features(images, until="conv3").features["conv3"]
+        >>> backproject(model, images, "conv3", jnp.where(maps > 1, maps, 0)).shape
+        (2, 32, 32, 3)
+
+    Args:
+        net: A `Network`, or any model that `zf.network` takes.
+        images: Preprocessed images.
+        layer: Name of the layer.
+        signal: One number per activation of the layer: [b, h, w, c] or [b, units].
+        rule: Backward rule for ReLUs, as in `with_relu_rule`. The contrast
+            normalization of a `ConvNet` is passed through by "deconvnet" and "guided",
+            and differentiated by "gradient".
+
+    Returns:
+        Whole images, float32, or float64 for a float64 network.
+
+    Raises:
+        ValueError: There is no such layer or rule, the images do not fit the network,
+            or the signal does not fit the layer.
+    """
+    net, images = as_network(net, images)
+    _check_rule(rule)
+    images = net.images(images)
+    shape = len(images), *net.layer(layer).shape
+    if np.shape(signal) != shape:
+        raise ValueError(f"signal of shape {np.shape(signal)}: {layer} takes {shape}")
+    if isinstance(net.model, ConvNet):
+        return _backproject(net.model, images, signal, layer, rule)
+    activations, pull = _forward(net, images, layer, rule)
+    return _pull(pull, jnp.asarray(signal, activations.dtype)[None])[0]
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "rule"))
+def _backproject(
+    model: ConvNet, images: Array, signal: Array, layer: str, rule: Rule
+) -> Array:
+    _, trace = forward(model, images, layer)
+    dtype = jnp.promote_types(model.dtype, jnp.float32)
+    return backward(model, trace, signal.astype(dtype), rule)
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "rule"))
+def _forward(
+    net: Network, images: Array, layer: str, rule: Rule
+) -> tuple[Array, jax.tree_util.Partial]:
+    """Activations of any network's layer, and the function that pulls signals back."""
+    ruled = with_relu_rule(lambda x: net.features(x, (layer,))[layer], rule)
+    return jax.vjp(ruled, jnp.asarray(images))
+
+
+@jax.jit
+def _pull(pull: jax.tree_util.Partial, signals: Array) -> Array:
+    return jax.vmap(lambda signal: pull(signal)[0])(signals)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Projections:
-    """Projections of n activations, and which they are.
+    """Projections of n activations, and which activations they are.
+
+    To display one by hand, map zero to gray: `0.5 + pixels / (2 * abs(pixels).max())`.
 
     Attributes:
-        pixels: [n, h, w, c]: whole images, or crops of the receptive field's size.
-        boxes: int32 [n, 4]: top, left, bottom, right of what the activation sees,
-            exclusive and not clipped; a crop is 0 where it leaves the image.
+        pixels: [n, h, w, c], signed, in the units of the activation: whole images, or
+            crops of the receptive field. A crop is zero where it leaves the image.
+        boxes: int32 [n, 4], the receptive fields in pixels: top, left, bottom, right.
+            Bottom and right are exclusive; boxes may leave the image.
         images: int32 [n], index of the image.
         units: int32 [n], index of the feature map or dense unit.
-        positions: int32 [n, 2], row and column in the map; 0, 0 in a dense layer.
-        values: [n], the activation.
+        positions: int32 [n, 2], row and column in the map; (0, 0) in a dense layer.
+        activations: [n], the activation that was projected.
     """
 
     pixels: Float[np.ndarray, "n h w c"]
@@ -72,264 +203,249 @@ class Projections:
     images: Int[np.ndarray, " n"]
     units: Int[np.ndarray, " n"]
     positions: Int[np.ndarray, "n 2"]
-    values: Float[np.ndarray, " n"]
+    activations: Float[np.ndarray, " n"]
 
     def __len__(self) -> int:
         """Number of projections."""
         return len(self.pixels)
 
+    def show(self) -> Figure:
+        """Draw the projections in a grid, each on its own scale, zero in gray."""
+        from zfnet_jax import viz
+
+        return viz.draw_projections(self.pixels, self.units)
+
 
 def project(
-    model: ConvNet,
-    images: Float[Array | np.ndarray, "b h w c"],
+    net: Network | Any,
+    images: Any,
     layer: str,
-    units: int | Sequence[int] | Int[np.ndarray, " u"] | Int[np.ndarray, "b u"],
-    positions: Sequence[Sequence[int]] | np.ndarray | None = None,
+    units: int | Sequence[int] | Int[np.ndarray, "*b u"] | None = None,
+    positions: Sequence[int] | Int[np.ndarray, "..."] | None = None,
     *,
-    mode: Mode = "unit",
     rule: Rule = "deconvnet",
-    overlap: Overlap = "sum",
-    norm: Norm = "skip",
-    threshold: float = 0.0,
-    local: bool = True,
     crop: bool = False,
 ) -> Projections:
-    """Project activations of a layer back to pixels (section 2.1).
+    """Project single activations of a layer back to pixels (section 2.1).
 
-    What is kept keeps its value, so a projection scales with its activation, and that
-    of a unit that is not active is zero.
+    All other activations of the layer are set to zero. The chosen one keeps its value, so
+    a projection scales with its activation, and that of an inactive unit is zero.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> projections = project(model, images, "conv2", units=[3, 17], crop=True)
+        >>> projections.pixels.shape, projections.units.tolist()
+        ((4, 11, 11, 3), [3, 17, 3, 17])
 
     Args:
-        model: The network.
-        images: Preprocessed images of the network's size.
-        layer: Any layer, up to `logits`.
-        units: Feature maps or dense units: one, the same for all images, or each
-            image's own, [b, u].
-        positions: Row and column of the activations to keep: [p, 2] for all images and
-            units, or [b, u, p, 2]. None: each unit's strongest, the first in row-major
-            order on a tie.
-        mode: "unit" keeps one activation and zeros all others; "map" keeps the unit's
-            whole map; "threshold" keeps what is greater than `threshold` in the map.
-        rule: What a ReLU does on the way down: "deconvnet" rectifies what comes down,
-            "gradient" passes it where the forward ReLU was active, "guided" does both.
-        overlap: What pooling windows that share a maximum do: "sum" or "last", as in
-            `ops.unpool`.
-        norm: Contrast normalisation on the way down: "skip" passes, "backprop" sends
-            through its derivative.
-        threshold: For mode "threshold" only.
-        local: Compute inside the receptive field only; equal to rounding, and faster.
-        crop: Give the receptive fields only, not whole images.
+        net: A `Network`, or any model that `zf.network` takes.
+        images: Preprocessed images; they are read in batches.
+        layer: Name of the layer.
+        units: Feature maps or dense units: one, [u] for all images, or [b, u], each
+            image's own. None: each image's strongest unit.
+        positions: Row and column of the activation: (2,) for all, [b, 2] one per image,
+            or [b, u, 2] one per image and unit. None: each unit's strongest position,
+            the first in row-major order on a tie.
+        rule: Backward rule for ReLUs, as in `backproject`.
+        crop: Return the receptive fields instead of whole images.
 
     Returns:
-        Projections over images, then units, then positions, as NumPy arrays: float32,
-        or float64 for a float64 network. In modes "map" and "threshold" the position
-        and value are the strongest activation's, and the box is the whole image.
+        Projections over images, then units, as NumPy arrays: float32, or float64 for a
+        float64 network.
 
     Raises:
-        ValueError: the images do not fit the network, or there is no such layer, unit,
-            position, mode, rule, overlap or norm.
+        ValueError: There is no such layer, unit, position or rule, or the images do not
+            fit the network.
     """
-    _check_choices(mode=mode, rule=rule, overlap=overlap, norm=norm)
-    if mode != "unit" and positions is not None:
-        raise ValueError(f"mode {mode!r} keeps a whole map and takes no positions")
-    if mode != "threshold" and threshold:
-        raise ValueError(f"mode {mode!r} takes no threshold")
-    arch = model.arch
-    shape = arch.shapes()[arch.layer(layer).name]
-    chosen = _check_units(units, layer, shape, len(images))
-    places = _check_positions(positions, layer, shape, chosen.shape)
-
-    plan = _Plan(arch, layer, mode, rule, overlap, norm, local and mode == "unit")
-    kernels = _kernels(plan, model)
-    graph, weights = nnx.split(model)
-    field = receptive_field(arch, layer) if mode == "unit" else _whole(arch.input_hw)
-    shown_hw = field.size if crop else arch.input_hw
-    each = chosen.shape[1] * (1 if places is None else places.shape[2])
-    dtype = _precision(model)
-    pixels = np.zeros((len(images) * each, *shown_hw, arch.channels), dtype)
-    found: list[tuple[_Points, np.ndarray]] = []
-    for first in range(0, len(images) or 1, _IMAGES_AT_ONCE):
-        batch = np.asarray(images[first : first + _IMAGES_AT_ONCE])
-        count = len(batch)
-        missing = min(len(images), _IMAGES_AT_ONCE) - count
-        batch = np.pad(batch, ((0, missing), *[(0, 0)] * (batch.ndim - 1)))
-        trace = _forward(graph, weights, batch, layer, plan.masked, overlap, norm)
-        here = slice(first, first + count)
-        points, values = _points(
-            np.asarray(trace.target)[:count],
-            chosen[here],
-            None if places is None else places[here],
+    net, images = as_network(net, images)
+    _check_rule(rule)
+    target = net.layer(layer)
+    units = _check_units(units, layer, target.shape[-1], len(images))
+    positions = _check_positions(positions, layer, target.shape, units, len(images))
+    per_image = 1 if units is None else units.shape[1]
+    *image_hw, channels = net.image_shape
+    field = target.receptive_field or _whole(image_hw)
+    shape = len(images) * per_image, *(field.size if crop else image_hw), channels
+    pixels, parts = np.zeros(0), []
+    for start, batch, count in net.batches(images, _BATCH_SIZE):
+        activations, send_down = _start(net, batch, layer, rule)
+        chosen = slice(start, start + count)
+        points = _choose(
+            np.asarray(activations)[:count],
+            units if units is None else units[chosen],
+            positions if positions is None else positions[chosen],
         )
-        rows = pixels[first * each :]
-        for start, patches in _send_down(plan, kernels, trace, threshold, points):
-            corners = _corners(field, points.position[start : start + len(patches)])
-            whole = patches.shape[1:3] == arch.input_hw
-            for i, corner in enumerate(corners.tolist()):
-                seen_at = (0, 0) if whole else corner
-                shown_at = corner if crop else (0, 0)
-                _paste(patches[i], seen_at, rows[start + i], shown_at)
-        found.append((points._replace(image=points.image + first), values))
-    points = _Points(*map(np.concatenate, zip(*(p for p, _ in found), strict=True)))
-    corners = _corners(field, points.position)
-    return Projections(
-        pixels,
-        np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1),
-        np.asarray(points.image),
-        np.asarray(points.unit),
-        np.asarray(points.position),
-        np.concatenate([values for _, values in found]),
-    )
+        if not parts:
+            # Pages of zeros that no window touches take no time and no memory.
+            pixels = np.zeros(shape, points.activations.dtype)
+        corners = _corners(field, points.positions)
+        for rows, patches in send_down(points):
+            is_whole = patches.shape[1:3] == tuple(image_hw)
+            for row, patch in zip(rows.tolist(), patches, strict=True):
+                corner = corners[row].tolist()
+                target_pixels = pixels[start * per_image + row]
+                _paste(
+                    patch,
+                    (0, 0) if is_whole else corner,
+                    target_pixels,
+                    corner if crop else (0, 0),
+                )
+        parts.append(points._replace(images=points.images + np.int32(start)))
+    points = windows.Points(*map(np.concatenate, zip(*parts, strict=True)))
+    corners = _corners(field, points.positions)
+    boxes = np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1)
+    return Projections(pixels, boxes, *points)
 
 
-def project_activations(
+Pixels = Iterator[tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w c"]]]
+
+
+def _start(
+    net: Network, images: np.ndarray, layer: str, rule: Rule
+) -> tuple[Array, Callable[[windows.Points], Pixels]]:
+    """Activations of a layer, and what sends points down, in parts."""
+    if isinstance(net.model, ConvNet):
+        trace = windows.forward(net.model, images, layer, rule)
+        send_down = functools.partial(_send_windows, net.model, trace, layer, rule)
+        return trace.activations, send_down
+    activations, pull = _forward(net, images, layer, rule)
+    return activations, functools.partial(_send_images, pull, activations)
+
+
+def _send_windows(
     model: ConvNet,
-    images: Float[Array | np.ndarray, "b h w c"],
+    trace: windows.Trace,
     layer: str,
-    activations: Float[Array | np.ndarray, "b ..."],
-    *,
-    rule: Rule = "deconvnet",
-    overlap: Overlap = "sum",
-    norm: Norm = "skip",
-) -> Float[Array, "b h w c"]:
-    """Project given activations in place of a layer's own.
+    rule: Rule,
+    points: windows.Points,
+) -> Pixels:
+    """Pixels of the receptive fields; powers of two, so that few sizes are compiled."""
+    rows = np.arange(len(points.units))
+    for part in np.split(rows, rows[_POINTS::_POINTS]):
+        padded = np.resize(part, _power_of_two(len(part)))
+        chosen = windows.Points(*(array[padded] for array in points))
+        pixels = windows.backward(model, trace, layer, rule, chosen)
+        yield part, np.asarray(pixels)[: len(part)]
 
-    They go down by the switches of the images and, where the rule asks, through the
-    ReLUs that were active in them, the layer's own included. By the rule "gradient"
-    that is the derivative of the sum of the layer's output times `activations`.
 
-    Args:
-        model: The network.
-        images: Preprocessed images of the network's size.
-        layer: Any layer, up to `logits`.
-        activations: One for each of the layer's, in the shape of `ConvNet.features`.
-        rule: As for `project`.
-        overlap: As for `project`.
-        norm: As for `project`.
-
-    Returns:
-        Whole images, float32, or float64 for a float64 network.
-
-    Raises:
-        ValueError: images or activations do not fit the network, or there is no such
-            layer, rule, overlap or norm.
-    """
-    _check_choices(rule=rule, overlap=overlap, norm=norm)
-    arch = model.arch
-    shape = len(images), *arch.shapes()[arch.layer(layer).name]
-    if activations.shape != shape:
-        raise ValueError(
-            f"activations of {layer} are of shape {shape}, not {activations.shape}"
+def _send_images(
+    pull: jax.tree_util.Partial, activations: Array, points: windows.Points
+) -> Pixels:
+    """Whole images, as many together as fit memory."""
+    batch, count = len(activations), int(points.images[-1]) + 1
+    rows = np.arange(len(points.units)).reshape(count, -1)
+    together = min(_SIGNALS // batch, _power_of_two(rows.shape[1])) or 1
+    for part in np.split(rows, range(together, rows.shape[1], together), axis=1):
+        chosen = windows.Points(*(array[part] for array in points))
+        pixels = np.asarray(_pull_points(pull, activations, chosen, together))
+        yield part.T.ravel(), pixels[: part.shape[1], :count].reshape(
+            part.size, *pixels.shape[2:]
         )
-    plan = _Plan(arch, layer, "map", rule, overlap, norm, local=False)
-    return _all_down(plan, *nnx.split(model), images, activations)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _all_down(
-    plan: _Plan, graph, weights, images: Array, signal: Array
-) -> Float[Array, "b h w c"]:
-    """From whole maps to whole images, all of them together."""
-    trace = _forward(
-        graph, weights, images, plan.layer, plan.masked, plan.overlap, plan.norm
-    )
-    model = nnx.merge(graph, weights)
-    kernels = _kernels(plan, model)
-    each = np.arange(len(images), dtype=np.int32)
-    points = _Points(each, np.zeros_like(each), np.zeros((len(each), 2), np.int32))
-    signal = jnp.asarray(signal, _precision(model))
-    for step in plan.steps:
-        signal = _step_down(plan, step, kernels, trace, signal, points)
-    return signal
+@functools.partial(jax.jit, static_argnames="together")
+def _pull_points(
+    pull: jax.tree_util.Partial,
+    activations: Array,
+    points: windows.Points,
+    together: int,
+) -> Array:
+    signals = jnp.zeros((together, *activations.shape), activations.dtype)
+    place = np.arange(points.units.shape[1]), points.images
+    if activations.ndim == 4:
+        place = *place, points.positions[..., 0], points.positions[..., 1]
+    signals = signals.at[*place, points.units].set(points.activations)
+    return jax.vmap(lambda signal: pull(signal)[0])(signals)
 
 
-def _check_choices(**choices: str) -> None:
-    known = {"mode": Mode, "rule": Rule, "overlap": Overlap, "norm": Norm}
-    for name, value in choices.items():
-        if value not in get_args(known[name]):
-            there = ", ".join(get_args(known[name]))
-            raise ValueError(f"{name} {value!r} is not one of {there}")
+def _choose(
+    activations: np.ndarray, units: np.ndarray | None, positions: np.ndarray | None
+) -> windows.Points:
+    """The points to project, over images and then units."""
+    maps = activations[:, None, None] if activations.ndim == 2 else activations
+    images = np.arange(len(maps), dtype=np.int32)[:, None]
+    if units is None:
+        there = maps.max((1, 2)) if positions is None else maps[images, *positions.T]
+        units = there.reshape(len(maps), -1).argmax(1)[:, None].astype(np.int32)
+    if positions is None:
+        positions = strongest(maps, units)
+    images = np.broadcast_to(images, units.shape).ravel()
+    positions = np.broadcast_to(positions, (*units.shape, 2)).reshape(-1, 2)
+    units = units.ravel()
+    values = maps[images, positions[:, 0], positions[:, 1], units]
+    return windows.Points(images, units, positions.astype(np.int32), values)
+
+
+def _check_rule(rule: str) -> None:
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
 
 
 def _check_units(
-    units: int | Sequence[int] | np.ndarray, layer: str, shape: Shape, batch: int
-) -> np.ndarray:
-    """int32 [b, u]."""
-    chosen = np.atleast_1d(np.asarray(units))
-    if chosen.ndim == 1:
-        chosen = np.broadcast_to(chosen, (batch, len(chosen)))
-    if (
-        chosen.ndim != 2
-        or len(chosen) != batch
-        or not chosen.shape[1]
-        or not np.issubdtype(chosen.dtype, np.integer)
-    ):
+    units: Any, layer: str, width: int, batch: int
+) -> Int[np.ndarray, "b u"] | None:
+    if units is None:
+        return None
+    array = np.atleast_1d(units)
+    shapes = "an int, [units], or each image's own, [images, units]"
+    if not np.issubdtype(array.dtype, np.integer) or 0 in array.shape:
+        raise ValueError(f"units {units!r}: expected {shapes}")
+    if array.ndim > 2 or (array.ndim == 2 and len(array) != batch):
         raise ValueError(
-            f"units of {layer} are whole numbers, [units] or each image's own, "
-            f"[{batch}, units], not {chosen.dtype}{list(np.shape(units))}"
+            f"units of shape {array.shape} for {batch} images: expected {shapes}"
         )
-    outside = chosen[(chosen < 0) | (chosen >= shape[-1])]
+    outside = array[(array < 0) | (array >= width)]
     if outside.size:
-        raise ValueError(f"{layer} has units 0 to {shape[-1] - 1}, not {outside[0]}")
-    return chosen.astype(np.int32)
+        raise ValueError(
+            f"unit {outside[0]}: {layer} has {width} units (0 to {width - 1})"
+        )
+    return np.broadcast_to(array, (batch, array.shape[-1])).astype(np.int32)
 
 
 def _check_positions(
-    positions: object, layer: str, shape: Shape, counts: Pair
-) -> np.ndarray | None:
-    """int32 [b, u, p, 2], or None."""
+    positions: Any,
+    layer: str,
+    shape: tuple[int, ...],
+    units: np.ndarray | None,
+    batch: int,
+) -> Int[np.ndarray, "b u 2"] | None:
+    """Positions [b, u, 2], or [b, 1, 2] where all units share them."""
     if positions is None:
         return None
-    places = np.asarray(positions)
-    if places.ndim == 2:
-        places = np.broadcast_to(places, (*counts, *places.shape))
-    if (
-        places.ndim != 4
-        or places.shape[:2] != counts
-        or places.shape[2] < 1
-        or places.shape[3] != 2
-        or not np.issubdtype(places.dtype, np.integer)
-    ):
+    array, per_image = np.asarray(positions), 1 if units is None else units.shape[1]
+    shapes = {(2,), (batch, 2), (batch, per_image, 2)}
+    if not np.issubdtype(array.dtype, np.integer) or array.shape not in shapes:
         raise ValueError(
-            f"positions are whole numbers of shape (p, 2) or ({counts[0]}, "
-            f"{counts[1]}, p, 2), not {np.asarray(positions).shape}"
+            f"positions of shape {array.shape}: expected whole numbers (row, column), "
+            f"one per image, ({batch}, 2), or one per image and unit, "
+            f"({batch}, {per_image}, 2)"
         )
-    extent = (1, 1) if len(shape) == 1 else map_hw(shape)
-    outside = ((places < 0) | (places >= extent)).any(-1)
-    if outside.any():
-        row, column = places[outside][0]
+    array = array if array.ndim == 3 else np.broadcast_to(array, (batch, 2))[:, None]
+    height, width = shape[:2] if len(shape) == 3 else (1, 1)
+    outside = array[((array < 0) | (array >= (height, width))).any(-1)]
+    if outside.size:
         raise ValueError(
-            f"position ({row}, {column}) is outside the {extent[0]} x {extent[1]} "
+            f"position {tuple(outside[0].tolist())} is outside the {height} x {width} "
             f"map of {layer}"
         )
-    return places.astype(np.int32)
+    return array
 
 
-class _Points(NamedTuple):
-    """Which activations to keep: int32 arrays."""
-
-    image: Int[Array | np.ndarray, " n"]
-    unit: Int[Array | np.ndarray, " n"]
-    position: Int[Array | np.ndarray, "n 2"]
+def _power_of_two(count: int) -> int:
+    """The least power of two that is no smaller."""
+    return 1 << (count - 1).bit_length()
 
 
-def _points(
-    target: np.ndarray, units: np.ndarray, places: np.ndarray | None
-) -> tuple[_Points, np.ndarray]:
-    """The points over images, units and positions, and their activations."""
-    maps = target[:, None, None] if target.ndim == 2 else target
-    maps = np.take_along_axis(maps, units[:, None, None], -1)
-    batch, height, width, count = maps.shape
-    if places is None:
-        strongest = maps.reshape(batch, height * width, count).argmax(1)
-        places = np.stack(np.divmod(strongest, width), -1)[:, :, None]
-    image, which, _ = np.indices(places.shape[:3], np.int32).reshape(3, -1)
-    position = places.reshape(len(image), 2).astype(np.int32)
-    values = maps[image, position[:, 0], position[:, 1], which]
-    return _Points(image, units[image, which], position), values
+def _whole(image_hw: Sequence[int]) -> ReceptiveField:
+    height, width = image_hw
+    return ReceptiveField((height, width), (0, 0), (0, 0), (height, width))
 
 
-def _corners(field: ReceptiveField, positions: Any) -> Any:
-    """Top left pixel that each position sees; it may lie outside the map."""
+def _corners(field: ReceptiveField, positions: np.ndarray) -> Int[np.ndarray, "n 2"]:
+    """Top left pixel of each position's receptive field; it may lie outside the image."""
     stride, start = np.array([field.stride, field.start], np.int32)
     return positions * stride + start
 
@@ -349,331 +465,3 @@ def _paste(
         for cut, start in zip(cuts, starts, strict=True):
             cut.append(slice(low - start, high - start))
     target[tuple(cuts[1])] = source[tuple(cuts[0])]
-
-
-# The way down.
-
-
-class _Step(NamedTuple):
-    """One layer of the way down.
-
-    Attributes:
-        spec: The layer.
-        inputs: Shape of what goes into it.
-        above: What each activation sees of the layer's output.
-        below: What it sees of the layer's input; all of it where that is no larger.
-    """
-
-    spec: Layer
-    inputs: Shape
-    above: ReceptiveField
-    below: ReceptiveField
-
-    @property
-    def activations_at_once(self) -> int:
-        """As many as keep what is computed in the cache; a power of two."""
-        pixels = math.prod(self.below.size)
-        if isinstance(self.spec, Conv):
-            products = math.prod(self.above.size) * math.prod(self.spec.kernel)
-            pixels = max(pixels, products)
-        room = _CACHE_BYTES // (4 * pixels * self.inputs[-1])
-        return 1 << (max(1, room).bit_length() - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What a projection compiles for."""
-
-    arch: Architecture
-    layer: str
-    mode: Mode
-    rule: Rule
-    overlap: Overlap
-    norm: Norm
-    local: bool
-
-    @functools.cached_property
-    def target_hw(self) -> Pair:
-        """Extent of the map in which positions are; a dense layer is one pixel."""
-        shape = self.arch.shapes()[self.layer]
-        return (1, 1) if len(shape) == 1 else map_hw(shape)
-
-    @functools.cached_property
-    def steps(self) -> tuple[_Step, ...]:
-        """From the layer projected down to the image."""
-        walked = list(self.arch.walk())
-        names = [spec.name for spec, *_ in walked]
-        field = _whole(self.target_hw)
-        if self.local and self.target_hw != (1, 1):
-            field = ReceptiveField((1, 1), (1, 1), (0, 0), self.target_hw)
-        steps = []
-        for spec, inputs, _ in walked[names.index(self.layer) :: -1]:
-            above = field
-            if len(inputs) == 3 and not isinstance(spec, ContrastNorm):
-                hw = map_hw(inputs)
-                if isinstance(spec, Dense) or above == _whole(above.input_hw):
-                    field = _whole(hw)
-                else:
-                    field = above.through(spec, hw)
-                    if math.prod(field.size) >= math.prod(hw):
-                        field = _whole(hw)
-            steps.append(_Step(spec, inputs, above, field))
-        return tuple(steps)
-
-    @property
-    def masked(self) -> bool:
-        """Whether only what each ReLU let through may come down."""
-        return self.rule != "deconvnet"
-
-
-def _precision(model: ConvNet) -> jnp.dtype:
-    return jnp.promote_types(model.dtype, jnp.float32)
-
-
-def _kernels(plan: _Plan, model: ConvNet) -> dict[str, Array]:
-    return {
-        spec.name: jnp.asarray(getattr(model, spec.name).kernel[...], _precision(model))
-        for spec, *_ in plan.steps
-        if isinstance(spec, Conv | Dense)
-    }
-
-
-def _whole(hw: Pair) -> ReceptiveField:
-    """All of a map, wherever the activation lies."""
-    return ReceptiveField(hw, (0, 0), (0, 0), hw)
-
-
-def _has_relu(spec: Layer) -> bool:
-    return isinstance(spec, Conv) or (isinstance(spec, Dense) and spec.relu)
-
-
-class _Trace(NamedTuple):
-    """What the way down needs of the forward pass, by layer name.
-
-    Attributes:
-        target: Activations of the layer projected.
-        places: Each pooling's switches, as positions in their windows.
-        last: Of each pooling the windows that overwrite what others put at the same
-            place, if that is asked for.
-        active: Where each ReLU was active, if the rule asks for it.
-        inputs: What went into each contrast normalisation, if it is sent through.
-    """
-
-    target: Float[Array, "b ..."]
-    places: dict[str, Array]
-    last: dict[str, Array]
-    active: dict[str, Array]
-    inputs: dict[str, Array]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
-def _forward(
-    graph,
-    weights,
-    images: Array,
-    layer: str,
-    masked: bool,
-    overlap: Overlap,
-    norm: Norm,
-) -> _Trace:
-    model = nnx.merge(graph, weights)
-    dtype = _precision(model)
-    seen = model.features(images, until=layer)
-    places, last, active, inputs = {}, {}, {}, {}
-    entering = images
-    for spec, shape, _ in model.arch.walk():
-        if spec.name not in seen.features:
-            break
-        if isinstance(spec, MaxPool):
-            switches, hw = seen.switches[spec.name], map_hw(shape)
-            places[spec.name] = cpu.pool.window_places(switches, spec, hw[1])
-        elif isinstance(spec, ContrastNorm) and norm == "backprop":
-            inputs[spec.name] = entering.astype(dtype)
-        elif masked and _has_relu(spec):
-            active[spec.name] = seen.features[spec.name] > 0
-        entering = seen.features[spec.name]
-    return _Trace(entering.astype(dtype), places, last, active, inputs)
-
-
-def _send_down(
-    plan: _Plan,
-    kernels: Mapping[str, Array],
-    trace: _Trace,
-    threshold: float,
-    points: _Points,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Pictures of the points, part by part, each with the number of its first.
-
-    Only powers of two go down at once, so that few sizes are compiled.
-    """
-    for start in range(0, len(points.unit), _AT_ONCE):
-        part = _Points(*(array[start : start + _AT_ONCE] for array in points))
-        count = len(part.unit)
-        missing = (1 << (count - 1).bit_length()) - count
-        filled = _Points(
-            *(np.pad(a, ((0, missing), *[(0, 0)] * (a.ndim - 1))) for a in part)
-        )
-        yield (
-            start,
-            np.asarray(_descend(plan, kernels, trace, threshold, filled))[:count],
-        )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _descend(
-    plan: _Plan,
-    kernels: Mapping[str, Array],
-    trace: _Trace,
-    threshold: float | Array,
-    points: _Points,
-) -> Float[Array, "n h w c"]:
-    """Pixels of the receptive field, or of the image where that is no larger.
-
-    Windows grow on the way down, so that fewer and fewer go on together.
-    """
-
-    def down(steps: Sequence[_Step], signal: Array, points: _Points) -> Array:
-        for index, step in enumerate(steps):
-            together = step.activations_at_once
-            if len(points.unit) > together:
-                parts = jax.tree.map(
-                    lambda x, size=together: x.reshape(-1, size, *x.shape[1:]),
-                    (signal, points),
-                )
-                rest = steps[index:]
-                pixels = lax.map(lambda part, rest=rest: down(rest, *part), parts)
-                return pixels.reshape(-1, *pixels.shape[2:])
-            signal = _step_down(plan, step, kernels, trace, signal, points)
-        return signal
-
-    return down(plan.steps, _kept(plan, trace.target, threshold, points), points)
-
-
-def _step_down(
-    plan: _Plan,
-    step: _Step,
-    kernels: Mapping[str, Array],
-    trace: _Trace,
-    signal: Array,
-    points: _Points,
-) -> Array:
-    """From what a layer gives to what it gets."""
-    spec, inputs, above, below = step
-
-    def window(maps: Array) -> Array:
-        return _cut(maps, above, points, plan.target_hw)
-
-    if _has_relu(spec):
-        if plan.rule != "gradient":
-            signal = jax.nn.relu(signal)
-        if plan.masked:
-            signal = jnp.where(window(trace.active[spec.name]), signal, 0)
-    match spec:
-        case Dense():
-            return (signal @ kernels[spec.name].T).reshape(-1, *inputs)
-        case ContrastNorm() if plan.norm == "backprop":
-            entered = window(trace.inputs[spec.name])
-            _, vjp = jax.vjp(lambda x: ops.contrast_norm(x, spec), entered)
-            return vjp(signal)[0]
-        case ContrastNorm():
-            return signal
-    reached = below
-    if above != _whole(above.input_hw):
-        reached = above.through(spec, below.input_hw)
-        spec = dataclasses.replace(spec, padding=0)
-    if isinstance(spec, Conv):
-        signal = ops.conv_transpose(signal, kernels[spec.name], spec, reached.size)
-    else:
-        places = window(trace.places[spec.name])
-        signal = cpu.pool.unpool_windows(signal, places, spec, reached.size)
-    if reached != below:
-        return _placed(signal, reached, points)
-    if below != _whole(below.input_hw):
-        return _inside(signal, below, points)
-    return signal
-
-
-def _kept(
-    plan: _Plan, target: Array, threshold: float | Array, points: _Points
-) -> Array:
-    """The kept activations at their place, zeros elsewhere."""
-    row, column = points.position.T
-    own = jax.nn.one_hot(points.unit, target.shape[-1], dtype=target.dtype)
-    if target.ndim == 2:
-        kept = target[points.image] * own
-    elif plan.local:
-        value = target[points.image, row, column, points.unit]
-        kept = (value[:, None] * own)[:, None, None]
-    else:
-        kept = target[points.image] * own[:, None, None]
-    if plan.mode == "threshold":
-        kept = jnp.where(kept > threshold, kept, 0)
-    if plan.mode == "unit" and kept.ndim == 4 and not plan.local:
-        here = jnp.zeros(kept.shape[:3], bool)
-        here = here.at[jnp.arange(len(kept)), row, column].set(True)
-        kept = jnp.where(here[..., None], kept, 0)
-    return kept
-
-
-def _cut(
-    maps: Shaped[Array, "b ..."],
-    field: ReceptiveField,
-    points: _Points,
-    target_hw: Pair,
-) -> Shaped[Array, "n ..."]:
-    """Each activation's window of its image's map; zeros outside the map."""
-    if field == _whole(field.input_hw):
-        return maps[points.image]
-    # Slices that leave the map would be moved into it, silently.
-    edges = [
-        (max(0, -start), max(0, start + stride * (count - 1) + size - extent))
-        for start, stride, count, size, extent in zip(
-            field.start,
-            field.stride,
-            target_hw,
-            field.size,
-            field.input_hw,
-            strict=True,
-        )
-    ]
-    padded = jnp.pad(maps, ((0, 0), *edges, (0, 0)))
-    size = (1, *field.size, maps.shape[-1])
-
-    def cut(place: tuple[Array, Array]) -> Array:
-        image, corner = place
-        start = (image, corner[0], corner[1], np.int32(0))
-        return lax.dynamic_slice(padded, start, size)[0]
-
-    origin = np.array([before for before, _ in edges], np.int32)
-    corners = _corners(field, points.position) + origin
-    # Not by `vmap`: XLA's gather computes the place of every element anew.
-    return lax.map(cut, (jnp.asarray(points.image), corners))
-
-
-def _inside(signal: Array, field: ReceptiveField, points: _Points) -> Array:
-    """Zero what lies outside the map: padding has no pixels."""
-    rows, columns = (
-        (place >= 0) & (place < extent)
-        for place, extent in zip(
-            (
-                _corners(field, points.position)[:, axis, None]
-                + np.arange(field.size[axis])
-                for axis in (0, 1)
-            ),
-            field.input_hw,
-            strict=True,
-        )
-    )
-    return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], signal, 0)
-
-
-def _placed(signal: Array, field: ReceptiveField, points: _Points) -> Array:
-    """Each window at its place in a map of zeros, without what lies outside it."""
-    height, width = field.input_hw
-    padded = jnp.pad(signal, ((0, 0), (height, height), (width, width), (0, 0)))
-
-    def place(window: Array, corner: Array) -> Array:
-        start = (height - corner[0], width - corner[1], np.int32(0))
-        return lax.dynamic_slice(window, start, (height, width, window.shape[-1]))
-
-    return jax.vmap(place)(padded, _corners(field, points.position))

@@ -237,7 +237,7 @@ def project_each(
         seen = np.asarray(preprocess(dataset.images[images]))
     else:
         seen = dataset[images]
-    places = positions[:, None, None]
+    places = positions[:, None]
     found = project(model, seen, layer, units[:, None], places, rule=rule, crop=True)
     return dataclasses.replace(found, images=images)
 

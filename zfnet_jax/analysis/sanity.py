@@ -23,9 +23,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
 from zfnet_jax.arch import receptive_field
+from zfnet_jax.deconvnet import backproject
 from zfnet_jax.metrics import importance
-from zfnet_jax.deconvnet import Rule, project_activations
 from zfnet_jax.model import ConvNet
+from zfnet_jax.relu_rules import Rule
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -323,7 +324,7 @@ def _pictures(
     """By all rules in one program, which does the forward pass once."""
     model = nnx.merge(graph, weights)
     return tuple(
-        project_activations(model, images, layer, signal, rule=rule) for rule in rules
+        backproject(model, images, layer, signal, rule=rule) for rule in rules
     )
 
 
