@@ -397,7 +397,7 @@ def residual_form(name: str) -> Form:
         case "equinox":
             model = EquinoxResidual()
             apply = functools.partial(apply_equinox, model)
-            return (apply_equinox, IMAGE_SHAPE), {"params": model}, apply
+            return (model, IMAGE_SHAPE), {}, apply
         case "function":
             params = nested(residual_weights())
             apply = functools.partial(residual_function, params)

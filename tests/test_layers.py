@@ -1,4 +1,4 @@
-"""Imports go down only: every file keeps to the floors of docs/design.md."""
+"""Imports go up one list only: the layout of docs/design.md."""
 
 import ast
 from collections.abc import Iterator
@@ -8,36 +8,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A room is a file or a folder of zfnet_jax, or a folder that uses it. It may import the
-# rooms of lower floors and nothing else of the project; within a folder all is free.
-FLOORS = {
-    "arch": 0,
-    "relu_rules": 0,
-    "torch_file": 0,
-    "data": 0,
-    "ops": 0.5,  # takes its layers as arch's specifications
-    "checkpoint": 1,  # knows files and arrays only; weights.py shares its error
-    "model": 1,
-    "deconvnet": 2,
-    "attribution": 2,
-    "networks": 1.5,
-    "weights": 2,
-    "training": 3,
-    "analysis": 3,
-    "viz": 4,
-    "gallery": 4.5,  # shows pictures as viz does
-    "zfnet_jax": 5,  # __init__.py, which re-exports
-    "experiments": 6,
-    "benchmarks": 7,
-    "tests": 8,
-}
+# A module is a file or a folder of zfnet_jax, or a folder that uses it. It may import
+# what stands before it; within a folder everything may be imported.
+ORDER = """
+    arch cpu ops model
+    tracing relu_audit relu_rules receptive_fields layers
+    torch_file data checkpoint viz
+    adapters engines networks weights
+    windows deconvnet projections attribution metrics
+    recipes training analysis gallery
+    zfnet_jax experiments benchmarks tests
+""".split()
+RANK = {name: rank for rank, name in enumerate(ORDER)}
 
-# Rooms outside the library are imported by their own name.
+# Modules outside the library are imported by their own name.
 OUTSIDE = ("experiments", "benchmarks", "tests")
 
 
-def rooms() -> dict[Path, str]:
-    """Every file of the project and the room it is in."""
+def modules() -> dict[Path, str]:
+    """Every file of the project and the module it belongs to."""
     library = ROOT / "zfnet_jax"
     files = {}
     for file in library.rglob("*.py"):
@@ -72,57 +61,52 @@ def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
                     yield node.lineno, name
 
 
-def room_of(name: str) -> str | None:
-    """The room that an imported name is from; None if it is not of this project."""
+def module_of(name: str) -> str | None:
+    """The module that an imported name is from; None outside this project."""
     package, _, rest = name.partition(".")
     if package in OUTSIDE:
         return package
     if package != "zfnet_jax":
         return None
     first = rest.partition(".")[0]
-    # `from zfnet_jax import ZFNET` asks __init__.py, `… import arch` the room itself.
-    return first if first in FLOORS or is_room(first) else "zfnet_jax"
+    # `from zfnet_jax import ZFNET` asks __init__.py, `… import arch` the module itself.
+    return first if first in RANK or is_module(first) else "zfnet_jax"
 
 
-def is_room(name: str) -> bool:
+def is_module(name: str) -> bool:
     path = ROOT / "zfnet_jax" / name
     return bool(name) and (path.is_dir() or path.with_suffix(".py").is_file())
 
 
-def upward(source: str, module: str, room: str) -> list[str]:
-    """Every import of a file that does not go down."""
+def list_faults(source: str, path: str, own: str) -> list[str]:
+    """Every import of a file of something that stands after it."""
     faults = []
-    for line, name in imported(ast.parse(source), module):
-        target = room_of(name)
-        if target is None or target == room:
+    for line, name in imported(ast.parse(source), path):
+        target = module_of(name)
+        if target is None or target == own:
             continue
-        if target not in FLOORS:
-            faults.append(f"{module}:{line} imports {name}, which has no floor")
-        elif FLOORS[target] >= FLOORS[room]:
-            faults.append(
-                f"{module}:{line} on floor {FLOORS[room]} imports {name} "
-                f"on floor {FLOORS[target]}"
-            )
+        if target not in RANK:
+            faults.append(f"{path}:{line} imports {name}, which is not in ORDER")
+        elif RANK[target] >= RANK[own]:
+            faults.append(f"{path}:{line} imports {name}, which stands after it")
     return faults
 
 
-def module_of(file: Path) -> str:
+def dotted(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts)
 
 
-def test_every_file_has_a_floor():
-    homeless = sorted(
-        module_of(file) for file, room in rooms().items() if room not in FLOORS
-    )
-    assert not homeless, f"give a floor in FLOORS to {', '.join(homeless)}"
+def test_every_file_is_in_the_order():
+    missing = sorted(dotted(file) for file, own in modules().items() if own not in RANK)
+    assert not missing, f"add to ORDER: {', '.join(missing)}"
 
 
-def test_imports_go_down_only():
+def test_imports_go_up_the_list_only():
     faults = [
         fault
-        for file, room in rooms().items()
-        if room in FLOORS
-        for fault in upward(file.read_text(encoding="utf-8"), module_of(file), room)
+        for file, own in modules().items()
+        if own in RANK
+        for fault in list_faults(file.read_text(encoding="utf-8"), dotted(file), own)
     ]
     assert not faults, "\n".join(faults)
 
@@ -142,7 +126,7 @@ def test_imports_go_down_only():
         ("ops", "if TYPE_CHECKING:\n    from zfnet_jax.model import ConvNet"),
         ("ops", "import importlib\nimportlib.import_module('zfnet_jax.model')"),
         ("ops", "__import__('zfnet_jax.model')"),
-        ("relu_rules", "from zfnet_jax import arch"),  # the same floor is not below
+        ("relu_audit", "from zfnet_jax import relu_rules"),
         ("model", "import zfnet_jax as zf"),
         ("model", "from zfnet_jax import ZFNET"),
         ("data.cifar10", "from ..model import ConvNet"),
@@ -151,8 +135,8 @@ def test_imports_go_down_only():
         ("training", "import benchmarks.step"),
     ],
 )
-def test_a_planted_upward_import_is_caught(module, source):
-    assert upward(source, f"zfnet_jax.{module}", module.split(".")[0])
+def test_a_planted_import_is_caught(module, source):
+    assert list_faults(source, f"zfnet_jax.{module}", module.split(".")[0])
 
 
 @pytest.mark.parametrize(
@@ -167,18 +151,11 @@ def test_a_planted_upward_import_is_caught(module, source):
         ("ops", "importlib.import_module(name)"),
     ],
 )
-def test_an_import_that_goes_down_is_allowed(module, source):
-    assert upward(source, f"zfnet_jax.{module}", module.split(".")[0]) == []
+def test_other_imports_are_allowed(module, source):
+    assert list_faults(source, f"zfnet_jax.{module}", module.split(".")[0]) == []
 
 
-def test_a_file_without_a_floor_is_caught(monkeypatch):
-    monkeypatch.delitem(FLOORS, "arch")
-    with pytest.raises(AssertionError, match=r"zfnet_jax\.arch"):
-        test_every_file_has_a_floor()
-    assert upward("from zfnet_jax import arch", "zfnet_jax.model", "model")
-
-
-def test_every_folder_has_a_floor():
+def test_every_folder_is_in_the_order():
     folders = {file.parent.name for file in ROOT.glob("*/*.py")}
     assert folders <= {"zfnet_jax", *OUTSIDE}
 
@@ -202,8 +179,8 @@ def test_figures_know_no_model():
     assert files
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        rooms = {room_of(name) for _, name in imported(tree, module_of(file))}
-        assert rooms <= {None, "viz"}, file.name
+        used = {module_of(name) for _, name in imported(tree, dotted(file))}
+        assert used <= {None, "viz"}, file.name
 
 
 def test_the_package_only_re_exports():

@@ -323,15 +323,16 @@ def test_other_objects_beside_the_tensors(file, protocol, nested):
         + several(storage())
         + b"R",
     }
-    inner = {"weight": tensor(), "bias": tensor(0, (4,), (1,))}
+    inner = {"fc.weight": tensor(), "fc.bias": tensor(0, (4,), (1,))}
     if nested:
+        entries["loss"] = tensor(0, (), ())
         value = mapping({**entries, "network": mapping(inner)}, b"}")
     else:
         del entries["quantized"]
         value = mapping({**entries, **inner})
     state = read_state_dict(file(value))
-    assert list(state) == ["weight", "bias"]
-    np.testing.assert_array_equal(state["weight"], NUMBERS.reshape(4, 6))
+    assert list(state) == list(inner)
+    np.testing.assert_array_equal(state["fc.weight"], NUMBERS.reshape(4, 6))
 
 
 # What reaches outside the numbers.

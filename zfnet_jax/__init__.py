@@ -1,18 +1,14 @@
-"""Zeiler & Fergus (2013) in JAX: ZFNet, what it learns, and how to see it."""
+"""Zeiler & Fergus (2013) in JAX: ZFNet, and tools to see what any network learned."""
 
-from zfnet_jax.analysis import (
-    Correspondence,
-    Invariance,
-    Occlusion,
-    TopActivations,
-    correspondence,
-    invariance,
-    occlusion,
-    top_activations,
-)
+from zfnet_jax.analysis.correspondence import correspondence
+from zfnet_jax.analysis.evolution import evolution
+from zfnet_jax.analysis.invariance import invariance
+from zfnet_jax.analysis.mining import top_activations
+from zfnet_jax.analysis.occlusion import occlusion
+from zfnet_jax.analysis.probe import probe
+from zfnet_jax.analysis.sanity import sanity
 from zfnet_jax.arch import (
     ALEXNET,
-    ARCHITECTURES,
     ZFNET,
     ZFNET32,
     ZFNET_PLAIN,
@@ -21,21 +17,24 @@ from zfnet_jax.arch import (
     Conv,
     Dense,
     MaxPool,
-    ReceptiveField,
     ablate,
     receptive_field,
 )
 from zfnet_jax.attribution import attribute
-from zfnet_jax.deconvnet import Projections, project
-from zfnet_jax.model import ConvNet, Features
+from zfnet_jax.deconvnet import backproject, project
+from zfnet_jax.metrics import deletion, insertion
+from zfnet_jax.model import ConvNet
+from zfnet_jax.networks import network
 from zfnet_jax.relu_rules import with_relu_rule
-from zfnet_jax.weights import Pretrained, load, load_weights, save
+from zfnet_jax.training import FAST, PAPER, train
+from zfnet_jax.weights import load, load_weights, save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ALEXNET",
-    "ARCHITECTURES",
+    "FAST",
+    "PAPER",
     "ZFNET",
     "ZFNET32",
     "ZFNET_PLAIN",
@@ -43,26 +42,26 @@ __all__ = [
     "ContrastNorm",
     "Conv",
     "ConvNet",
-    "Correspondence",
     "Dense",
-    "Features",
-    "Invariance",
     "MaxPool",
-    "Occlusion",
-    "Pretrained",
-    "Projections",
-    "ReceptiveField",
-    "TopActivations",
     "ablate",
     "attribute",
+    "backproject",
     "correspondence",
+    "deletion",
+    "evolution",
+    "insertion",
     "invariance",
     "load",
     "load_weights",
+    "network",
     "occlusion",
+    "probe",
     "project",
     "receptive_field",
+    "sanity",
     "save",
     "top_activations",
+    "train",
     "with_relu_rule",
 ]

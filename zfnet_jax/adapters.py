@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -29,24 +29,24 @@ class Adapter(NamedTuple):
     closed_over: Mapping[int, str]
 
 
-def adapters(model: Any, params: Any) -> Iterator[Adapter]:
-    """Ways to call a model, the likeliest first."""
+def adapt(model: Any, params: Any, image_shape: tuple[int, ...]) -> Adapter:
+    """Find out how a model is called.
+
+    Raises:
+        TypeError: It cannot be called.
+    """
     if params is not None:
         is_linen = _is_a(model, "flax.linen", "Module")
-        yield _tree_adapter(params, model.apply if is_linen else model)
-    elif isinstance(model, nnx.Module):
-        yield _tree_adapter(model, _call_nnx)
-    elif _is_a(model, "equinox", "Module"):
-        yield _tree_adapter(model, lambda module, x: jax.vmap(module)(x))
-        yield _tree_adapter(
-            model, lambda module, x: jax.vmap(module)(x.transpose(0, 3, 1, 2))
-        )
-    elif _is_a(model, "keras", "Model"):
-        yield _keras_adapter(model)
-    elif callable(model):
-        yield Adapter(lambda _, x: model(x), list, [], _closed_over(model))
-    else:
+        return _adapt_tree(params, model.apply if is_linen else model)
+    if isinstance(model, nnx.Module):
+        return _adapt_tree(model, _call_nnx)
+    if _is_a(model, "equinox", "Module"):
+        return _adapt_equinox(model, image_shape)
+    if _is_a(model, "keras", "Model"):
+        return _adapt_keras(model)
+    if not callable(model):
         raise TypeError(f"model is a {type(model).__name__}, which cannot be called")
+    return Adapter(lambda _, x: model(x), list, [], _closed_over(model))
 
 
 def _is_a(model: Any, package: str, name: str) -> bool:
@@ -56,7 +56,7 @@ def _is_a(model: Any, package: str, name: str) -> bool:
     )
 
 
-def _tree_adapter(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
+def _adapt_tree(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
     def arrays(tree: Any) -> list[tuple[Any, Any]]:
         return [
             (path, leaf)
@@ -80,6 +80,19 @@ def _tree_adapter(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
     return Adapter(apply, lambda: [leaf for _, leaf in arrays(tree)], [*paths], {})
 
 
+def _adapt_equinox(module: Any, image_shape: tuple[int, ...]) -> Adapter:
+    """A module of one image, channels last if it takes that and else first."""
+    last = _adapt_tree(module, lambda module, x: jax.vmap(module)(x))
+    try:
+        images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+        jax.eval_shape(last.apply, last.read(), images)
+    except (TypeError, ValueError):
+        return _adapt_tree(
+            module, lambda module, x: jax.vmap(module)(x.transpose(0, 3, 1, 2))
+        )
+    return last
+
+
 def _call_nnx(module: nnx.Module, images: Any) -> Any:
     before = jax.tree.leaves(module)
     result = cast(Any, module)(images)
@@ -91,7 +104,7 @@ def _call_nnx(module: nnx.Module, images: Any) -> Any:
     return result
 
 
-def _keras_adapter(model: Any) -> Adapter:
+def _adapt_keras(model: Any) -> Adapter:
     trainable = len(model.trainable_variables)
 
     def variables() -> list[Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from zfnet_jax import ops, windows
 from zfnet_jax.arch import ContrastNorm, Conv, Dense, Layer, MaxPool, ReceptiveField
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.relu_rules import Rule, with_relu_rule
+from zfnet_jax.relu_rules import Rule, check_rule, with_relu_rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ def backproject(
             or the signal does not fit the layer.
     """
     net, images = as_network(net, images)
-    _check_rule(rule)
+    check_rule(rule)
     images = net.images(images)
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
@@ -261,7 +261,7 @@ def project(
             fit the network.
     """
     net, images = as_network(net, images)
-    _check_rule(rule)
+    check_rule(rule)
     target = net.layer(layer)
     units = _check_units(units, layer, target.shape[-1], len(images))
     positions = _check_positions(positions, layer, target.shape, units, len(images))
@@ -377,11 +377,6 @@ def _choose(
     units = units.ravel()
     values = maps[images, positions[:, 0], positions[:, 1], units]
     return windows.Points(images, units, positions.astype(np.int32), values)
-
-
-def _check_rule(rule: str) -> None:
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule {rule!r} is not one of {', '.join(get_args(Rule))}")
 
 
 def _check_units(

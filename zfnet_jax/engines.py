@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,30 +31,6 @@ from zfnet_jax.model import ConvNet
 
 # Images of the trace that the layers are read from; one image would look like none.
 _TRACED = 2
-
-
-class Engine(Protocol):
-    """Computes the layers of a model."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        ...
-
-    @property
-    def layers(self) -> Mapping[str, Layer]:
-        """Every layer by name, in order."""
-        ...
-
-    def features(
-        self, weights: Any, images: Array, names: tuple[str, ...]
-    ) -> dict[str, Array]:
-        """Activations by layer."""
-        ...
-
-    def leaves(self, weights: Any, layer: str) -> Sequence[int]:
-        """Which leaves of the weights belong to a layer."""
-        ...
 
 
 _KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "norm"}
@@ -204,6 +180,9 @@ class TracedEngine:
         """Arrays that the layer's operations take."""
         del weights
         return sorted(self.positions[layer].weights)
+
+
+Engine = ConvNetEngine | TracedEngine
 
 
 def _refuse_softmax(program: tracing.Program, positions: Sequence[Position]) -> None:

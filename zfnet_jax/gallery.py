@@ -42,7 +42,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from zfnet_jax import viz
-from zfnet_jax.analysis import Comparison, Evolution, TopActivations
+from zfnet_jax.analysis.evolution import Evolution
+from zfnet_jax.analysis.mining import TopActivations
+from zfnet_jax.analysis.sanity import Comparison
 from zfnet_jax.deconvnet import Projections
 
 # Pages of a layer show so many units at a time. These pictures, and the text of all

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
-from zfnet_jax.adapters import Adapter, adapters, keras_image_shape
+from zfnet_jax.adapters import adapt, keras_image_shape
 from zfnet_jax.engines import ConvNetEngine, Engine, TracedEngine
 from zfnet_jax.layers import Layer
 from zfnet_jax.model import ConvNet
@@ -95,7 +95,7 @@ class Network:
         """Width of the result."""
         return self.layers[self.output].shape[-1]
 
-    def __call__(self, images: Float[Array | np.ndarray, "b h w c"]) -> Array:
+    def __call__(self, images: Array | np.ndarray) -> Float[Array, "b classes"]:
         """Logits, float [b, classes]."""
         if not isinstance(images, Tracer):
             images = self.images(images)
@@ -436,27 +436,10 @@ def network(
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape is (height, width, channels), not {shape}")
 
-    errors: list[Exception] = []
-    for adapter in adapters(model, params):
-        try:
-            return _trace(model, adapter, shape, preprocess, class_names)
-        except ValueError:
-            raise
-        except Exception as error:
-            errors.append(error)
-    raise errors[-1]
-
-
-def _trace(
-    model: Any,
-    adapter: Adapter,
-    image_shape: tuple[int, int, int],
-    preprocess: Callable[[Any], Any] | None,
-    class_names: Sequence[str] | None,
-) -> Network:
+    adapter = adapt(model, params, shape)
     weights = adapter.read()
     engine = TracedEngine(
-        adapter.apply, weights, adapter.paths, image_shape, adapter.closed_over
+        adapter.apply, weights, adapter.paths, shape, adapter.closed_over
     )
     constants = weights[engine.given :]
 

@@ -31,7 +31,7 @@ from zfnet_jax.arch import ContrastNorm, Conv, MaxPool, Pair
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# While a model is being read into a `Network`, operations are those that XLA knows.
+# Within `reading(True)` the definitions run on the CPU too: `Network` reads them.
 reading = jax.make_user_context(False)
 
 
@@ -102,7 +102,7 @@ def max_pool(
         The maxima, and their int32 positions: flat row-major indices into the map
         before pooling. The derivative of the maxima is `unpool`.
     """
-    batch, height, width, channels = x.shape
+    height, width = x.shape[1:3]
     position = jnp.arange(height * width, dtype=jnp.int32).reshape(1, height, width, 1)
 
     def choose(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -112,6 +112,7 @@ def max_pool(
         wins = (value > other) & ~jnp.isnan(other) | tie | nan
         return jnp.where(wins, value, other), jnp.where(wins, place, other_place)
 
+    lowest = np.array(-np.inf, x.dtype)
     windows = (
         (1, *spec.kernel, 1),
         (1, *spec.stride, 1),
@@ -119,15 +120,11 @@ def max_pool(
     )
     _, switches = lax.reduce_window(
         (lax.stop_gradient(x), jnp.broadcast_to(position, x.shape)),
-        (jnp.array(-jnp.inf, x.dtype), jnp.array(np.iinfo(np.int32).max, jnp.int32)),
+        (lowest, np.array(np.iinfo(np.int32).max, np.int32)),
         choose,
         *windows,
     )
-    if reading.value:
-        return lax.reduce_window(x, -jnp.inf, lax.max, *windows), switches
-    pixels = x.reshape(batch, height * width, channels)
-    chosen = switches.reshape(batch, -1, channels)
-    return jnp.take_along_axis(pixels, chosen, 1).reshape(switches.shape), switches
+    return lax.reduce_window(x, lowest, lax.max, *windows), switches
 
 
 @_replace_on_cpu(cpu.pool.unpool)

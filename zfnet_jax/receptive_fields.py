@@ -185,7 +185,7 @@ def _convolution(equation: Equation, program: Program, views: Views) -> View:
         if span is not None:
             known = params["lhs_dilation"][k] == 1
             span = span.through(
-                extent, params["window_strides"][k], params["padding"][k][0]
+                extent, params["window_strides"][k], int(params["padding"][k][0])
             )
             view = view.replace_span(axes[out], span if known else None)
     return view._replace(axes=tuple(axes))
@@ -202,7 +202,7 @@ def _window(equation: Equation, program: Program, views: Views) -> View:
             dilation = params["window_dilation"][k]
             extent = (params["window_dimensions"][k] - 1) * dilation + 1
             span = span.through(
-                extent, params["window_strides"][k], params["padding"][k][0]
+                extent, params["window_strides"][k], int(params["padding"][k][0])
             )
             view = view.replace_span(axis, span if known else None)
     return view
@@ -216,7 +216,7 @@ def _pad(equation: Equation, program: Program, views: Views) -> View:
         view.axes, equation.params["padding_config"], strict=True
     ):
         if (span := view.span(axis)) is not None:
-            moved = None if interior else span.through(1, 1, low)
+            moved = None if interior else span.through(1, 1, int(low))
             view = view.replace_span(axis, moved)
     return view
 

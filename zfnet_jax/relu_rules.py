@@ -1,11 +1,11 @@
 """Another backward rule for every ReLU of any function: a JAX transformation.
 
 Section 2.1 of Zeiler & Fergus 2013 rectifies the signal that goes down through a
-network; the gradient would mask it by the forward ReLU instead. Springenberg et al. 2015
-(arXiv 1412.6806, section 3.4) compare the two and their combination, guided
-backpropagation: three backward rules of one ReLU. A function is traced, and its equations
-are run again with the chosen rule for each ReLU. The model is neither hooked nor changed,
-and `jax.vjp` does the rest.
+network; the gradient would mask it by the forward ReLU instead. Springenberg et al.
+2015 (arXiv 1412.6806, section 3.4) compare the two and their combination, guided
+backpropagation: three backward rules of one ReLU. A function is traced, and its
+equations are run again with the chosen rule for each ReLU. The model is neither hooked
+nor changed, and `jax.vjp` does the rest.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ def with_relu_rule(
 ) -> Callable[_P, _T]:
     """Give every ReLU of a function another backward rule.
 
-    The result computes the same values as `fn`, bit for bit under `jax.jit`, and composes
-    with `jax.jit`, `jax.vmap`, `jax.vjp` and `jax.grad`. A signal R that arrives at a
-    ReLU of x goes on as
+    The result computes the same values as `fn`, bit for bit under `jax.jit`, and
+    composes with `jax.jit`, `jax.vmap`, `jax.vjp` and `jax.grad`. A signal R that
+    arrives at a ReLU of x goes on as
 
     - max(R, 0) by "deconvnet" (Zeiler & Fergus 2013, section 2.1),
     - max(R, 0) where x > 0, else 0, by "guided" (Springenberg et al. 2015),
     - R where x > 0, else 0, by "gradient": the derivative of `jax.nn.relu`. (At x == 0,
       JAX's derivative of a plain `jnp.maximum(x, 0)` is R / 2.)
 
-    A ReLU is a maximum of an input-dependent value and a constant 0, as in `jax.nn.relu`,
-    inside any nest of `jit`, `vmap`, `checkpoint`, `scan`, `cond`, `while_loop` and
+    A ReLU is a maximum of an input-dependent value and a constant 0, as `jax.nn.relu`
+    is, inside any nest of `jit`, `vmap`, `checkpoint`, `scan`, `cond`, `while_loop` and
     custom derivatives. A function with a custom derivative loses it if it contains a
     ReLU. In a clipped ReLU such as `jax.nn.relu6`, "guided" and "gradient" pass the
-    signal where x lies strictly inside the clip. The signal passes unchanged through this
-    package's contrast normalization by "deconvnet" and "guided".
+    signal where x lies strictly inside the clip. By "deconvnet" and "guided" the signal
+    passes unchanged through this package's contrast normalization.
 
     Everything else must be linear in the inputs, or choose among values by comparing
     them with each other as max pooling does. Float arguments are inputs; integers are
-    constants, and so are parameters that `fn` closes over. Only reverse mode is defined:
-    `jax.jvp` raises TypeError. Each call traces `fn` anew: for repeated calls, wrap the
-    result in `jax.jit`.
+    constants, and so are parameters that `fn` closes over. Only reverse mode is
+    defined: `jax.jvp` raises TypeError. Each call traces `fn` anew: for repeated calls,
+    wrap the result in `jax.jit`.
 
     Example:
         >>> import jax, jax.numpy as jnp

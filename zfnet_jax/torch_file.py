@@ -113,7 +113,9 @@ def _find_state_dict(value: object) -> dict[str, Tensor]:
         raise ValueError(f"its content is {_describe(value)}, not a state dict")
     entries = {key: entry for key, entry in value.items() if _has_tensors(entry)}
     chosen = next((key for key in _ENTRIES if key in entries), None)
-    if chosen is None and not _has_tensors(value):
+    # Beside the state dict there may be a loss or a state of a random generator.
+    top = any(type(x) is Tensor and ("." in k or not entries) for k, x in value.items())
+    if chosen is None and not top:
         if len(entries) != 1:
             names = [f"{_quote(k)}: {_describe(v)}" for k, v in value.items()]
             raise ValueError(
@@ -166,8 +168,9 @@ def _open_zip(content: bytes) -> tuple[object, Read, str]:
 
 def _open_legacy(content: bytes) -> tuple[object, Read, str]:
     stream = io.BytesIO(content)
-    if tuple(_interpret(stream)[0] for _ in _LEGACY) != _LEGACY:
-        raise ValueError("a pickle, but not one that torch.save writes")
+    for number in _LEGACY:
+        if _interpret(stream)[0] != number:
+            raise ValueError("a pickle, but not one that torch.save writes")
     _interpret(stream)  # sizes of integers on the machine that wrote the file
     value, storages = _interpret(stream)
     keys, _ = _interpret(stream)

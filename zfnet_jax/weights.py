@@ -181,7 +181,7 @@ def load_weights(
 
 def save(
     path: str | os.PathLike[str],
-    model: ConvNet,
+    model: ConvNet | networks.Network,
     *,
     preprocess: Preprocessing,
     class_names: Sequence[str],
@@ -193,14 +193,15 @@ def save(
 
     Args:
         path: The file, usually `*.safetensors`; an existing one is replaced.
-        model: The network.
+        model: A `ConvNet`, or the `Network` of one.
         preprocess: Preprocessing of its images.
         class_names: One name per class, in the order of the labels.
         metadata: Origin of the weights: command, seed, accuracy and the like.
 
     Raises:
         OSError: The file cannot be written.
-        ValueError: Weights are not finite, or the description does not fit the network.
+        ValueError: The model is not a `ConvNet`, weights are not finite, or the
+            description does not fit the network.
 
     Example:
         >>> import pathlib, tempfile
@@ -213,6 +214,10 @@ def save(
         ...     zf.load(file).metadata
         {'origin': 'a copy'}
     """
+    if isinstance(model, networks.Network):
+        model = model.model
+    if not isinstance(model, ConvNet):
+        raise ValueError(f"save takes a ConvNet, not a {type(model).__name__}")
     arch = model.arch
     _check_description(str(path), arch, preprocess, class_names, metadata)
     settings = dataclasses.asdict(preprocess)
@@ -318,7 +323,7 @@ def _layers(arch: Architecture) -> Iterator[_Layer]:
 
 
 def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[str, str]:
-    """What each layer is called in a state dict, prefix included, by layer name."""
+    """Names of the layers in a state dict, with the prefix, by layer name."""
     layers = [re.escape(name) for layer in _layers(arch) for name in layer.names]
     pattern = rf"((?:.*\.)?)({'|'.join(layers)}|{_COUNTED})\.(?:weight|bias)"
     matches = [m for name in names if (m := re.fullmatch(pattern, name, re.DOTALL))]
@@ -326,15 +331,16 @@ def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[st
     shared = [x for x in prefixes if all(name.startswith(x) for name in names)]
     if prefixes and not shared and "" not in prefixes:
         others = [_quote(n) for n in names if not n.startswith(prefixes[0])]
+        prefix = _quote(prefixes[0])
         raise ValueError(
-            f"{source}: the names of its layers start with {prefixes[0]!r}, but not "
+            f"{source}: the names of its layers start with {prefix!r}, but not "
             f"{_list(others)}; give the layers' tensors alone"
         )
     prefix = shared[0] if shared else ""
     counted: dict[str, str] = {}
     for kind, block in ((Conv, "features."), (Dense, "classifier.")):
         used = {m[2] for m in matches if m[1] == prefix and m[2].startswith(block)}
-        modules = sorted(used, key=lambda module: int(module.rpartition(".")[2]))
+        modules = sorted(used, key=lambda module: (int(module.split(".")[-1]), module))
         same = [layer.name for layer in arch.layers if isinstance(layer, kind)]
         counted |= dict(zip(same, modules, strict=False))
     groups = {m.groups() for m in matches}
@@ -344,6 +350,17 @@ def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[st
         given = (x for x in options if (prefix, x) in groups)
         result[layer.name] = prefix + next(given, options[0])
     return result
+
+
+def _shapes(
+    arch: Architecture, modules: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of an architecture, by name in the state dict."""
+    return {
+        f"{modules[layer.name]}.{kind}": shape
+        for layer in _layers(arch)
+        for kind, shape in (("weight", layer.shape), ("bias", (layer.features,)))
+    }
 
 
 def _refuse_normalization(source: str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -364,12 +381,8 @@ def _recognize(source: str, tensors: Mapping[str, np.ndarray]) -> Architecture:
         bias = tensors.get(f"{modules['logits']}.bias")
         if bias is not None and bias.ndim == 1 and len(bias):
             arch = arch.with_classes(len(bias))
-        shapes = {
-            f"{modules[layer.name]}.{kind}": shape
-            for layer in _layers(arch)
-            for kind, shape in (("weight", layer.shape), ("bias", (layer.features,)))
-        }
-        if all(n in tensors and tensors[n].shape == x for n, x in shapes.items()):
+        shapes = _shapes(arch, modules).items()
+        if all(n in tensors and tensors[n].shape == shape for n, shape in shapes):
             matches.append(arch)
     if len(matches) == 1:
         return matches[0]
@@ -387,34 +400,29 @@ def _build(
     source: str, tensors: Mapping[str, np.ndarray], arch: Architecture
 ) -> ConvNet:
     modules = _modules(source, tensors, arch)
-    left = dict(tensors)
-    problems: list[str] = []
-    model = ConvNet(arch, init=lambda _, *spec: jnp.zeros(*spec), rngs=nnx.Rngs(0))
-    for layer in _layers(arch):
-        weights = []
-        for kind, shape in (("weight", layer.shape), ("bias", (layer.features,))):
-            name = f"{modules[layer.name]}.{kind}"
-            problem, array = _fit(left.pop(name, None), shape)
-            weights.append(array)
-            if problem:
-                problems.append(f"{_quote(name)} {problem}")
-        if not problems:
-            weight, bias = weights
-            window = (layer.features, layer.window[-1], *layer.window[:-1])
-            kernel = np.moveaxis(weight.reshape(window), (0, 1), (-1, -2))
-            affine = getattr(model, layer.name)
-            affine.kernel[...] = jnp.asarray(kernel.reshape(affine.kernel.shape))
-            affine.bias[...] = jnp.asarray(bias)
+    left, fitting, problems = dict(tensors), {}, []
+    for name, shape in _shapes(arch, modules).items():
+        problem, fitting[name] = _fit(left.pop(name, None), shape)
+        if problem:
+            problems.append(f"{_quote(name)} {problem}")
     problems += [f"{_quote(name)} is not expected" for name in left]
     if problems:
         raise ValueError(f"{source} does not fit {arch.name}: {_list(problems, '; ')}")
+    model = ConvNet(arch, init=lambda _, *spec: jnp.zeros(*spec), rngs=nnx.Rngs(0))
+    for layer in _layers(arch):
+        weight = fitting[f"{modules[layer.name]}.weight"]
+        window = (layer.features, layer.window[-1], *layer.window[:-1])
+        kernel = np.moveaxis(weight.reshape(window), (0, 1), (-1, -2))
+        affine = getattr(model, layer.name)
+        affine.kernel[...] = jnp.asarray(kernel.reshape(affine.kernel.shape))
+        affine.bias[...] = jnp.asarray(fitting[f"{modules[layer.name]}.bias"])
     return model
 
 
 def _fit(
     array: np.ndarray | None, shape: tuple[int, ...]
 ) -> tuple[str | None, np.ndarray]:
-    """What is wrong with an array, if anything, and the array in float32."""
+    """The problem with an array, if it has one, and the array in float32."""
     if array is None:
         return "is missing", np.zeros(())
     if array.shape != shape:

@@ -1,4 +1,4 @@
-"""The sign-Hamming measure on changes that are known, and its permutation test."""
+"""The sign-Hamming measure on known changes, and its permutation test."""
 
 import itertools
 
@@ -9,16 +9,18 @@ import pytest
 from flax import nnx
 
 import zfnet_jax as zf
-from tests.analysis.test_mining import SMALL
+from tests.analysis.test_invariance import SMALL
+from tests.networks import residual_form, residual_images
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import (
-    box_fault,
+from zfnet_jax.analysis.correspondence import (
+    check_box,
     correspondence,
-    masked,
-    random_boxes,
+    draw_boxes,
+    mask_boxes,
     sign_distances,
 )
 from zfnet_jax.arch import Architecture, Conv, Dense
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -81,25 +83,30 @@ def test_delta_is_the_papers(model):
     count = 35
     images = noise(count, 9, 12)
     boxes = {
-        "one": random_boxes(np.tile([[0, 0, 4, 3]], (count, 1)), (9, 12), 1, 5)[0],
-        "other": random_boxes(np.tile([[0, 0, 3, 5]], (count, 1)), (9, 12), 1, 6)[0],
+        "one": draw_boxes(np.tile([[0, 0, 4, 3]], (count, 1)), (9, 12), 1, 5)[0],
+        "other": draw_boxes(np.tile([[0, 0, 3, 5]], (count, 1)), (9, 12), 1, 6)[0],
     }
-    told: list[int] = []
-    layers = ["fc3", "pool1"]
-    found = correspondence(
-        model, images, boxes, layers, draws=3, seed=2, progress=told.append
+    done = []
+    results = correspondence(
+        model,
+        images,
+        boxes,
+        layers=["fc3", "pool1"],
+        draws=3,
+        seed=2,
+        progress=lambda *numbers: done.append(numbers),
     )
-    assert list(found) == ["pool1", "fc3"]
-    assert told == list(range(1, 9))
+    assert list(results) == ["pool1", "fc3"]
+    assert done == [(step, 8) for step in range(1, 9)]
     features = jax.jit(lambda images: model.features(images).features)
     before = features(images)
     for index, (part, places) in enumerate(boxes.items()):
-        for draw, rows in enumerate((places, *random_boxes(places, (9, 12), 3, 2))):
+        for draw, rows in enumerate((places, *draw_boxes(places, (9, 12), 3, 2))):
             hidden = images.copy()
             for image, (top, left, bottom, right) in zip(hidden, rows, strict=True):
                 image[top:bottom, left:right] = 0
             after = features(hidden)
-            for layer, x in found.items():
+            for layer, x in results.items():
                 change = np.asarray(before[layer]) - np.asarray(after[layer])
                 signs = np.sign(change).reshape(count, -1).astype(np.int8)
                 expected = by_definition(signs)
@@ -115,14 +122,19 @@ def test_delta_is_the_papers(model):
 
 def test_layers_are_the_last_map_and_the_last_hidden_one(model):
     boxes = {"part": np.array([[0, 0, 3, 3], [2, 2, 5, 5]])}
-    found = correspondence(model, noise(2, 9, 12), boxes, draws=1)
-    assert list(found) == ["conv2", "fc3"]
+    results = correspondence(model, noise(2, 9, 12), boxes, draws=1)
+    assert list(results) == ["conv2", "fc3"]
+    arguments, keywords, _ = residual_form("function")
+    net = network(*arguments, **keywords)
+    results = correspondence(net, residual_images(), boxes, draws=1)
+    assert list(results) == ["block2", "block2.pool"]
 
 
 def test_equal_images_with_equal_boxes_have_delta_0(model):
     images = np.repeat(noise(1, 9, 12), 4, 0)
     boxes = {"part": np.tile([[2, 3, 6, 8]], (4, 1))}
-    for x in correspondence(model, images, boxes, ["conv1", "fc3"], draws=2).values():
+    results = correspondence(model, images, boxes, layers=["conv1", "fc3"], draws=2)
+    for x in results.values():
         assert x.delta == x.spread == [0]
         assert x.changed > 0
         # One part cannot be mixed with others.
@@ -131,41 +143,72 @@ def test_equal_images_with_equal_boxes_have_delta_0(model):
 
 def test_the_order_of_images_does_not_matter(model):
     images, order = noise(6, 9, 12), np.array([3, 0, 5, 1, 4, 2])
-    box = random_boxes(np.tile([[0, 0, 4, 4]], (6, 1)), (9, 12), 1)[0]
-    found = correspondence(model, images, {"part": box}, ["fc3"], draws=1)["fc3"]
-    moved = correspondence(
-        model, images[order], {"part": box[order]}, ["fc3"], draws=1
-    )["fc3"]
-    np.testing.assert_allclose(found.delta, moved.delta, rtol=1e-12)
-    np.testing.assert_allclose(found.spread, moved.spread, rtol=1e-12)
+    box = draw_boxes(np.tile([[0, 0, 4, 4]], (6, 1)), (9, 12), 1)[0]
+    one, two = (
+        correspondence(
+            model, images[which], {"part": box[which]}, layers="fc3", draws=1
+        )["fc3"]
+        for which in (np.arange(6), order)
+    )
+    np.testing.assert_allclose(one.delta, two.delta, rtol=1e-12)
+    np.testing.assert_allclose(one.spread, two.spread, rtol=1e-12)
 
 
 def test_only_what_sees_the_mask_changes(linear, model):
     images = noise(3, 10, 10)
     boxes = {"part": np.tile([[2, 3, 5, 9]], (3, 1))}
-    found = correspondence(linear, images, boxes, ["conv1", "fc2"], draws=2)
-    assert found["conv1"].changed == pytest.approx([18 / 100])
-    assert found["conv1"].random_changed == pytest.approx([18 / 100])
-    assert found["fc2"].changed == pytest.approx([1])
+    results = correspondence(linear, images, boxes, layers=["conv1", "fc2"], draws=2)
+    assert results["conv1"].changed == pytest.approx([18 / 100])
+    assert results["conv1"].random_changed == pytest.approx([18 / 100])
+    assert results["fc2"].changed == pytest.approx([1])
     # Windows of 3 x 3 at the corner of an image, rectified: at most 2 x 2 positions.
     corner = {"part": np.tile([[0, 0, 1, 1]], (3, 1))}
-    found = correspondence(model, noise(3, 9, 12), corner, ["conv1"], draws=1)
-    assert 0 < found["conv1"].changed[0] <= 4 / 108
+    results = correspondence(model, noise(3, 9, 12), corner, layers="conv1", draws=1)
+    assert 0 < results["conv1"].changed[0] <= 4 / 108
 
 
-def test_p_values_are_uniform_where_parts_are_random_boxes(linear):
+def test_a_plain_function_gives_the_same(model):
+    """Features that do not see the mask are equal to the last bit there as well."""
+    images = noise(35, 9, 12)
+    boxes = {"part": np.tile([[0, 0, 2, 3]], (35, 1))}
+    plain = network(lambda x: model(x), (9, 12, 3))
+    layers = ["conv1", "conv2", "fc3"]
+    ours = correspondence(model, images, boxes, layers=layers, draws=3)
+    results = correspondence(plain, images, boxes, layers=layers, draws=3)
+    assert list(results) == layers
+    assert results["conv1"].changed[0] <= 3 * 4 / 108
+    for name, expected in ours.items():
+        # The sign of a change of the size of rounding may differ.
+        for key in ("delta", "changed", "random", "random_changed"):
+            np.testing.assert_allclose(
+                getattr(results[name], key), getattr(expected, key), atol=0.003
+            )
+
+
+def test_64_bit_mode_changes_nothing(model):
+    images, boxes = noise(3, 9, 12), {"part": np.tile([[2, 3, 6, 8]], (3, 1))}
+    expected = correspondence(model, images, boxes, draws=2)
+    with jax.enable_x64(True):
+        results = correspondence(model, images.astype(np.float64), boxes, draws=2)
+    for name, result in results.items():
+        np.testing.assert_allclose(result.delta, expected[name].delta, atol=0.01)
+
+
+def test_p_values_are_uniform_where_parts_are_draw_boxes(linear):
     draws = 9
     values = {"p_random": [], "p_mixed": []}
     for seed in range(15):
         images = noise(4, 10, 10, seed=seed)
         sizes = np.tile([[0, 0, 4, 4]], (4, 1))
-        places = random_boxes(sizes, (10, 10), 4, seed=100 + seed)
+        places = draw_boxes(sizes, (10, 10), 4, seed=100 + seed)
         boxes = {f"part {index}": box for index, box in enumerate(places)}
-        found = correspondence(linear, images, boxes, ["fc2"], draws=draws, seed=seed)
+        results = correspondence(
+            linear, images, boxes, layers="fc2", draws=draws, seed=seed
+        )
         for name in values:
-            values[name].append(getattr(found["fc2"], name))
-    for name, found in values.items():
-        all_values = np.concatenate(found)
+            values[name].append(getattr(results["fc2"], name))
+    for name, parts in values.items():
+        all_values = np.concatenate(parts)
         # Multiples of 1 / (1 + draws), each as likely; sixty of them, some dependent.
         np.testing.assert_allclose(all_values * 10, np.rint(all_values * 10))
         assert abs(all_values.mean() - 0.55) < 0.12, name
@@ -173,7 +216,7 @@ def test_p_values_are_uniform_where_parts_are_random_boxes(linear):
             assert abs((all_values <= level).mean() - level) < 0.2, name
 
 
-def test_planted_parts_are_found(linear):
+def test_planted_parts_are_detected(linear):
     images = noise(8, 10, 10)
     rng = np.random.default_rng(3)
     boxes = {}
@@ -181,16 +224,16 @@ def test_planted_parts_are_found(linear):
     for part, (top, left) in {"one": (1, 1), "other": (6, 5)}.items():
         images[:, top : top + 3, left : left + 3] += 8 * rng.normal(size=(3, 3, 3))
         boxes[part] = np.tile([[top, left, top + 3, left + 3]], (8, 1))
-    found = correspondence(linear, images, boxes, ["fc2"], draws=99)["fc2"]
-    assert (found.delta < 0.2).all()
-    np.testing.assert_allclose(found.p_random, 0.01)
-    assert (found.p_mixed < 0.03).all()
-    assert found.random.mean() > 0.3 and found.mixed.mean() > 0.3
+    result = correspondence(linear, images, boxes, layers="fc2", draws=99)["fc2"]
+    assert (result.delta < 0.2).all()
+    np.testing.assert_allclose(result.p_random, 0.01)
+    assert (result.p_mixed < 0.03).all()
+    assert result.random.mean() > 0.3 and result.mixed.mean() > 0.3
 
 
-def test_random_boxes_keep_their_sizes_and_reach_every_place():
+def test_boxes_keep_their_sizes_and_reach_every_place():
     boxes = np.array([[0, 0, 2, 3], [4, 4, 5, 5]])
-    drawn = random_boxes(boxes, (5, 6), 4000, seed=1)
+    drawn = draw_boxes(boxes, (5, 6), 4000, seed=1)
     assert drawn.shape == (4000, 2, 4)
     sizes = drawn[..., 2:] - drawn[..., :2]
     assert (sizes[:, 0] == [2, 3]).all() and (sizes[:, 1] == [1, 1]).all()
@@ -201,8 +244,8 @@ def test_random_boxes_keep_their_sizes_and_reach_every_place():
         expected = 4000 / len(counts)
         # Six standard deviations.
         assert abs(counts - expected).max() < 6 * np.sqrt(expected)
-    np.testing.assert_array_equal(drawn, random_boxes(boxes, (5, 6), 4000, seed=1))
-    assert (drawn != random_boxes(boxes, (5, 6), 4000, seed=2)).any()
+    np.testing.assert_array_equal(drawn, draw_boxes(boxes, (5, 6), 4000, seed=1))
+    assert (drawn != draw_boxes(boxes, (5, 6), 4000, seed=2)).any()
 
 
 def test_masks_fill_their_boxes_and_no_more():
@@ -211,16 +254,22 @@ def test_masks_fill_their_boxes_and_no_more():
     for fill in (0.5, mean):
         expected = images.copy()
         expected[0, 1:3, 2:6] = np.broadcast_to(fill, (5, 6, 3))[1:3, 2:6]
-        np.testing.assert_array_equal(masked(images, boxes, fill), expected)
+        np.testing.assert_array_equal(mask_boxes(images, boxes, fill=fill), expected)
 
 
-def test_faults_of_boxes():
-    assert box_fault((0, 0, 5, 5), (5, 6)) is None
-    assert "covers the whole image" in str(box_fault((0, 0, 5, 6), (5, 6)))
-    for box in ((2, 0, 2, 4), (0, 3, 2, 1)):
-        assert "is empty" in str(box_fault(box, (5, 6)))
-    for box in ((-1, 0, 2, 2), (0, -1, 2, 2), (0, 0, 6, 2), (0, 0, 2, 7)):
-        assert "leaves the image of 5 x 6" in str(box_fault(box, (5, 6)))
+def test_boxes_are_checked():
+    check_box((0, 0, 5, 5), (5, 6))
+    for box, message in (
+        ((0, 0, 5, 6), "covers the whole image"),
+        ((2, 0, 2, 4), "is empty"),
+        ((0, 3, 2, 1), "is empty"),
+        ((-1, 0, 2, 2), "leaves the image of 5 x 6"),
+        ((0, -1, 2, 2), "leaves the image of 5 x 6"),
+        ((0, 0, 6, 2), "leaves the image of 5 x 6"),
+        ((0, 0, 2, 7), "leaves the image of 5 x 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_box(box, (5, 6))
 
 
 PLACES = np.array([[0, 0, 3, 3], [2, 2, 5, 5]])
@@ -229,16 +278,16 @@ PLACES = np.array([[0, 0, 3, 3], [2, 2, 5, 5]])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": noise(1, 9, 12)}, "two images at least are compared, not 1"),
-        ({"boxes": {}}, "one part"),
+        ({"images": noise(1, 9, 12)}, "at least two images, not 1"),
+        ({"boxes": {}}, "at least one part"),
         ({"boxes": {"eye": PLACES[:1]}}, "eye: 1 boxes for 2 images"),
         ({"boxes": {"eye": PLACES + 5}}, "eye in image 1: .*leaves the image"),
         ({"boxes": {"eye": PLACES * 0}}, "eye in image 0: .*is empty"),
-        ({"draws": 0}, "draws must be 1 or more, not 0"),
+        ({"draws": 0}, "draws must be at least 1, not 0"),
         ({"layers": ["conv9"]}, "conv9"),
     ],
 )
-def test_what_cannot_be_is_refused(model, change, message, monkeypatch):
+def test_bad_input_is_refused(model, change, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     arguments = {"images": noise(2, 9, 12), "boxes": {"eye": PLACES}}
     with pytest.raises(ValueError, match=message):

@@ -1,22 +1,23 @@
 """Features over training, on networks whose course is known."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from flax import nnx
 
 import zfnet_jax as zf
-from tests.analysis.test_mining import SMALL
+from tests.analysis.test_mining import SMALL, Stream
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import evolution, motion, project_course, top_activations
+from zfnet_jax.analysis import evolution as module
+from zfnet_jax.analysis.evolution import evolution, motion
+from zfnet_jax.analysis.mining import top_activations
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 LAYERS = ["conv1", "conv2", "logits"]
 
 
-def network(seed: int) -> zf.ConvNet:
+def draw_model(seed: int) -> zf.ConvNet:
     state = draw_state(SMALL, seed)
     for name in ("conv1", "conv2"):
         state[f"{name}.bias"][:] = 2  # alive
@@ -30,25 +31,29 @@ def images():
 
 
 def test_each_checkpoint_is_mined(images):
-    networks = {5: network(2), 1: network(0), 2: network(1)}
+    models = {5: draw_model(2), 1: draw_model(0), 2: draw_model(1)}
     done = []
-    found = evolution(networks, images, LAYERS, progress=done.append)
-    assert done == [1, 2, 3] and list(found) == LAYERS
-    for layer, course in found.items():
+    result = evolution(models, images, LAYERS, progress=lambda *x: done.append(x))
+    assert done == [(1, 3), (2, 3), (3, 3)] and list(result) == LAYERS
+    for layer, course in result.items():
         assert course.epochs == (1, 2, 5)
         for row, epoch in enumerate(course.epochs):
-            top = top_activations(networks[epoch], images, layer, k=1)[layer]
-            np.testing.assert_array_equal(course.values[row], top.values[:, 0])
+            top = top_activations(models[epoch], images, layer, k=1)[layer]
+            np.testing.assert_array_equal(
+                course.activations[row], top.activations[:, 0]
+            )
             np.testing.assert_array_equal(course.images[row], top.images[:, 0])
             np.testing.assert_array_equal(course.positions[row], top.positions[:, 0])
+            np.testing.assert_array_equal(course.dead[row], top.dead)
         assert not course.jumps[0].any()
         moved = course.images[0] != course.images[1]
         np.testing.assert_array_equal(course.jumps[1], moved)
         assert course.jumps.any()
+    assert repr(result["conv2"]) == "Evolution(conv2: 4 units, epochs 1, 2, 5)"
 
 
-def test_what_stays_does_not_move(images):
-    same = network(0)
+def test_an_unchanged_or_scaled_unit_does_not_move(images):
+    same = draw_model(0)
     scaled = nnx.clone(same)
     kernel, bias = scaled.conv1.kernel, scaled.conv1.bias
     kernel[...], bias[...] = 3 * kernel[...], 3 * bias[...]
@@ -60,57 +65,82 @@ def test_what_stays_does_not_move(images):
 
 
 def test_motion_is_one_minus_the_correlation(images):
-    networks = {1: network(0), 2: network(1)}
-    maps = [
-        np.asarray(net.features(images, "conv1").features["conv1"], np.float64)
-        for net in networks.values()
-    ]
-    expected = [
-        1 - np.corrcoef(maps[0][..., unit].ravel(), maps[1][..., unit].ravel())[0, 1]
-        for unit in range(5)
-    ]
-    moved = motion(networks, images, ["conv1"])["conv1"]
-    np.testing.assert_allclose(moved, [expected], rtol=1e-3)
+    models = {1: draw_model(0), 2: draw_model(1)}
+    nets = [network(model) for model in models.values()]
+    moved = motion(models, Stream(images, 32), LAYERS)
+    assert list(moved) == LAYERS
+    for layer in LAYERS:
+        before, after = (
+            np.asarray(net.activations(images, layer)[layer], np.float64)
+            for net in nets
+        )
+        expected = [
+            1 - np.corrcoef(before[..., u].ravel(), after[..., u].ravel())[0, 1]
+            for u in range(before.shape[-1])
+        ]
+        np.testing.assert_allclose(moved[layer], [expected], rtol=1e-3, err_msg=layer)
 
 
 def test_a_unit_that_does_not_vary_has_no_correlation(images):
-    other = network(1)
+    other = draw_model(1)
     other.conv1.bias[...] = other.conv1.bias[...].at[2].set(-1e3)
-    moved = motion({1: network(0), 2: other}, images, ["conv1"])["conv1"]
+    moved = motion({1: draw_model(0), 2: other}, images, ["conv1"])["conv1"]
     assert np.isnan(moved[0]).tolist() == [False, False, True, False, False]
 
 
-def test_what_cannot_be_is_refused(images):
-    arch = dataclasses.replace(SMALL, name="other")
-    other = zf.load_weights(draw_state(SMALL), arch)
+def test_plain_functions_give_the_same_and_networks_compile_once(images):
+    models = {epoch: draw_model(epoch) for epoch in range(4)}
+    before = module._moments._cache_size()
+    ours = evolution(models, images, "conv2")["conv2"]
+    moved = motion(models, images, "conv2")["conv2"]
+    assert module._moments._cache_size() <= before + 1
+
+    plain = {
+        epoch: network(lambda x, model=model: model(x), SMALL.input_hw + (3,))
+        for epoch, model in models.items()
+    }
+    (name,) = (n for n, layer in plain[0].layers.items() if layer.shape == (3, 4, 4))
+    theirs = evolution(plain, images, name)[name]
+    np.testing.assert_array_equal(theirs.images, ours.images)
+    np.testing.assert_array_equal(theirs.positions, ours.positions)
+    np.testing.assert_allclose(theirs.activations, ours.activations, rtol=1e-5)
+    np.testing.assert_allclose(motion(plain, images, name)[name], moved, atol=1e-5)
+
+
+def test_bad_input_is_refused(images):
+    arch = zf.ablate(SMALL, widths={"conv2": 5})
+    other = zf.load_weights(draw_state(arch), arch)
     for function in (evolution, motion):
-        with pytest.raises(ValueError, match=r"two checkpoints are needed.*1"):
-            function({1: network(0)}, images, LAYERS)
+        with pytest.raises(ValueError, match=r"two checkpoints are needed, not 1"):
+            function({1: draw_model(0)}, images, LAYERS)
         with pytest.raises(ValueError, match="different architectures"):
-            function({1: network(0), 2: other}, images, LAYERS)
+            function({1: draw_model(0), 2: other}, images, LAYERS)
         with pytest.raises(ValueError, match="conv9"):
-            function({1: network(0), 2: network(1)}, images, ["conv9"])
+            function({1: draw_model(0), 2: draw_model(1)}, images, ["conv9"])
         with pytest.raises(ValueError, match="no images"):
-            function({1: network(0), 2: network(1)}, images[:0], LAYERS)
+            function({1: draw_model(0), 2: draw_model(1)}, images[:0], LAYERS)
 
 
 def test_each_checkpoint_projects_its_own_strongest(images):
-    networks = {epoch: network(seed) for seed, epoch in enumerate((1, 4))}
-    course = evolution(networks, images, ["conv2"])["conv2"]
+    models = {epoch: draw_model(seed) for seed, epoch in enumerate((1, 4))}
+    course = evolution(models, images, ["conv2"])["conv2"]
     units = [3, 0]
-    found = project_course(networks, images, "conv2", course, units)
-    assert len(found) == 4
+    result = course.project(models, images, units)
+    assert len(result) == 4 and len(course.project(models, images)) == 8
     for index, (unit, row) in enumerate((u, r) for u in units for r in (0, 1)):
         image = course.images[row, unit]
         one = zf.project(
-            networks[course.epochs[row]],
+            models[course.epochs[row]],
             images[image : image + 1],
             "conv2",
             unit,
-            course.positions[row, unit][None],
+            course.positions[row, unit],
             crop=True,
         )
-        np.testing.assert_allclose(found.pixels[index], one.pixels[0], atol=1e-5)
-        np.testing.assert_array_equal(found.boxes[index], one.boxes[0])
-        assert (found.images[index], found.units[index]) == (image, unit)
-        assert found.values[index] == pytest.approx(course.values[row, unit])
+        np.testing.assert_allclose(result.pixels[index], one.pixels[0], atol=1e-5)
+        np.testing.assert_array_equal(result.boxes[index], one.boxes[0])
+        assert (result.images[index], result.units[index]) == (image, unit)
+        activation = course.activations[row, unit]
+        assert result.activations[index] == pytest.approx(activation)
+    with pytest.raises(ValueError, match=r"no unit 9: conv2 has 4 \(0 to 3\)"):
+        course.project(models, images, [9])

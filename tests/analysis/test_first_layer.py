@@ -1,24 +1,36 @@
 """Filters and strides whose spectra are known."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 import zfnet_jax as zf
-from tests.analysis.test_occlusion import MIXED
-from zfnet_jax.analysis import (
+from zfnet_jax.analysis.first_layer import (
     aliasing,
     band_energy,
     dense_feature,
     filter_rms,
-    limited,
+    limit_filters,
 )
-from zfnet_jax.arch import Architecture, Conv, Dense
+from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
+
+MIXED = Architecture(
+    "mixed",
+    (23, 19),
+    (
+        Conv("conv1", 6, kernel=(5, 3), stride=(2, 1), padding=((2, 0), (1, 2))),
+        ContrastNorm("norm1"),
+        MaxPool("pool1", padding=1),
+        Conv("conv2", 8, kernel=3, padding=1, groups=2),
+        Conv("conv3", 6, kernel=1, stride=2),
+        Dense("fc4", 7),
+        Dense("logits", 4, relu=False),
+    ),
+)
 
 
 def test_rms_and_its_limit_by_hand():
@@ -26,11 +38,11 @@ def test_rms_and_its_limit_by_hand():
     kernel[..., 0, 0] = [[1, 1], [1, 1]]
     kernel[..., 0, 1] = [[0.2, 0], [0, 0]]
     np.testing.assert_allclose(filter_rms(kernel), [1, 0.1, 0], rtol=1e-6)
-    after = limited(kernel, 0.1)
+    after = limit_filters(kernel, 0.1)
     np.testing.assert_allclose(after[..., 0, 0], 0.1, rtol=1e-6)
     np.testing.assert_array_equal(after[..., 1:], kernel[..., 1:])
     with pytest.raises(ValueError, match="above 0, not 0"):
-        limited(kernel, 0.0)
+        limit_filters(kernel, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -62,22 +74,14 @@ def test_energy_of_noise_and_of_nothing():
         band_energy(np.zeros((65, 3, 3, 1), np.float32))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _both(graph, weights, images, layer):
-    model = nnx.merge(graph, weights)
-    return (
-        dense_feature(model, images, layer),
-        model.features(images, until=layer).features[layer],
-    )
-
-
 @pytest.mark.parametrize(
     ("layer", "stride"), [("conv1", (2, 1)), ("pool1", (4, 2)), ("conv3", (8, 4))]
 )
 def test_a_dense_feature_holds_the_feature(layer, stride):
     model = zf.ConvNet(MIXED, rngs=nnx.Rngs(3))
     images = np.random.default_rng(0).normal(size=(2, 23, 19, 3)).astype(np.float32)
-    dense, feature = _both(*nnx.split(model), images, layer)
+    dense = jax.jit(dense_feature, static_argnums=2)(model, images, layer)
+    feature = model.features(images, until=layer).features[layer]
     rows, columns = feature.shape[1:3]
     sampled = dense[:, :: stride[0], :: stride[1]][:, :rows, :columns]
     np.testing.assert_allclose(sampled, feature, rtol=1e-4, atol=1e-5)
@@ -85,7 +89,7 @@ def test_a_dense_feature_holds_the_feature(layer, stride):
         dense_feature(model, images, "fc4")
 
 
-def network(stride: int, kernel: np.ndarray) -> zf.ConvNet:
+def strided(stride: int, kernel: np.ndarray) -> zf.ConvNet:
     """One convolution of a kernel, whose outputs stay above zero."""
     side = kernel.shape[0]
     conv = Conv("conv1", 1, side, stride, padding=side // 2)
@@ -99,8 +103,8 @@ def network(stride: int, kernel: np.ndarray) -> zf.ConvNet:
 
 
 def share(stride: int, images: np.ndarray) -> float:
-    """Of a layer that passes its image on."""
-    return float(aliasing(network(stride, np.ones((1, 1))), images, "conv1")[0])
+    """Aliasing of a layer that passes its image on."""
+    return float(aliasing(strided(stride, np.ones((1, 1))), images, "conv1")[0])
 
 
 def test_aliasing_of_noise_and_of_smooth_images():
@@ -113,10 +117,22 @@ def test_aliasing_of_noise_and_of_smooth_images():
     waves = np.broadcast_to(wave, (1, 48, 48, 3)).astype(np.float32)
     assert share(4, waves) < 0.01
     assert share(8, waves) > 0.99
-    with pytest.raises(ValueError, match="one image at least"):
+    with pytest.raises(ValueError, match="no images"):
         share(2, noise[:0])
 
 
 def test_a_map_that_never_varies_has_no_aliasing():
     flat = np.ones((3, 48, 48, 3), np.float32)
-    assert np.isnan(aliasing(network(2, np.zeros((1, 1))), flat, "conv1")[0])
+    assert np.isnan(aliasing(strided(2, np.zeros((1, 1))), flat, "conv1")[0])
+
+
+def test_strides_are_needed_and_a_network_of_a_convnet_has_them():
+    noise = np.random.default_rng(0).normal(size=(35, 48, 48, 3)).astype(np.float32)
+    model = strided(2, np.ones((1, 1)))
+    whole = aliasing(model, noise, "conv1")
+    np.testing.assert_allclose(aliasing(network(model), noise, "conv1"), whole)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(aliasing(model, noise, "conv1"), whole, rtol=1e-4)
+    plain = network(lambda x: model(x), (48, 48, 3))
+    with pytest.raises(ValueError, match="needs a ConvNet"):
+        aliasing(plain, noise, "conv1")

@@ -3,17 +3,37 @@
 import math
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from skimage import transform as skimage
 
 import zfnet_jax as zf
-from tests.analysis.test_mining import SMALL
+from tests.networks import residual_form, residual_images
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import IDENTITY, invariance, linearity, periodicity, transformed
+from zfnet_jax.analysis.invariance import (
+    IDENTITY,
+    invariance,
+    linearity,
+    periodicity,
+    transform_images,
+)
+from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
+SMALL = Architecture(
+    "small",
+    (9, 12),
+    (
+        Conv("conv1", 5, 3, padding=1),
+        MaxPool("pool1", 3, 2),
+        Conv("conv2", 4, 2),
+        Dense("fc3", 6),
+        Dense("logits", 3, relu=False),
+    ),
+)
 MODES = {"reflect": "symmetric", "edge": "edge", "zero": "constant"}
 
 
@@ -30,7 +50,7 @@ def model():
 def by_skimage(image, transform: str, value: float, border: str) -> np.ndarray:
     """The same as an affine map of columns and rows from result to source."""
     height, width = image.shape[:2]
-    to_centre = skimage.AffineTransform(
+    to_center = skimage.AffineTransform(
         translation=(-(width - 1) / 2, -(height - 1) / 2)
     )
     if transform == "translate":
@@ -42,7 +62,7 @@ def by_skimage(image, transform: str, value: float, border: str) -> np.ndarray:
             image, value, order=1, mode=MODES[border], preserve_range=True
         )
     back = skimage.AffineTransform(translation=((width - 1) / 2, (height - 1) / 2))
-    whole = skimage.AffineTransform(back.params @ change.params @ to_centre.params)
+    whole = skimage.AffineTransform(back.params @ change.params @ to_center.params)
     return skimage.warp(image, whole, order=1, mode=MODES[border], preserve_range=True)
 
 
@@ -59,7 +79,7 @@ def by_skimage(image, transform: str, value: float, border: str) -> np.ndarray:
     ],
 )
 def test_images_are_transformed_as_by_scikit_image(images, transform, value, border):
-    ours = np.asarray(transformed(images, transform, value, border))
+    ours = np.asarray(transform_images(images, transform, value, border=border))
     for image, got in zip(images, ours, strict=True):
         expected = by_skimage(image.astype(np.float64), transform, value, border)
         if border == "zero":
@@ -72,64 +92,107 @@ def test_images_are_transformed_as_by_scikit_image(images, transform, value, bor
 
 
 def test_a_shift_goes_down_and_a_quarter_turn_is_exact(images):
-    down = np.asarray(transformed(images, "translate", 2.0, "edge"))
+    down = np.asarray(transform_images(images, "translate", 2.0, border="edge"))
     np.testing.assert_array_equal(down[:, 2:], images[:, :-2])
     square = images[:, :, :9]
-    turned = np.asarray(transformed(square, "rotate", 90.0))
+    turned = np.asarray(transform_images(square, "rotate", 90.0))
     np.testing.assert_allclose(turned, np.rot90(square, axes=(1, 2)), atol=1e-5)
 
 
 def test_the_identity_has_distance_zero(model, images):
-    labels = np.zeros(5, np.int32)
-    chances = jax.nn.softmax(model.features(images).logits)[:, 0]
-    for transform, value in IDENTITY.items():
-        same = transformed(images, transform, value)
+    probabilities = jax.nn.softmax(model(images))[:, 0]
+    for transform, amount in IDENTITY.items():
+        same = transform_images(images, transform, amount)
         np.testing.assert_allclose(same, images, atol=1e-5)
-        found = invariance(model, images, labels, transform, [value])
-        assert list(found.distances) == ["conv1", "fc3"]
-        assert not any(x.any() for x in found.distances.values())
-        np.testing.assert_allclose(found.probability[:, 0], chances, rtol=1e-5)
+        result = invariance(model, images, 0, transform, [amount])
+        assert list(result.distances) == ["conv1", "fc3"]
+        assert not any(x.any() for x in result.distances.values())
+        np.testing.assert_allclose(result.probability[:, 0], probabilities, rtol=1e-5)
 
 
-def test_distances_are_those_of_the_features(model, images):
+def test_distances_are_those_of_the_features(model, images, monkeypatch):
+    # Three batches, the last of them padded.
+    monkeypatch.setattr("zfnet_jax.analysis.invariance._BATCH_SIZE", 2)
     labels = np.array([0, 1, 2, 0, 1], np.int32)
-    values = [-1.5, 0.0, 2.0]
-    layers = ["pool1", "logits"]
-    found = invariance(
-        model, images, labels, "translate", values, layers, border="zero"
+    amounts = [-1.5, 0.0, 2.0]
+    layers = ["logits", "pool1"]
+    done = []
+    result = invariance(
+        model,
+        images,
+        labels,
+        "translate",
+        amounts,
+        layers=layers,
+        border="zero",
+        progress=lambda *numbers: done.append(numbers),
     )
-    before = model.features(images)
-    for column, value in enumerate(values):
-        after = model.features(transformed(images, "translate", value, "zero"))
+    assert done == [(2, 5), (4, 5), (5, 5)]
+    assert list(result.distances) == ["pool1", "logits"]
+    np.testing.assert_array_equal(result.amounts, amounts)
+    before = model.features(images).features
+    for column, amount in enumerate(amounts):
+        moved = transform_images(images, "translate", amount, border="zero")
+        after = model.features(moved).features
         for layer in layers:
-            x, y = (
-                np.asarray(f.features[layer]).reshape(5, -1) for f in (before, after)
-            )
+            x, y = (np.asarray(f[layer]).reshape(5, -1) for f in (before, after))
             distance = np.linalg.norm(x - y, axis=1)
             np.testing.assert_allclose(
-                found.distances[layer][:, column], distance, rtol=1e-4, atol=1e-5
+                result.distances[layer][:, column], distance, rtol=1e-4, atol=1e-5
             )
             np.testing.assert_allclose(
-                found.relative[layer][:, column],
+                result.relative[layer][:, column],
                 distance / np.linalg.norm(x, axis=1),
                 rtol=1e-4,
                 atol=1e-5,
             )
-        chances = np.asarray(jax.nn.softmax(after.logits))
+        probabilities = np.asarray(jax.nn.softmax(after["logits"]))
         np.testing.assert_allclose(
-            found.probability[:, column], chances[np.arange(5), labels], rtol=1e-4
+            result.probability[:, column],
+            probabilities[np.arange(5), labels],
+            rtol=1e-4,
         )
 
 
+def test_a_plain_function_gives_the_same(model, images):
+    plain = network(lambda x: model(x), images.shape[1:], class_names=["a", "b", "c"])
+    expected = invariance(model, images, 1, "rotate", [0.0, 20.0])
+    result = invariance(plain, images, "b", "rotate", [0.0, 20.0])
+    assert list(result.distances) == list(expected.distances)
+    for name, distances in result.distances.items():
+        assert not distances[:, 0].any()
+        np.testing.assert_allclose(distances, expected.distances[name], rtol=1e-4)
+        np.testing.assert_allclose(
+            result.relative[name], expected.relative[name], rtol=1e-4
+        )
+    np.testing.assert_allclose(result.probability, expected.probability, rtol=1e-4)
+
+
+def test_layers_of_a_residual_network():
+    arguments, keywords, _ = residual_form("function")
+    net = network(*arguments, **keywords)
+    result = invariance(net, residual_images(), 0, "translate", [3.0])
+    assert list(result.distances) == ["stem", "block2.pool"]
+    assert all((x > 0).all() for x in result.distances.values())
+
+
+def test_64_bit_mode_changes_nothing(model, images):
+    expected = invariance(model, images, 2, "scale", [0.7, 1.0])
+    with jax.enable_x64(True):
+        result = invariance(model, images.astype(np.float64), 2, "scale", [0.7, 1.0])
+    for name, distances in result.distances.items():
+        np.testing.assert_allclose(distances, expected.distances[name], rtol=1e-4)
+
+
 def test_linearity_by_hand():
-    values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0])
-    assert linearity(values, 3 * np.abs(values), 0.0, 2.0) == pytest.approx(1)
+    amounts = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0])
+    assert linearity(amounts, 3 * np.abs(amounts), 0.0, 2.0) == pytest.approx(1)
     # Of 0, 1, 1, 2, 2 against 0, 1, 1, 1, 1: squared covariance over variances.
     curve = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
     expected = 1.2**2 / (2.8 * 0.8)
-    assert linearity(values, curve, 0.0, 2.0) == pytest.approx(expected)
-    assert math.isnan(linearity(values, np.ones(6), 0.0, 2.0))
-    assert math.isnan(linearity(values, curve, 0.0, 0.5))
+    assert linearity(amounts, curve, 0.0, 2.0) == pytest.approx(expected)
+    assert math.isnan(linearity(amounts, np.ones(6), 0.0, 2.0))
+    assert math.isnan(linearity(amounts, curve, 0.0, 0.5))
 
 
 def test_periodicity_of_known_curves():
@@ -147,25 +210,25 @@ def test_periodicity_of_known_curves():
     [
         ({"transform": "shear"}, "shear.*translate, scale, rotate"),
         ({"border": "none"}, "none.*reflect, edge, zero"),
-        ({"values": []}, "values"),
-        ({"values": [np.nan]}, "finite"),
-        ({"transform": "scale", "values": [0.0]}, "0.1 to 10, not 0"),
-        ({"values": [10.0]}, "-9 to 9, not 10"),
-        ({"layers": ["conv9"]}, "conv9"),
-        ({"labels": np.full(5, 3, np.int32)}, "labels"),
+        ({"amounts": []}, "amounts"),
+        ({"amounts": [np.nan]}, "finite"),
+        ({"transform": "scale", "amounts": [0.0]}, "amount 0: scale takes 0.1 to 10"),
+        ({"amounts": [10.0]}, "amount 10: translate takes -9 to 9"),
+        ({"layers": ["conv9"]}, "no layer 'conv9'.*conv1 pool1"),
+        ({"targets": np.full(5, 3)}, "target 3: .*classes 0 to 2"),
+        ({"targets": [0, 1]}, "2 targets for 5 images"),
         ({"images": np.zeros((0, 9, 12, 3), np.float32)}, "no images"),
+        ({"images": np.full((5, 9, 12, 3), np.nan, np.float32)}, "image 0.*finite"),
     ],
 )
-def test_what_cannot_be_is_refused(model, images, change, message, monkeypatch):
-    import jaxtyping
-
+def test_bad_input_is_refused(model, images, change, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     arguments = {
-        "model": model,
+        "net": model,
         "images": images,
-        "labels": np.zeros(5, np.int32),
+        "targets": 0,
         "transform": "translate",
-        "values": [1.0],
+        "amounts": [1.0],
     }
     with pytest.raises(ValueError, match=message):
         invariance(**{**arguments, **change})

@@ -1,4 +1,4 @@
-"""Mining against a search of every activation, for any batch and any devices."""
+"""Mining against a search of every activation, for any batches and devices."""
 
 import json
 import os
@@ -6,15 +6,15 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zfnet_jax as zf
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import TopActivations, project_top, top_activations
+from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Preprocessed
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -30,7 +30,7 @@ SMALL = Architecture(
     ),
 )
 LAYERS = [layer.name for layer in SMALL.layers]
-COUNT = 23
+COUNT = 70
 
 
 @pytest.fixture(scope="module")
@@ -40,34 +40,30 @@ def model():
     return zf.load_weights(state, SMALL)
 
 
+def draw_images(count=COUNT):
+    images = np.random.default_rng(0).normal(size=(count, 9, 12, 3)).astype(np.float32)
+    # The same image in two groups: everything in it is a tie.
+    images[49] = images[4]
+    return images
+
+
 @pytest.fixture(scope="module")
-def dataset():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (COUNT, 9, 12, 3), np.uint8)
-    # The same image twice: all that it holds is a tie.
-    images[17] = images[4]
-    labels = rng.integers(0, 3, COUNT).astype(np.int32)
-    labels[labels == 1] = 2  # a class without images
-    return Dataset(images, labels, ("a", "b", "c"), "drawn")
+def images():
+    return draw_images()
 
 
-def preprocess(images):
-    return jnp.asarray(images, jnp.float32) / 64 - 2
-
-
-def searched(maps: np.ndarray, k: int, per_image: int):
-    """Every activation of every unit, sorted: value, image and position of k."""
+def search(maps: np.ndarray, k: int) -> np.ndarray:
+    """Sort all activations of each unit; value, image and position of the best k."""
     if maps.ndim == 2:
         maps = maps[:, None, None]
-    found = []
+    rows = []
     for unit in range(maps.shape[-1]):
-        every = []
-        for image, of_image in enumerate(maps[..., unit]):
-            places = sorted(np.ndindex(*of_image.shape), key=lambda p: -of_image[p])
-            every += [(-of_image[p], image, p) for p in places[:per_image]]
-        every.sort()
-        found.append([(-value, image, *place) for value, image, place in every[:k]])
-    return np.array(found)
+        best = []
+        for index, image in enumerate(maps[..., unit]):
+            position = min(np.ndindex(*image.shape), key=lambda p: (-image[p], p))
+            best.append((-image[position], index, *position))
+        rows.append([(-value, *rest) for value, *rest in sorted(best)[:k]])
+    return np.array(rows)
 
 
 def assert_same(ours: TopActivations, theirs: TopActivations):
@@ -75,126 +71,199 @@ def assert_same(ours: TopActivations, theirs: TopActivations):
         np.testing.assert_array_equal(getattr(ours, name), value, name)
 
 
-@pytest.mark.parametrize(("k", "per_image"), [(9, 1), (9, 2), (30, 4), (1, 1)])
-def test_it_is_a_search_of_every_activation(model, dataset, k, per_image):
-    found = top_activations(
-        model, dataset, LAYERS, k, per_image, preprocess=preprocess, batch_size=7
+@pytest.mark.parametrize("k", [1, 9, 100])
+def test_equals_a_search_of_every_activation(model, images, k):
+    labels = np.random.default_rng(1).integers(0, 3, COUNT)
+    labels[labels == 1] = 4  # two classes without images, one that is no output
+    result = top_activations(model, images, k=k, labels=labels)
+    assert list(result) == LAYERS
+    features = jax.jit(lambda x: model.features(x).features)(images)
+    for layer in LAYERS:
+        top, maps = result[layer], np.asarray(features[layer])
+        expected = search(maps, k)
+        assert top.layer == layer and top.images.shape[1] == min(k, COUNT)
+        np.testing.assert_allclose(
+            top.activations, expected[..., 0], rtol=1e-5, atol=1e-6
+        )
+        # Rounding may swap the order of what is nearly equal, never the strongest's.
+        live = ~top.dead
+        np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
+        np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
+        flat = maps.reshape(COUNT, -1, *maps.shape[1:-1][1:], maps.shape[-1])
+        for unit in range(len(top.images)):
+            assert len(set(top.images[unit])) == min(k, COUNT)
+            if maps.ndim == 4:
+                at = top.images[unit], *top.positions[unit].T, unit
+                np.testing.assert_allclose(
+                    top.activations[unit], flat[at], rtol=1e-5, atol=1e-6
+                )
+        peaks = maps.reshape(COUNT, -1, maps.shape[-1]).max(1)
+        np.testing.assert_allclose(top.mean, peaks.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(top.active, (peaks > 0).mean(0))
+        assert top.class_means.shape == (peaks.shape[1], 5)
+        for label in range(5):
+            part = peaks[labels == label]
+            np.testing.assert_array_equal(top.class_counts[:, label], (part > 0).sum(0))
+            mean = part.mean(0) if len(part) else np.full(part.shape[1], np.nan)
+            np.testing.assert_allclose(top.class_means[:, label], mean, rtol=1e-5)
+    assert result["conv2"].dead.tolist() == [False, True, False, False]
+    shown = f"TopActivations(conv2: 4 units, k={min(k, COUNT)}, 1 dead)"
+    assert repr(result["conv2"]) == shown
+
+
+def test_ties_go_to_the_first_image_and_position():
+    # One unit sees its pixel: all is exact.
+    net = network(lambda x: jax.nn.relu(x @ np.eye(3, dtype=np.float32)), (4, 5, 3))
+    images = np.zeros((80, 4, 5, 3), np.float32)
+    images[[7, 40, 79], 1, 3] = 2
+    images[[7, 79], 1, 4] = images[[40, 79], 2, 0] = 2
+    images[33, 3, 4] = 3
+    (top,) = top_activations(net, images, k=6, batch_size=1).values()
+    for unit in range(3):
+        assert top.images[unit].tolist() == [33, 7, 40, 79, 0, 1]
+        positions = [[3, 4], [1, 3], [1, 3], [1, 3], [0, 0], [0, 0]]
+        assert top.positions[unit].tolist() == positions
+        assert top.activations[unit].tolist() == [3, 2, 2, 2, 0, 0]
+
+
+class Stream:
+    """Images that are made when they are asked for, and never all at once."""
+
+    def __init__(self, images, most):
+        self.images, self.most = images, most
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        assert isinstance(indices, np.ndarray) and indices.ndim == 1
+        assert len(indices) <= self.most
+        return self.images[indices]
+
+
+@pytest.mark.parametrize("batch_size", [1, 40, 64, 1000])
+def test_batches_and_streams_do_not_matter(model, images, batch_size):
+    reference = top_activations(model, images, k=5, labels=np.arange(COUNT) % 3)
+    done = []
+    result = top_activations(
+        network(model),
+        Stream(images, -(-batch_size // 32) * 32),
+        k=5,
+        labels=np.arange(COUNT) % 3,
+        batch_size=batch_size,
+        progress=lambda *numbers: done.append(numbers),
     )
-    assert list(found) == LAYERS
-    features = jax.jit(lambda x: model.features(x).features)(preprocess(dataset.images))
     for layer in LAYERS:
-        maps, ours = np.asarray(features[layer]), found[layer]
-        expected = searched(maps, k, per_image)
-        np.testing.assert_allclose(ours.values, expected[..., 0], rtol=1e-5, atol=1e-6)
-        live = ~ours.dead
-        np.testing.assert_array_equal(ours.images[live], expected[live, :, 1])
-        np.testing.assert_array_equal(ours.positions[live], expected[live, :, 2:])
-        maxima = maps.reshape(COUNT, -1, maps.shape[-1]).max(1)
-        np.testing.assert_allclose(ours.mean, maxima.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(ours.active, (maxima > 0).mean(0))
-        for label in range(3):
-            of_class = maxima[dataset.labels == label]
-            counts = ours.class_counts[:, label]
-            np.testing.assert_array_equal(counts, (of_class > 0).sum(0))
-            mean = of_class.mean(0) if len(of_class) else 0
-            np.testing.assert_allclose(ours.class_means[:, label], mean, rtol=1e-5)
-    assert found["conv2"].dead.tolist() == [False, True, False, False]
+        assert_same(result[layer], reference[layer])
+    assert done[-1] == (COUNT, COUNT) and len(done) == len(set(done))
 
 
-def test_at_most_so_many_of_one_image(model, dataset):
-    for per_image in (1, 2):
-        found = top_activations(
-            model, dataset, "conv1", 9, per_image, preprocess=preprocess
-        )["conv1"]
-        for images in found.images:
-            assert np.unique(images, return_counts=True)[1].max() <= per_image
+def test_pixels_can_be_preprocessed_as_they_are_needed(model):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 9, 12, 3), np.uint8)
+
+    def preprocess(x):
+        return x.astype(np.float32) / 64 - 2
+
+    lazy = top_activations(model, Preprocessed(pixels, preprocess), "conv1")["conv1"]
+    eager = top_activations(model, preprocess(pixels), "conv1")["conv1"]
+    assert_same(lazy, eager)
+    with pytest.raises(ValueError, match="uint8"):
+        top_activations(model, pixels)
 
 
-def test_of_equals_the_first_image_and_place_come_first(model):
-    images = np.zeros((6, 9, 12, 3), np.float32)
-    images[3] = 1e-3
-    found = top_activations(model, images, "conv1", k=4, batch_size=2)["conv1"]
-    flat = found.values[:, 0] == found.values[:, 3]
-    assert flat.any()
-    for listed in found.images[flat]:
-        assert listed.tolist() in ([0, 1, 2, 3], [0, 1, 2, 4])
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 23, 100])
-def test_the_batch_does_not_matter(model, dataset, batch_size):
-    options = {"k": 5, "per_image": 2, "preprocess": preprocess}
-    found = top_activations(model, dataset, LAYERS, batch_size=batch_size, **options)
-    reference = top_activations(model, dataset, LAYERS, batch_size=8, **options)
-    for layer in LAYERS:
-        assert_same(found[layer], reference[layer])
-
-
-DEVICES = """
+CHILD = """
 import json, sys
-import numpy as np
-import jax
+import jax, numpy as np
 import zfnet_jax as zf
-from tests.analysis.test_mining import LAYERS, SMALL
+from tests.analysis.test_mining import SMALL, draw_images
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import top_activations
+from zfnet_jax.analysis.mining import top_activations
 
 model = zf.load_weights(draw_state(SMALL), SMALL)
-images = np.random.default_rng(0).normal(size=(23, 9, 12, 3)).astype(np.float32)
-images[17] = images[4]
-for count in (1, 2, 4):
-    found = top_activations(
-        model, images, LAYERS, 5, 2, batch_size=8, devices=jax.devices()[:count]
-    )
-    print(json.dumps({
-        layer: {name: value.tolist() for name, value in vars(top).items()}
-        for layer, top in found.items()
-    }))
+result = top_activations(model, draw_images(), k=5, batch_size=8)
+assert all(top.activations.dtype == np.float32 for top in result.values())
+assert all(top.images.dtype == np.int32 for top in result.values())
+project = result["conv2"].project(model, draw_images(), [2]).pixels
+print(len(jax.devices()), json.dumps([
+    {name: np.asarray(value).tolist() for name, value in vars(top).items()}
+    for top in result.values()
+] + [project.tolist()]))
 """
 
 
-def test_the_devices_do_not_matter():
-    flags = "--xla_force_host_platform_device_count=4"
+def run_child(**environment: str) -> tuple[int, list]:
     result = subprocess.run(
-        [sys.executable, "-c", DEVICES],
-        env={**os.environ, "XLA_FLAGS": flags},
+        [sys.executable, "-c", CHILD],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        check=True,
     )
-    one, *others = map(json.loads, result.stdout.splitlines())
-    assert len(others) == 2
-    for other in others:
-        assert other == one
+    assert not result.returncode, result.stderr
+    devices, _, values = result.stdout.partition(" ")
+    return int(devices), json.loads(values)
 
 
-def test_images_alone_have_no_classes(model):
-    images = np.random.default_rng(0).normal(size=(3, 9, 12, 3)).astype(np.float32)
-    found = top_activations(model, images, "logits")["logits"]
-    assert found.values.shape == (3, 3) and found.class_means.shape == (3, 0)
+def test_devices_and_x64_do_not_matter():
+    flag = "--xla_force_host_platform_device_count"
+    runs = {count: run_child(XLA_FLAGS=f"{flag}={count}") for count in (1, 2, 4)}
+    for count, (devices, result) in runs.items():
+        assert devices == count
+        assert result == runs[1][1]
+    # float32 images stay float32; Python's and NumPy's integers become int64.
+    assert run_child(JAX_ENABLE_X64="1") == runs[1]
+
+
+def test_a_plain_function_gives_the_same(model, images):
+    result = top_activations(model, images, k=3)
+    plain = network(lambda x: model(x), SMALL.input_hw + (3,))
+    others = top_activations(plain, images, k=3)
+    kinds = {top.activations.shape[0]: name for name, top in others.items()}
+    assert len(others) == len(result) and len(kinds) == len(result)  # other names
+    for top in result.values():
+        other = others[kinds[len(top.activations)]]
+        np.testing.assert_allclose(
+            other.activations, top.activations, rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_array_equal(other.images, top.images)
+        np.testing.assert_array_equal(other.positions, top.positions)
+        np.testing.assert_array_equal(other.active, top.active)
+
+
+def test_a_network_compiles_once(model, images):
+    from zfnet_jax.analysis import mining
+
+    top_activations(model, images, "conv1")
+    before = mining._search._cache_size()
+    other = zf.load_weights(draw_state(SMALL, seed=5), SMALL)
+    top_activations(other, images[:40], "conv1", batch_size=3)
+    assert mining._search._cache_size() == before
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"layers": "conv9"}, "conv9.*conv1"),
-        ({"layers": []}, "no layer"),
-        ({"k": 0}, "k must be 1 or more, not 0"),
-        ({"per_image": 0}, "per_image"),
+        ({"layers": []}, "layers is empty"),
+        ({"k": 0}, "k must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size"),
-        ({"preprocess": None}, "preprocess"),
-        ({"dataset": np.zeros((0, 9, 12, 3), np.float32)}, "no images"),
-        ({"dataset": np.zeros((2, 9, 11, 3), np.float32)}, "9, 11"),
+        ({"labels": [0, 1]}, r"labels are int64\[2\], not int\[3\]"),
+        ({"labels": [0.0, 1, 2]}, "float64"),
+        ({"labels": [0, -1, 2]}, "label -1 is negative"),
+        ({"images": np.zeros((0, 9, 12, 3), np.float32)}, "no images"),
+        ({"images": np.zeros((2, 9, 11, 3), np.float32)}, "9, 11"),
+        ({"images": np.full((3, 9, 12, 3), np.nan)}, "image 0 .* not finite"),
     ],
 )
-def test_what_cannot_be_is_refused(model, dataset, change, message):
-    arguments = {"dataset": dataset, "layers": "conv1", "preprocess": preprocess}
+def test_bad_input_is_refused(model, change, message):
+    arguments = {"images": np.zeros((3, 9, 12, 3), np.float32), "layers": "conv1"}
     with pytest.raises(ValueError, match=message):
         top_activations(model, **{**arguments, **change})
 
 
-def statistics(means: list[list[float]], active: list[float]) -> TopActivations:
+def make_top(means: list[list[float]], active: list[float]) -> TopActivations:
     values = np.zeros((len(means), 1), np.float32)
     return TopActivations(
+        "layer",
         values,
         values.astype(np.int32),
         np.zeros((len(means), 1, 2), np.int32),
@@ -206,49 +275,53 @@ def statistics(means: list[list[float]], active: list[float]) -> TopActivations:
 
 
 def test_selectivity_by_hand():
-    top = statistics(
-        [[3, 1, 0.5, 0], [2, 2, 2, 2], [0, 0, 0, 0], [5, -1, 0, 0]], [0.5, 1, 0, 1]
+    nan = np.nan  # a class without images does not count
+    top = make_top(
+        [[3, nan, 1, 0.5, 0], [2, nan, 2, 2, 2], [0, nan, 0, 0, 0], [5, nan, -1, 0, 0]],
+        [0.5, 1, 0, 1],
     )
     # 3 against (1 + 0.5 + 0) / 3 = 0.5: 2.5 / 3.5.
     np.testing.assert_allclose(top.selectivity, [2.5 / 3.5, 0, np.nan, np.nan])
-    assert top.favourite.tolist() == [0, 0, -1, 0]
+    assert top.favorite.tolist() == [0, 0, -1, 0]
 
 
-def test_without_labels_nothing_is_selective():
-    top = statistics([[], []], [1, 0])
-    assert np.isnan(top.selectivity).all() and top.favourite.tolist() == [-1, -1]
+def test_without_labels_nothing_is_selective(model, images):
+    top = top_activations(model, images, "conv2")["conv2"]
+    assert top.class_means.shape == top.class_counts.shape == (4, 0)
+    assert np.isnan(top.selectivity).all() and (top.favorite == -1).all()
 
 
 @pytest.mark.parametrize("rule", ["deconvnet", "gradient"])
-def test_each_of_the_strongest_is_projected_from_its_own_image(model, dataset, rule):
-    top = top_activations(model, dataset, "conv1", 3, preprocess=preprocess)["conv1"]
+def test_each_activation_is_projected_from_its_own_image(model, images, rule):
+    top = top_activations(model, images, "conv1", k=3)["conv1"]
     units = [4, 1]
-    found = project_top(
-        model, dataset, "conv1", top, units, rule=rule, preprocess=preprocess
-    )
+    result = top.project(model, Stream(images, 16), units, rule=rule)
     rank = 0
     for unit in units:
         for image, position in zip(top.images[unit], top.positions[unit], strict=True):
-            x = np.asarray(preprocess(dataset.images[image : image + 1]))
             one = zf.project(
-                model, x, "conv1", unit, position[None], rule=rule, crop=True
+                model,
+                images[image : image + 1],
+                "conv1",
+                unit,
+                position,
+                rule=rule,
+                crop=True,
             )
-            np.testing.assert_allclose(found.pixels[rank], one.pixels[0], atol=1e-6)
-            np.testing.assert_array_equal(found.boxes[rank], one.boxes[0])
-            assert (found.images[rank], found.units[rank]) == (image, unit)
+            np.testing.assert_allclose(result.pixels[rank], one.pixels[0], atol=1e-6)
+            np.testing.assert_array_equal(result.boxes[rank], one.boxes[0])
+            assert (result.images[rank], result.units[rank]) == (image, unit)
             rank += 1
-    assert rank == len(found)
-    np.testing.assert_allclose(found.values, top.values[units].ravel(), rtol=1e-5)
+    assert rank == len(result)
+    expected = top.activations[units].ravel()
+    np.testing.assert_allclose(result.activations, expected, rtol=1e-5)
 
 
-def test_what_is_not_active_projects_to_zeros(model, dataset):
-    top = top_activations(model, dataset, "conv2", 2, preprocess=preprocess)["conv2"]
-    assert top.dead.tolist() == [False, True, False, False]
-    found = project_top(model, dataset, "conv2", top, [1], preprocess=preprocess)
-    assert not found.pixels.any() and not found.values.any()
-
-
-def test_images_of_a_dataset_need_preprocessing_to_be_projected(model, dataset):
-    top = top_activations(model, dataset, "conv1", 1, preprocess=preprocess)["conv1"]
-    with pytest.raises(ValueError, match="preprocess"):
-        project_top(model, dataset, "conv1", top, [0])
+def test_all_units_are_projected_and_dead_ones_are_zero(model, images):
+    top = top_activations(model, images, "conv2", k=2)["conv2"]
+    result = top.project(model, images)
+    assert result.units.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    zero = ~result.pixels.any((1, 2, 3))
+    assert zero.tolist() == [u == 1 for u in result.units]
+    with pytest.raises(ValueError, match=r"no unit 4: conv2 has 4 \(0 to 3\)"):
+        top.project(model, images, [1, 4])

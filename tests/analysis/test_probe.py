@@ -1,7 +1,7 @@
-"""Linear classifiers against scikit-learn, and layers of which the answer is known."""
+"""Linear classifiers against scikit-learn, and layers whose answer is known."""
 
-import importlib
-
+import jax
+import jaxtyping
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -9,26 +9,30 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 import zfnet_jax as zf
-from tests.analysis.test_mining import SMALL
+from tests.analysis.test_invariance import SMALL
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import balanced_order, fit_linear, layer_features, probe
+from zfnet_jax.analysis.probe import (
+    TOLERANCE,
+    balance_order,
+    fit_linear,
+    probe,
+    probe_features,
+)
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TRAIN, VALIDATION, TEST = 48, 30, 60
 PENALTIES = [1e-1, 1e-3]
 
-# The package has a function of the module's name.
-MODULE = importlib.import_module("zfnet_jax.analysis.probe")
-
 
 @pytest.fixture(scope="module")
-def drawn():
+def data():
     """Three classes that overlap, in 12 dimensions of different widths."""
     rng = np.random.default_rng(0)
     labels = np.arange(TRAIN + VALIDATION + TEST) % 3
-    centres = rng.normal(size=(3, 12))
-    features = centres[labels] + 1.5 * rng.normal(size=(len(labels), 12))
+    centers = rng.normal(size=(3, 12))
+    features = centers[labels] + 1.5 * rng.normal(size=(len(labels), 12))
     return (features * np.logspace(-2, 2, 12) + 3).astype(np.float32), labels
 
 
@@ -37,7 +41,7 @@ def by_scikit_learn(features, labels, classifier: str, penalty: float):
     if classifier == "softmax":
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
     else:
-        # Its intercept is penalised: by next to nothing at this scaling.
+        # Its intercept is penalized: by next to nothing at this scaling.
         model = LinearSVC(
             C=strength,
             dual=False,  # pyright: ignore[reportArgumentType]
@@ -59,33 +63,33 @@ def objective(features, labels, classifier, penalty, weights, intercepts) -> flo
 
 
 @pytest.mark.parametrize("classifier", ["svm", "softmax"])
-def test_training_ends_where_scikit_learn_does(drawn, classifier):
-    features = StandardScaler().fit_transform(drawn[0][:TRAIN]).astype(np.float32)
-    labels = drawn[1][:TRAIN]
-    found = fit_linear(features, labels, classifier, PENALTIES)
+def test_training_ends_where_scikit_learn_does(data, classifier):
+    features = StandardScaler().fit_transform(data[0][:TRAIN]).astype(np.float32)
+    labels = data[1][:TRAIN]
+    fit = fit_linear(features, labels, classifier, PENALTIES)
     for index, penalty in enumerate(PENALTIES):
         known = by_scikit_learn(features, labels, classifier, penalty)
         problem = (features, labels, classifier, penalty)
         least = objective(*problem, known.coef_.T, known.intercept_)
-        ours = objective(*problem, found.weights[index], found.intercepts[index])
-        assert ours == pytest.approx(float(found.objectives[index]), rel=1e-5)
-        assert found.gaps[index] <= MODULE.TOLERANCE
-        assert ours <= least * (1 + MODULE.TOLERANCE)
-        apart = np.linalg.norm(found.weights[index] - known.coef_.T)
+        ours = objective(*problem, fit.weights[index], fit.intercepts[index])
+        assert ours == pytest.approx(float(fit.objectives[index]), rel=1e-5)
+        assert fit.gaps[index] <= TOLERANCE
+        assert ours <= least * (1 + TOLERANCE)
+        apart = np.linalg.norm(fit.weights[index] - known.coef_.T)
         assert apart < 0.03 * np.linalg.norm(known.coef_)
 
 
 @pytest.mark.parametrize("dimensions", [12, 500])
-def test_accuracies_are_those_of_scikit_learn(drawn, dimensions):
+def test_accuracies_are_those_of_scikit_learn(data, dimensions):
     """Also where the dimensions outnumber the images that train."""
-    features, labels = drawn
+    features, labels = data
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(len(labels), dimensions - 12)).astype(np.float32)
     features = np.concatenate([features, noise], 1)
-    found = probe(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
+    probes = probe_features(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
     standard = StandardScaler().fit(features[:TRAIN]).transform(features)
     standard = standard / np.sqrt(dimensions)
-    for classifier, ours in found.items():
+    for classifier, ours in probes.items():
         models = [
             by_scikit_learn(standard[:TRAIN], labels[:TRAIN], classifier, penalty)
             for penalty in PENALTIES
@@ -104,32 +108,34 @@ def test_accuracies_are_those_of_scikit_learn(drawn, dimensions):
         assert ours.accuracy == (ours.predictions == labels[-TEST:]).mean()
 
 
-def test_dimensions_that_say_nothing_change_nothing(drawn, monkeypatch):
+def test_dimensions_that_say_nothing_change_nothing(data, monkeypatch):
     """Constant ones make more dimensions than images; blocks cut them anyhow."""
-    features, labels = drawn
-    few = probe(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-    monkeypatch.setattr(MODULE, "_BLOCK", 5)
+    features, labels = data
+    expected = probe_features(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
+    monkeypatch.setattr("zfnet_jax.analysis.probe._BLOCK", 5)
     constant = np.full((len(labels), 60), 7, np.float32)
     constant[TRAIN:] = 8  # varies, but not among the images that train
     features = np.concatenate([constant, features], 1)
-    many = probe(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-    for classifier, found in few.items():
-        same_as(many[classifier], found)
+    probes = probe_features(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
+    for classifier, one in probes.items():
+        assert_same(one, expected[classifier])
 
 
-def same_as(one, other) -> None:
+def assert_same(one, other) -> None:
     np.testing.assert_array_equal(one.predictions, other.predictions)
     np.testing.assert_array_equal(one.validation, other.validation)
     assert (one.penalty, one.accuracy) == (other.penalty, other.accuracy)
 
 
-def test_scale_and_shift_of_a_dimension_do_not_matter(drawn):
-    features, labels = drawn
+def test_scale_and_shift_of_a_dimension_do_not_matter(data):
+    features, labels = data
     moved = features * 2.0 ** np.arange(-6, 6, dtype=np.float32) + np.float32(0.5)
-    there = probe(moved, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-    here = probe(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-    for classifier, found in here.items():
-        same_as(there[classifier], found)
+    one, other = (
+        probe_features(rows, labels, TRAIN, VALIDATION, penalties=PENALTIES)
+        for rows in (features, moved)
+    )
+    for classifier in one:
+        assert_same(one[classifier], other[classifier])
 
 
 @pytest.mark.parametrize("dimensions", [12, 500])
@@ -146,90 +152,128 @@ def test_a_layer_that_leaks_the_label_is_read_and_noise_is_not(dimensions):
         # Four standard deviations of as many guesses.
         (noise, *(1 / 3 + sign * 4 * np.sqrt(2 / 9 / 900) for sign in (-1, 1))),
     ):
-        found = probe(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-        for one in found.values():
+        probes = probe_features(
+            features, labels, TRAIN, VALIDATION, penalties=PENALTIES
+        )
+        for one in probes.values():
             assert least <= one.accuracy <= most
 
 
-def test_of_equally_good_penalties_the_greatest_is_picked():
+def test_a_tie_selects_the_greatest_penalty():
     labels = np.arange(TRAIN + 60) % 3
     features = np.eye(12, dtype=np.float32)[labels]
     for penalties in (PENALTIES, PENALTIES[::-1]):
-        for one in probe(features, labels, TRAIN, 30, penalties=penalties).values():
+        probes = probe_features(features, labels, TRAIN, 30, penalties=penalties)
+        for one in probes.values():
             np.testing.assert_array_equal(one.validation, 1)
             assert one.penalty == 1e-1
 
 
-def test_rows_that_validate_or_test_do_not_train(drawn):
-    features, labels = drawn
-    found = probe(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
+def test_rows_that_validate_or_test_do_not_train(data):
+    features, labels = data
+    probes = probe_features(features, labels, TRAIN, VALIDATION, penalties=PENALTIES)
     changed = labels.copy()
     changed[-TEST:] = (labels[-TEST:] + 1) % 3
-    relabelled = probe(features, changed, TRAIN, VALIDATION, penalties=PENALTIES)
+    relabeled = probe_features(
+        features, changed, TRAIN, VALIDATION, penalties=PENALTIES
+    )
     changed = features.copy()
     changed[TRAIN:] *= -5
-    moved = probe(changed, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-    for name, one in found.items():
-        np.testing.assert_array_equal(relabelled[name].predictions, one.predictions)
-        assert relabelled[name].penalty == one.penalty
+    moved = probe_features(changed, labels, TRAIN, VALIDATION, penalties=PENALTIES)
+    for name, one in probes.items():
+        np.testing.assert_array_equal(relabeled[name].predictions, one.predictions)
+        assert relabeled[name].penalty == one.penalty
         np.testing.assert_array_equal(moved[name].training, one.training)
 
 
-def test_features_are_those_of_the_network(monkeypatch):
-    model = zf.load_weights(draw_state(SMALL), SMALL)
-    images = np.random.default_rng(0).normal(size=(5, 9, 12, 3)).astype(np.float32)
-    monkeypatch.setattr(MODULE, "_TOGETHER", 2)
-    found = layer_features(model, images, ["fc3", "conv1"])
-    known = model.features(images).features
-    assert list(found) == ["fc3", "conv1"]
-    for layer, rows in found.items():
-        expected = np.asarray(known[layer]).reshape(5, -1)
-        np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=1e-5)
+@pytest.fixture(scope="module")
+def model():
+    return zf.load_weights(draw_state(SMALL), SMALL)
 
 
-def test_an_order_is_balanced_and_of_its_seed():
-    labels = np.array([0] * 30 + [1] * 10 + [2] * 20)
-    order = balanced_order(labels, 0)
-    assert sorted(order) == list(range(60))
-    for count in range(31):
-        of_each = np.bincount(labels[order[:count]], minlength=3)
-        assert of_each.max() - of_each.min() <= 1
-    assert labels[order[-10:]].tolist() == [0] * 10
-    np.testing.assert_array_equal(order, balanced_order(labels, 0))
-    assert (order != balanced_order(labels, 1)).any()
+@pytest.fixture(scope="module")
+def images():
+    """Two classes that differ in contrast, more than the network has outputs for."""
+    rng = np.random.default_rng(0)
+    scale = 1 + np.arange(40).reshape(-1, 1, 1, 1) % 4
+    return (scale * rng.normal(size=(40, 9, 12, 3))).astype(np.float32)
+
+
+def test_a_networks_probes_are_those_of_its_features(model, images):
+    labels = np.arange(40) % 4
+    split = {"train": 20, "validation": 8, "penalties": PENALTIES}
+    done = []
+    probes = probe(
+        model,
+        images,
+        labels,
+        layers=["fc3", "conv1"],
+        progress=lambda *numbers: done.append(numbers),
+        **split,
+    )
+    assert list(probes) == ["conv1", "fc3"] and done == [(1, 2), (2, 2)]
+    features = model.features(images).features
+    plain = network(lambda x: model(x), images.shape[1:])
+    by_plain = probe(plain, images, labels, **split)
+    assert list(by_plain) == ["conv1", "conv1.pool", "conv2", "fc3", "logits"]
+    with jax.enable_x64(True):
+        by_x64 = probe(model, images, labels, layers=list(probes), **split)
+    for layer, ours in probes.items():
+        rows = np.asarray(features[layer]).reshape(40, -1)
+        expected = probe_features(rows, labels, **split)
+        for classifier, one in ours.items():
+            assert_same(one, expected[classifier])
+            assert_same(by_plain[layer][classifier], one)
+            assert_same(by_x64[layer][classifier], one)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": 0}, "train on 0"),
-        ({"train": 130, "validation": 8}, "138 rows.*130.*8"),
-        ({"train": 2}, "class 2 has no row among the 2"),
-        ({"features": np.full((138, 2), np.nan, np.float32)}, "finite"),
-        ({"penalties": []}, "one penalty at least"),
-        ({"penalties": [0.1, -2.0]}, "from 1e-9 to 1e9, not -2"),
-        ({"classifiers": ["tree"]}, "tree.*svm, softmax"),
-        ({"labels": np.zeros(138, int)}, "two classes"),
+        ({"layers": ["conv9"]}, "no layer 'conv9'"),
+        ({"layers": []}, "layers is empty"),
+        ({"labels": np.arange(3)}, "3 labels for 40 images"),
+        ({"images": np.zeros((40, 3, 9, 12), np.float32)}, "shape"),
     ],
 )
-def test_what_cannot_be_is_refused(drawn, change, message, monkeypatch):
-    import jaxtyping
+def test_bad_input_of_a_network_is_refused(model, images, change, message):
+    arguments = {"images": images, "labels": np.arange(40) % 2, **change}
+    with pytest.raises(ValueError, match=message):
+        probe(model, **arguments, train=20, validation=8)
 
+
+def test_an_order_is_balanced_and_of_its_seed():
+    labels = np.array([0] * 30 + [1] * 10 + [2] * 20)
+    order = balance_order(labels, 0)
+    assert sorted(order) == list(range(60))
+    for count in range(31):
+        of_each = np.bincount(labels[order[:count]], minlength=3)
+        assert of_each.max() - of_each.min() <= 1
+    assert labels[order[-10:]].tolist() == [0] * 10
+    np.testing.assert_array_equal(order, balance_order(labels, 0))
+    assert (order != balance_order(labels, 1)).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": 0}, "138 images cannot be split into 0 to train"),
+        ({"train": 130, "validation": 8}, "138 images.*130 to train, 8 to validate"),
+        ({"train": 2}, "class 2 is not among the 2"),
+        ({"features": np.full((138, 2), np.nan, np.float32)}, "finite"),
+        ({"penalties": []}, "at least one"),
+        ({"penalties": [0.1, -2.0]}, "from 1e-9 to 1e9, not -2"),
+        ({"classifiers": ["tree"]}, "tree.*svm, softmax"),
+        ({"labels": np.zeros(138, int)}, "at least two"),
+    ],
+)
+def test_bad_input_is_refused(data, change, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     arguments = {
-        "features": drawn[0],
-        "labels": drawn[1],
+        "features": data[0],
+        "labels": data[1],
         "train": TRAIN,
         "validation": VALIDATION,
     }
     with pytest.raises(ValueError, match=message):
-        probe(**{**arguments, **change})
-
-
-def test_there_must_be_layers_and_images():
-    model = zf.load_weights(draw_state(SMALL), SMALL)
-    with pytest.raises(ValueError, match="conv9"):
-        layer_features(model, np.zeros((1, 9, 12, 3), np.float32), ["conv9"])
-    for count, layers in ((0, ["conv1"]), (1, [])):
-        with pytest.raises(ValueError, match="one layer and one image"):
-            layer_features(model, np.zeros((count, 9, 12, 3), np.float32), layers)
+        probe_features(**{**arguments, **change})

@@ -71,10 +71,17 @@ def test_digest_depends_on_the_data_alone(dataset):
     assert len(digests) == 1 + len(variants)
 
 
+def test_one_channel(dataset):
+    gray = dataclasses.replace(dataset, images=dataset.images[..., :1])
+    assert gray.take(np.array([1])).images.shape == (1, 4, 3, 1)
+    assert gray.digest() != dataset.digest()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": np.zeros((5, 4, 3), np.uint8)}, r"images .*\(5, 4, 3\)"),
+        ({"images": np.zeros((5, 4, 3), np.uint8)}, r"images .*\[5, 4, 3\]"),
+        ({"images": np.zeros((5, 4, 3, 2), np.uint8)}, r"images .*\[5, 4, 3, 2\]"),
         ({"images": np.zeros((5, 4, 3, 3), np.float32)}, "images .*float32"),
         ({"labels": np.zeros(4, np.int32)}, r"labels .*\(4,\)"),
         ({"labels": np.zeros(5, np.int64)}, "labels .*int64"),

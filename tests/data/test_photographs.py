@@ -1,4 +1,4 @@
-"""Photographs of every mode and turn are read; what is none is named in one line."""
+"""Photographs of every mode and orientation; anything else is named in one line."""
 
 import io
 import struct
@@ -14,7 +14,10 @@ from PIL import Image, features
 
 from zfnet_jax.data import (
     DataNotFoundError,
+    Photographs,
+    Preprocessing,
     find_photographs,
+    fitted,
     load_photograph,
     photographs,
 )
@@ -268,7 +271,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 def test_what_is_no_image(tmp_path, content):
     path = tmp_path / "photograph.png"
     path.write_bytes(content)
-    assert refusal(path).startswith(" is no image of a kind that is read (")
+    assert refusal(path).startswith(" is not an image (")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp", "jp2"])
@@ -393,8 +396,8 @@ def test_a_folder_gives_its_images_by_name(tmp_path):
     for name in ("b.JPG", "a.tiff", "c.webp", "B.jpeg", ".hidden.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"not read yet")
     (tmp_path / "below.png" / "deep.png").write_bytes(b"")
-    found = find_photographs(str(tmp_path))
-    assert found == [tmp_path / x for x in ("B.jpeg", "a.tiff", "b.JPG", "c.webp")]
+    files = find_photographs(str(tmp_path))
+    assert files == [tmp_path / x for x in ("B.jpeg", "a.tiff", "b.JPG", "c.webp")]
 
 
 def test_every_kind_that_is_read_is_found(tmp_path):
@@ -409,3 +412,99 @@ def test_a_folder_without_images_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(DataNotFoundError, match=str(folder)):
             find_photographs(folder)
+
+
+# As images of a network
+
+
+def unit(images):
+    """A user's own preprocessing."""
+    return images / np.float32(255)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, height in (("c.png", 20), ("a.png", 33), ("b.png", 8)):
+        Image.fromarray(random_image(height, 40, 3)).save(folder / name)
+    return folder
+
+
+def test_photographs_equal_those_that_are_read_one_by_one(folder):
+    images = Photographs(folder, (16, 12, 3), unit)
+    assert images.names == ("a.png", "b.png", "c.png") and len(images) == 3
+    assert images.class_names is None and images.labels is None
+    expected = [fitted(load_photograph(folder / x), (16, 12)) for x in images.names]
+    for index in (1, -1, np.array([2, 0, 2]), [0], slice(None, 2), np.array([], int)):
+        chosen = np.stack(expected)[index]
+        np.testing.assert_array_equal(images.pictures[index], chosen, strict=True)
+        np.testing.assert_array_equal(images[index], unit(chosen), strict=True)
+    with pytest.raises(IndexError):
+        images[np.array([3])]
+    assert repr(images) == f"Photographs(3 of {str(folder)!r}, 16 x 12 x 3)"
+    one = Photographs(str(folder / "c.png"), (16, 12, 3), unit)
+    assert one.names == ("c.png",)
+    np.testing.assert_array_equal(one.pictures[0], expected[2])
+
+
+def test_photographs_are_cut_to_the_mean_image_then_resized(folder):
+    mean = np.random.default_rng(0).uniform(0, 255, (8, 8, 3)).astype(np.float32)
+    preprocess = Preprocessing(mean, 0.5, (16, 16))
+    images = Photographs(folder, (16, 16, 3), preprocess)
+    pixels = fitted(load_photograph(folder / "b.png"), (8, 8))[None]
+    np.testing.assert_array_equal(images[np.array([1])], preprocess(pixels))
+    np.testing.assert_array_equal(images.pictures[[1]], preprocess.pictures(pixels))
+
+
+def test_photographs_in_gray(folder):
+    gray = Photographs(folder, (16, 16, 1), unit)
+    color = Photographs(folder, (16, 16, 3), unit).pictures[:].astype(float)
+    assert gray[0].shape == (16, 16, 1)
+    # ITU-R 601, as in Pillow.
+    expected = color @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(gray.pictures[:][..., 0], expected, atol=0.6)
+
+
+def test_subfolders_are_classes(folder):
+    for name, count in (("dog", 1), ("cat", 2), (".hidden", 1), ("empty", 0)):
+        (folder / "classes" / name).mkdir(parents=True)
+        for i in range(count):
+            content = (folder / "a.png").read_bytes()
+            (folder / "classes" / name / f"{i}.png").write_bytes(content)
+    images = Photographs(folder / "classes", (8, 8, 3), unit)
+    assert images.names == ("cat/0.png", "cat/1.png", "dog/0.png")
+    assert images.class_names == ("cat", "dog")
+    assert images.labels is not None and images.labels.tolist() == [0, 0, 1]
+    assert images[0].shape == (8, 8, 3)
+    # Photographs of the folder itself come first.
+    assert Photographs(folder, (8, 8, 3), unit).class_names is None
+
+
+def test_a_damaged_photograph_is_named_when_it_is_read(folder):
+    content = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(content[:100])
+    images = Photographs(folder, (8, 8, 3), unit)
+    assert images[np.array([0, 2])].shape == (2, 8, 8, 3)
+    with pytest.raises(
+        DataNotFoundError, match=f"^{folder / 'b.png'} is trunc"
+    ) as caught:
+        images[np.arange(3)]
+    assert "\n" not in str(caught.value)
+
+
+def test_what_no_network_can_look_at(folder, tmp_path):
+    with pytest.raises(ValueError, match="give `preprocess`"):
+        Photographs(folder, (8, 8, 3), None)
+    with pytest.raises(ValueError, match="have 4 channels"):
+        Photographs(folder, (8, 8, 4), unit)
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "nowhere", tmp_path / "empty"):
+        with pytest.raises(DataNotFoundError, match=str(path)):
+            Photographs(path, (8, 8, 3), unit)
+    for preprocess, message in [
+        (lambda x: x, r"uint8\[1, 8, 8, 3\]"),
+        (lambda x: unit(x).transpose(0, 3, 1, 2), r"float32\[1, 3, 8, 8\], but"),
+    ]:
+        with pytest.raises(ValueError, match=f"preprocess gives {message}"):
+            Photographs(folder, (8, 8, 3), preprocess)[[0]]

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,10 +80,44 @@ def test_pictures_are_what_the_network_sees_without_the_mean():
     np.testing.assert_array_equal(shown, np.rint(bare(images)))
 
 
-def test_preprocessing_names_sizes_that_do_not_fit():
-    preprocess = Preprocessing.fit(random_images(2, 6, 5, 3))
-    with pytest.raises(ValueError, match=r"5 x 6 .* 6 x 5"):
-        preprocess(random_images(2, 5, 6, 3))
+@pytest.mark.parametrize("size", [None, (4, 8)])
+def test_one_channel_equals_each_of_three(size):
+    gray = random_images(3, 2, 4, 1)
+    color = np.repeat(gray, 3, 3)
+    ours = Preprocessing.fit(gray, 0.5, size)
+    theirs = Preprocessing.fit(color, 0.5, size)
+    assert ours.mean.shape == (2, 4, 1)
+    for channel in range(3):
+        np.testing.assert_allclose(ours(gray)[..., 0], theirs(color)[..., channel])
+        pictures = ours.pictures(gray)[..., 0], theirs.pictures(color)[..., channel]
+        np.testing.assert_array_equal(*pictures)
+    image = random_images(9, 14, 1)
+    expected = fitted(np.repeat(image, 3, 2), (6, 4))
+    np.testing.assert_array_equal(fitted(image, (6, 4)), expected[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (random_images(2, 5, 6, 3), "5 x 6 x 3 do not fit the mean image of 6 x 5 x 3"),
+        (random_images(2, 6, 5, 1), "6 x 5 x 1 do not fit the mean image of 6 x 5 x 3"),
+        (random_images(6, 5, 3), r"takes a batch: for one image, image\[None\]"),
+        (random_images(2, 6, 5, 3) / np.float32(255), "0 to 255, not float32"),
+        (random_images(2, 6, 5, 3).astype(np.int32), "0 to 255, not int32"),
+    ],
+)
+def test_images_that_do_not_fit(images, message, monkeypatch):
+    # The users' own checks, without those of the tests.
+    monkeypatch.setitem(jaxtyping.config.__dict__, "jaxtyping_disable", True)
+    preprocess = Preprocessing.fit(random_images(2, 6, 5, 3), size=(12, 10))
+    for call in (preprocess, preprocess.pictures):
+        with pytest.raises(ValueError, match=message):
+            call(images)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(preprocess)(images)
+
+
+def test_a_mean_image_of_nothing():
     with pytest.raises(ValueError, match="at least one"):
         Preprocessing.fit(random_images(0, 6, 5, 3))
 
@@ -100,7 +135,7 @@ def test_resizing_gives_the_shorter_side(height, width, side):
 
 
 def test_resizing_averages_what_it_leaves_out():
-    # Without antialiasing, stripes one pixel wide come out as stripes, not as grey.
+    # Without antialiasing, stripes one pixel wide come out as stripes, not as gray.
     stripes = np.zeros((64, 96, 3), np.uint8)
     stripes[:, ::2] = 200
     resized = resize_shortest_side(stripes, 8)
@@ -190,9 +225,9 @@ def test_fitted_keeps_the_middle_upright():
     pixels = np.zeros((64, 164, 3), np.uint8)
     pixels[:, 50:114] = np.arange(64, dtype=np.uint8)[:, None, None] * 4
     pixels[:, :50] = 255
-    found = fitted(pixels, (32, 32)).astype(int)
+    result = fitted(pixels, (32, 32)).astype(int)
     expected = np.arange(32)[:, None].repeat(32, 1) * 8 + 2
-    np.testing.assert_allclose(found[..., 0], expected, atol=2)
+    np.testing.assert_allclose(result[..., 0], expected, atol=2)
 
 
 def test_a_strip_stays_small():

@@ -1,8 +1,8 @@
-"""How features come about in training (Fig. 4 of the paper).
+"""How features develop during training (Fig. 4 of the paper).
 
-The paper shows, over training, the strongest activation of a unit across the training
-set; where its source image changes, the picture jumps. Beside that, a number: how much
-a layer's features still move between two checkpoints.
+The paper shows, at several epochs, each unit's strongest activation over the training
+set; where its source image changes, the picture jumps. `motion` adds a number: how much
+a layer's features still change between two checkpoints.
 """
 
 from __future__ import annotations
@@ -16,174 +16,187 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from zfnet_jax.analysis.mining import project_each, top_activations
-from zfnet_jax.data import Dataset
-from zfnet_jax.deconvnet import Projections, Rule
-from zfnet_jax.model import ConvNet
-
-_TOGETHER = 32
+from zfnet_jax.analysis.mining import project_strongest, top_activations
+from zfnet_jax.deconvnet import Projections
+from zfnet_jax.networks import Network, as_network
+from zfnet_jax.relu_rules import Rule
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Evolution:
-    """What became of the units of a layer.
+    """The strongest activation of each unit of a layer, at each checkpoint.
 
     Attributes:
+        layer: Name of the layer.
         epochs: Epochs of the checkpoints, in order.
-        values: [e, u], each unit's strongest activation over the images.
-        images: [e, u], the image that it is of.
-        positions: [e, u, 2], row and column in the map; 0, 0 in a dense layer.
-        dead: [e, u], whether the unit is positive nowhere.
+        activations: float32 [e, u], the unit's strongest activation over the images.
+        images: int32 [e, u], index of its image.
+        positions: int32 [e, u, 2], row and column in the map; (0, 0) in a dense layer.
+        dead: bool [e, u], the unit is positive nowhere.
     """
 
+    layer: str
     epochs: tuple[int, ...]
-    values: Float32[np.ndarray, "e u"]
+    activations: Float32[np.ndarray, "e u"]
     images: Int32[np.ndarray, "e u"]
     positions: Int32[np.ndarray, "e u 2"]
     dead: Bool[np.ndarray, "e u"]
 
+    def __repr__(self) -> str:
+        """Layer, size and epochs."""
+        units = self.images.shape[1]
+        epochs = ", ".join(map(str, self.epochs))
+        return f"Evolution({self.layer}: {units} units, epochs {epochs})"
+
     @property
     def jumps(self) -> Bool[np.ndarray, "e u"]:
-        """Whether the image is another than at the checkpoint before."""
+        """The image differs from that of the checkpoint before."""
         first = np.zeros((1, self.images.shape[1]), bool)
         return np.concatenate([first, self.images[1:] != self.images[:-1]])
 
+    def project(
+        self,
+        networks: Mapping[int, Network | Any],
+        images: Any,
+        units: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+        *,
+        rule: Rule = "deconvnet",
+    ) -> Projections:
+        """Project each unit's strongest activation at each checkpoint.
+
+        Args:
+            networks: The network at each checkpoint, by epoch.
+            images: The images that were searched; they are read as they are needed.
+            units: Units of the layer; all if None.
+            rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
+
+        Returns:
+            Crops of the receptive field over units, then checkpoints:
+            [units * e, h, w, c]. `images` holds indices into the images given. A dead
+            unit's projection is zero.
+
+        Raises:
+            ValueError: There is no such unit or rule, or the images do not fit.
+        """
+        parts = [
+            project_strongest(
+                networks[epoch],
+                images,
+                self.layer,
+                units,
+                self.images[row, :, None],
+                self.positions[row, :, None],
+                rule,
+            )
+            for row, epoch in enumerate(self.epochs)
+        ]
+
+        def interleave(name: str) -> np.ndarray:
+            stacked = np.stack([getattr(part, name) for part in parts], 1)
+            return stacked.reshape(-1, *stacked.shape[2:])
+
+        names = [field.name for field in dataclasses.fields(Projections)]
+        return Projections(*map(interleave, names))
+
 
 def evolution(
-    networks: Mapping[int, ConvNet],
-    dataset: Dataset | Float[np.ndarray, "n h w c"],
-    layers: Sequence[str],
+    networks: Mapping[int, Network | Any],
+    images: Any,
+    layers: Sequence[str] | str | None = None,
     *,
-    preprocess: Callable[[Any], Array] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Evolution]:
-    """Each unit's strongest activation over a dataset at each checkpoint.
+    """Find each unit's strongest activation over some images at each checkpoint.
 
     Args:
         networks: The network at each checkpoint, by epoch.
-        dataset: Images, as for `top_activations`; the paper takes the training set.
-        layers: Which layers.
-        preprocess: As for `top_activations`.
-        progress: Is told how many checkpoints are done.
+        images: As in `top_activations`; the paper takes the training set.
+        layers: Names of layers; all if None.
+        progress: Called with the number of checkpoints done and their total.
+
+    Returns:
+        The result for each layer, in the order of the forward pass.
 
     Raises:
-        ValueError: fewer than two checkpoints, networks of different architectures, or
-            what `top_activations` refuses.
+        ValueError: There are fewer than two checkpoints, their networks differ, or
+            `top_activations` refuses the images or the layers.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> models = {e: zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(e)) for e in (1, 5)}
+        >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+        >>> result = evolution(models, images, "conv5")["conv5"]
+        >>> result
+        Evolution(conv5: 96 units, epochs 1, 5)
+        >>> result.project(models, images, units=[3]).pixels.shape
+        (2, 32, 32, 3)
     """
-    epochs = _ordered(networks)
-    found = []
-    for done, epoch in enumerate(epochs, 1):
-        found.append(
-            top_activations(
-                networks[epoch], dataset, layers, k=1, preprocess=preprocess
-            )
-        )
+    nets = _sort(networks, images)
+    tops = []
+    for net in nets.values():
+        tops.append(top_activations(net, images, layers, k=1))
         if progress is not None:
-            progress(done)
+            progress(len(tops), len(nets))
+
+    def stack(layer: str, name: str) -> np.ndarray:
+        return np.stack([getattr(top[layer], name) for top in tops])
+
     return {
         layer: Evolution(
-            tuple(epochs),
-            np.stack([top[layer].values[:, 0] for top in found]),
-            np.stack([top[layer].images[:, 0] for top in found]),
-            np.stack([top[layer].positions[:, 0] for top in found]),
-            np.stack([top[layer].dead for top in found]),
+            layer,
+            tuple(nets),
+            *(stack(layer, x)[:, :, 0] for x in ("activations", "images", "positions")),
+            stack(layer, "dead"),
         )
-        for layer in layers
+        for layer in tops[0]
     }
 
 
-def project_course(
-    networks: Mapping[int, ConvNet],
-    dataset: Dataset | Float[np.ndarray, "n h w c"],
-    layer: str,
-    course: Evolution,
-    units: Sequence[int] | Int[np.ndarray, " u"],
-    *,
-    rule: Rule = "deconvnet",
-    preprocess: Callable[[Any], Array] | None = None,
-) -> Projections:
-    """Project units' strongest activations at each checkpoint, each by its network.
-
-    Args:
-        networks: The network at each checkpoint, by epoch.
-        dataset: The images that were searched.
-        layer: The layer.
-        course: What was found in it.
-        units: Which units.
-        rule: What a ReLU does on the way down, as in `project`.
-        preprocess: As for `top_activations`.
-
-    Returns:
-        Crops of the receptive field over units, then checkpoints: [u * e, h, w, c].
-        `images` are indices into the dataset. A dead unit's is zeros.
-
-    Raises:
-        ValueError: what `project` refuses, or a `Dataset` without `preprocess`.
-    """
-    which = np.asarray(units)
-    found = [
-        project_each(
-            networks[epoch],
-            dataset,
-            layer,
-            which,
-            course.images[row, which],
-            course.positions[row, which],
-            rule=rule,
-            preprocess=preprocess,
-        )
-        for row, epoch in enumerate(course.epochs)
-    ]
-
-    def in_turn(*parts: np.ndarray) -> np.ndarray:
-        return np.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
-
-    fields = [field.name for field in dataclasses.fields(Projections)]
-    return Projections(*(in_turn(*(getattr(x, n) for x in found)) for n in fields))
-
-
 def motion(
-    networks: Mapping[int, ConvNet],
-    images: Float[np.ndarray, "n h w c"],
-    layers: Sequence[str],
+    networks: Mapping[int, Network | Any],
+    images: Any,
+    layers: Sequence[str] | str | None = None,
 ) -> dict[str, Float[np.ndarray, "e u"]]:
-    """How far each unit's activations move from one checkpoint to the next.
+    """Measure how far each unit's activations move from one checkpoint to the next.
 
     One minus the correlation (Pearson's r) of a unit's activations, over all positions
-    of all images, at two checkpoints: 0 for a unit that has only been scaled or
-    shifted, 1 for one that has nothing to do with its former self.
+    of all images, at two checkpoints: 0 for a unit that was only scaled or shifted, 1
+    for one that is unrelated to its former self.
 
     Args:
         networks: The network at each checkpoint, by epoch.
-        images: Preprocessed images.
-        layers: Which layers.
+        images: As in `top_activations`.
+        layers: Names of layers; all if None.
 
     Returns:
-        By layer, a row for each step from a checkpoint to the next; NaN where a unit
-        does not vary at one of the two.
+        For each layer one row per step from a checkpoint to the next; NaN for a unit
+        that does not vary at one of the two.
 
     Raises:
-        ValueError: fewer than two checkpoints, networks of different architectures, no
-            such layer, or no image.
+        ValueError: There are fewer than two checkpoints, their networks differ, there
+            is no such layer, or the images do not fit.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
+        >>> float(motion({1: model, 2: model}, images, "pool1")["pool1"].max())
+        0.0
     """
-    epochs = _ordered(networks)
-    if not len(images):
-        raise ValueError("there are no images to compare on")
-    arch = networks[epochs[0]].arch
-    names = tuple(arch.layer(name).name for name in layers)
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for before, after in itertools.pairwise(epochs):
-        pair = [nnx.split(networks[epoch]) for epoch in (before, after)]
-        run = _moments(pair[0][0], names)
-        sums: dict[str, np.ndarray] = {}
-        for start in range(0, len(images), _TOGETHER):
-            batch = images[start : start + _TOGETHER]
-            parts = run(pair[0][1], pair[1][1], np.asarray(batch, np.float32))
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0) + np.asarray(part, np.float64)
+    nets = _sort(networks, images)
+    rows: dict[str, list[np.ndarray]] = {}
+    for before, after in itertools.pairwise(nets.values()):
+        names = before.select(layers)
+        _, source = as_network(before, images)
+        sums = dict.fromkeys(names, np.zeros(()))
+        for _, batch, count in before.batches(source, 32):
+            parts = _moments(before, after, batch, np.int32(count), names)
+            for name in names:
+                sums[name] = sums[name] + np.asarray(parts[name], np.float64)
         for name, (count, x, y, xx, yy, xy) in sums.items():
             covariance = xy / count - x / count * y / count
             variances = xx / count - (x / count) ** 2, yy / count - (y / count) ** 2
@@ -191,41 +204,38 @@ def motion(
             # Less than rounding is no variation.
             still = scale <= 1e-6 * np.sqrt(xx * yy) / count
             r = covariance / np.where(still, 1, scale)
-            rows[name].append(np.where(still, np.nan, 1 - np.clip(r, -1, 1)))
+            row = np.where(still, np.nan, 1 - np.clip(r, -1, 1))
+            rows.setdefault(name, []).append(row)
     return {name: np.stack(row) for name, row in rows.items()}
 
 
-@functools.lru_cache(maxsize=8)
-def _moments(graph, names: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
-    """The program that sums a batch: [6, u] of count, x, y, x², y² and xy."""
-
-    @jax.jit
-    def sums(first, second, batch: Array) -> dict[str, Array]:
-        model = nnx.merge(graph, first)
-        order = [layer.name for layer in model.arch.layers]
-        last = max(names, key=order.index)
-        seen = [
-            nnx.merge(graph, weights).features(batch, until=last).features
-            for weights in (first, second)
-        ]
-        out = {}
-        for name in names:
-            x, y = (
-                maps[name].astype(jnp.float32).reshape(-1, maps[name].shape[-1])
-                for maps in seen
+@functools.partial(jax.jit, static_argnames="layers")
+def _moments(
+    before: Network, after: Network, batch: Array, count: Array, layers: tuple[str, ...]
+) -> dict[str, Float[Array, "6 u"]]:
+    """Sums over the first `count` images: 1, x, y, x², y² and xy."""
+    pair = [net.features(batch, layers) for net in (before, after)]
+    sums = {}
+    for name in layers:
+        real = jnp.arange(len(batch)) < count
+        x, y = (
+            jnp.where(
+                real[:, None, None], maps.reshape(len(batch), -1, maps.shape[-1]), 0
             )
-            count = jnp.full(x.shape[-1], len(x), jnp.float32)
-            products = (x, y, x * x, y * y, x * y)
-            out[name] = jnp.stack([count, *(p.sum(0) for p in products)])
-        return out
-
+            for maps in (features[name].astype(float) for features in pair)
+        )
+        positions = jnp.full(x.shape[-1], count * x.shape[1], x.dtype)
+        terms = (x, y, x * x, y * y, x * y)
+        sums[name] = jnp.stack([positions, *(term.sum((0, 1)) for term in terms)])
     return sums
 
 
-def _ordered(networks: Mapping[int, ConvNet]) -> list[int]:
-    epochs = sorted(networks)
-    if len(epochs) < 2:
-        raise ValueError(f"two checkpoints are needed, and there are {len(epochs)}")
-    if len({network.arch for network in networks.values()}) > 1:
+def _sort(networks: Mapping[int, Any], images: Any) -> dict[int, Network]:
+    """Networks by epoch, checked to have the same layers."""
+    if len(networks) < 2:
+        raise ValueError(f"two checkpoints are needed, not {len(networks)}")
+    nets = {epoch: as_network(networks[epoch], images)[0] for epoch in sorted(networks)}
+    first, *others = (dict(net.layers) for net in nets.values())
+    if any(layers != first for layers in others):
         raise ValueError("the checkpoints are of different architectures")
-    return epochs
+    return nets

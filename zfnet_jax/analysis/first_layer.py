@@ -1,73 +1,99 @@
-"""What the paper holds against AlexNet's first layer, as numbers (section 4.1, Fig. 6).
+"""The paper's objections to AlexNet's first layer, as numbers (section 4.1, Fig. 6).
 
-Filters that are of very high and very low frequency with little between, filters that
-are dead, one filter that dominates, and a second layer that shows the aliasing of a
-stride of 4 in the first.
+Filters of very high and very low frequency with few between, dead filters, one filter
+that dominates, and a second layer with the aliasing of the first one's stride of 4.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from zfnet_jax import ops
 from zfnet_jax.arch import ContrastNorm, Conv, Dense, MaxPool
 from zfnet_jax.model import ConvNet
+from zfnet_jax.networks import Network, as_network
 
 Kernel = Float[Array | np.ndarray, "kh kw i o"]
 
-# Ends of the bands in cycles a pixel: wavelengths above 8 pixels, of 4 to 8, below 4.
+# In cycles per pixel: wavelengths above 8 pixels, of 4 to 8, below 4.
 BANDS: dict[str, tuple[float, float]] = {
     "low": (0.0, 1 / 8),
     "mid": (1 / 8, 1 / 4),
     "high": (1 / 4, 1.0),
 }
 _SPECTRUM = 64
-_BATCH = 32
+_BATCH_SIZE = 32
 
 
 def filter_rms(kernel: Kernel) -> Float32[np.ndarray, " o"]:
-    """Root mean square of each filter of a convolution, which section 3 limits."""
+    """Root mean square of each filter of a convolution, which section 3 limits.
+
+    Example:
+        >>> import numpy as np
+        >>> filter_rms(np.full((3, 3, 1, 2), 2.0)).tolist()
+        [2.0, 2.0]
+
+    Args:
+        kernel: HWIO.
+    """
     wide = np.asarray(kernel, np.float64)
     return np.sqrt((wide**2).mean((0, 1, 2))).astype(np.float32)
 
 
-def limited(kernel: Kernel, limit: float) -> Float32[np.ndarray, "kh kw i o"]:
-    """A kernel whose filters of an RMS above `limit` are scaled back to it.
+def limit_filters(kernel: Kernel, limit: float) -> Float32[np.ndarray, "kh kw i o"]:
+    """Scale filters whose RMS is above a limit back to it.
+
+    Example:
+        >>> import numpy as np
+        >>> limit_filters(np.array([[[[1.0, 0.25]]]]), 0.5).ravel().tolist()
+        [0.5, 0.25]
+
+    Args:
+        kernel: HWIO.
+        limit: Largest RMS.
 
     Raises:
-        ValueError: the limit is not above 0.
+        ValueError: The limit is not above 0.
     """
     if not limit > 0:
-        raise ValueError(f"the limit of an RMS must be above 0, not {limit}")
-    return np.asarray(kernel * np.minimum(1, limit / filter_rms(kernel).clip(1e-30)))
+        raise ValueError(f"limit must be above 0, not {limit}")
+    scale = np.minimum(1, limit / filter_rms(kernel).clip(1e-30))
+    return (np.asarray(kernel) * scale).astype(np.float32)
 
 
 def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
-    """How the energy of each filter is spread over bands of spatial frequency.
+    """Share of each filter's energy in bands of spatial frequency.
 
-    The squared spectrum of a filter, padded by zeros and summed over its input
-    channels, by the length of the frequency vector. White noise has shares of 5, 15 and
-    80%, the bands' shares of the area.
+    The filter is padded with zeros, its squared spectrum summed over the input channels
+    and assigned to bands by the length of the frequency vector. White noise has shares
+    of 5, 15 and 80%, the bands' shares of the area.
+
+    Example:
+        >>> import numpy as np
+        >>> shares = band_energy(np.ones((32, 32, 1, 1)))
+        >>> max(shares, key=lambda band: shares[band][0])
+        'low'
 
     Args:
-        kernel: HWIO; each side at most 64.
+        kernel: HWIO; height and width at most 64.
 
     Returns:
-        By the name of the band in `BANDS`, shares that add up to 1; of a filter of
-        zeros all are 0.
+        Shares that add up to 1, by the name of the band in `BANDS`; all are 0 for a
+        filter of zeros.
 
     Raises:
-        ValueError: the kernel is too large.
+        ValueError: The kernel is too large.
     """
     if max(kernel.shape[:2]) > _SPECTRUM:
-        raise ValueError(f"a kernel of {kernel.shape[:2]} exceeds {_SPECTRUM} pixels")
+        height, width = kernel.shape[:2]
+        raise ValueError(f"a kernel of {height} x {width} exceeds {_SPECTRUM} pixels")
     wide = np.asarray(kernel, np.float64)
     spectrum = np.fft.fft2(wide, (_SPECTRUM, _SPECTRUM), axes=(0, 1))
     energy = (np.abs(spectrum) ** 2).sum(2)
@@ -85,29 +111,36 @@ def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
 def dense_feature(
     model: ConvNet, images: Float[Array | np.ndarray, "b h w c"], layer: str
 ) -> Float[Array, "b H W f"]:
-    """A layer's feature at every pixel: what it would be without any stride.
+    """A layer's feature at every pixel, as it would be without any stride.
 
-    Every stride is replaced by a dilation of what follows. With the product T of all
-    strides up to the layer, `dense[:, ::T, ::T]` starts with the feature itself.
+    Every stride is replaced by a dilation of the layers after it. With the product T of
+    all strides up to the layer, `dense[:, ::T, ::T]` starts with the feature itself.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> dense_feature(model, np.zeros((1, 32, 32, 3), "f4"), "pool1").shape
+        (1, 32, 32, 48)
 
     Args:
-        model: The network.
+        model: A `ConvNet`, whose strides are known.
         images: Preprocessed images.
         layer: A layer below the dense ones.
 
     Raises:
-        ValueError: no such layer, or it is a dense one.
+        ValueError: There is no such layer, or it is a dense one.
     """
     x = jnp.asarray(images, jnp.float32)
     if isinstance(model.arch.layer(layer), Dense):
-        raise ValueError(f"{layer} has no place in the image: it is a dense layer")
+        raise ValueError(f"{layer} is a dense layer, which has no positions")
     step = np.ones(2, int)
     for spec in model.arch.layers:
         if isinstance(spec, ContrastNorm):
             x = ops.contrast_norm(x, spec)
         if isinstance(spec, Conv | MaxPool):
             dilation = tuple(map(int, step))
-            edges = [
+            padding = [
                 (before * d, after * d)
                 for (before, after), d in zip(spec.padding, dilation, strict=True)
             ]
@@ -117,7 +150,7 @@ def dense_feature(
                     x,
                     affine.kernel[...],
                     (1, 1),
-                    edges,
+                    padding,
                     rhs_dilation=dilation,
                     dimension_numbers=("NHWC", "HWIO", "NHWC"),
                     feature_group_count=spec.groups,
@@ -130,7 +163,7 @@ def dense_feature(
                     lax.max,
                     (1, *spec.kernel, 1),
                     (1, 1, 1, 1),
-                    ((0, 0), *edges, (0, 0)),
+                    ((0, 0), *padding, (0, 0)),
                     window_dilation=(1, *dilation, 1),
                 )
             step = step * spec.stride
@@ -140,50 +173,55 @@ def dense_feature(
 
 
 def aliasing(
-    model: ConvNet, images: Float[np.ndarray, "n h w c"], layer: str
+    net: Network | ConvNet, images: Any, layer: str
 ) -> Float32[np.ndarray, " f"]:
-    """How much of what varies in each map is too fine for the layer's stride.
+    """Share of the variation in each map that is too fine for the layer's stride.
 
-    The share of the energy of `dense_feature`, less its mean and under a Hann window,
-    at frequencies of half a cycle a stride or more in either direction: keeping every
-    T-th value folds this onto lower frequencies. It is 0 at stride 1 but for the very
-    last frequency, and 1 - 1/T² for white noise.
+    It is the share of the energy of `dense_feature`, without its mean and under a Hann
+    window, at frequencies of at least half a cycle per stride in either direction:
+    keeping every T-th value folds this onto lower frequencies. It is 0 at stride 1, and
+    1 - 1/T² for white noise.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> float(aliasing(model, images, "conv1").max())
+        0.0
 
     Args:
-        model: The network.
-        images: Preprocessed images, one at least.
+        net: A `ConvNet` or a network of one, whose strides are known.
+        images: Preprocessed images.
         layer: A layer below the dense ones.
 
     Returns:
-        A share for each map, over all images; NaN for a map that varies in none.
+        A share per map, over all images; NaN for a map that varies in none.
 
     Raises:
-        ValueError: as `dense_feature`, or there are no images.
+        ValueError: The network is not a `ConvNet`, the images do not fit it, or as in
+            `dense_feature`.
     """
-    if not len(images):
-        raise ValueError("aliasing is measured over one image at least, not 0")
-    graph, weights = nnx.split(model)
-    folded, total, still = 0.0, 0.0, 0.0
-    for start in range(0, len(images), _BATCH):
-        part = images[start : start + _BATCH]
-        missing = _BATCH - len(part)
-        # Constant images have no energy.
-        part = np.pad(part, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        valid = np.arange(_BATCH) < _BATCH - missing
-        found = _energies(graph, weights, part, valid, layer)
-        fine, whole, constant = map(np.asarray, found)
-        folded, total, still = folded + fine, total + whole, still + constant
+    net, images = as_network(net, images)
+    if not isinstance(net.model, ConvNet):
+        raise ValueError(
+            "aliasing needs a ConvNet: the strides of other networks are not known"
+        )
+    total = np.zeros((3, 1))
+    for _, batch, count in net.batches(images, _BATCH_SIZE):
+        is_real = np.arange(len(batch)) < count
+        total = total + np.asarray(_measure(net.model, batch, is_real, layer))
+    fine, whole, still = total
     # Less than this is what rounding leaves of a constant map.
-    varies = total > 1e-9 * (still + 1e-30)
-    return np.where(varies, folded / np.where(varies, total, 1), np.nan).astype("f4")
+    varies = whole > 1e-9 * (still + 1e-30)
+    return np.where(varies, fine / np.where(varies, whole, 1), np.nan).astype("f4")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _energies(
-    graph, weights, images: Array, valid: Array, layer: str
-) -> tuple[Float[Array, " f"], Float[Array, " f"], Float[Array, " f"]]:
-    """Of each map the energy that a stride folds, all of it, and that of the mean."""
-    model = nnx.merge(graph, weights)
+@functools.partial(jax.jit, static_argnames="layer")
+def _measure(
+    model: ConvNet, images: Array, is_real: Array, layer: str
+) -> Float[Array, "3 f"]:
+    """Energy of each map that a stride folds, all of it, and that of the mean."""
     maps = dense_feature(model, images, layer)
     step = np.ones(2, int)
     for spec in model.arch.layers:
@@ -196,13 +234,14 @@ def _energies(
     window = jnp.asarray(np.outer(rows, columns)[..., None], maps.dtype)
     mean = (maps * window).sum((1, 2), keepdims=True) / window.sum()
     spectrum = jnp.fft.fft2((maps - mean) * window, axes=(1, 2))
-    energy = jnp.abs(spectrum) ** 2 * valid[:, None, None, None]
+    energy = jnp.abs(spectrum) ** 2
     rows, columns = (
         np.abs(np.fft.fftfreq(extent)) >= 0.5 / stride
         for extent, stride in zip(hw, step, strict=True)
     )
-    fine = rows[:, None] | columns
+    is_fine = rows[:, None] | columns
     if (step == 1).all():
-        fine = np.zeros_like(fine)
-    still = ((mean * window.sum()) ** 2 * valid[:, None, None, None]).sum((0, 1, 2))
-    return (energy * fine[..., None]).sum((0, 1, 2)), energy.sum((0, 1, 2)), still
+        is_fine = np.zeros_like(is_fine)
+    energies = (energy * is_fine[..., None], energy, (mean * window.sum()) ** 2)
+    real = is_real[:, None]
+    return jnp.stack([(x.sum((1, 2)) * real).sum(0) for x in energies])

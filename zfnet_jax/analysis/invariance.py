@@ -1,8 +1,8 @@
-"""How far features move when an image is shifted, enlarged or turned (Fig. 5).
+"""How far features move when an image is shifted, scaled or rotated (Fig. 5).
 
-The paper transforms five images by various degrees and looks at the Euclidean distance
-between the feature vectors of the transformed and of the original image, at the first
-layer and at the last hidden one, and at the probability of the true class.
+The paper transforms five images by various amounts. It plots the Euclidean distance
+between the features of the transformed and of the original image, at the first and at
+the last hidden layer, and the probability of the true class.
 """
 
 from __future__ import annotations
@@ -11,258 +11,270 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 
-from zfnet_jax.model import ConvNet
+from zfnet_jax.networks import Network, as_network
 
 Transform = Literal["translate", "scale", "rotate"]
 Border = Literal["reflect", "edge", "zero"]
 
 IDENTITY: dict[Transform, float] = {"translate": 0.0, "scale": 1.0, "rotate": 0.0}
 _MODES = {"reflect": "reflect", "edge": "nearest", "zero": "constant"}
-_TOGETHER = 32
+_BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Invariance:
-    """What a transformation does to the features of n images.
+    """Effect of a transformation on n images.
 
     Attributes:
-        values: [v], degrees of the transformation.
-        distances: Euclidean distances to the features of the untransformed image, by
-            layer: [n, v].
-        relative: The same over the length of the untransformed image's features.
-        probability: [n, v], that of the true class.
+        amounts: float32 [a], the amounts of the transformation.
+        distances: By layer, float32 [n, a]: Euclidean distance to the features of the
+            untransformed image.
+        relative: By layer, float32 [n, a]: the same divided by the length of the
+            untransformed image's features.
+        probability: float32 [n, a], the probability of the target.
     """
 
-    values: Float32[np.ndarray, " v"]
-    distances: dict[str, Float32[np.ndarray, "n v"]]
-    relative: dict[str, Float32[np.ndarray, "n v"]]
-    probability: Float32[np.ndarray, "n v"]
-
-
-def transformed(
-    images: Float[Array | np.ndarray, "n h w c"],
-    transform: Transform,
-    value: float | Float[Array, ""],
-    border: Border = "reflect",
-) -> Float[Array, "n h w c"]:
-    """Transform images about their centre, by linear interpolation; also under jit.
-
-    Args:
-        images: [n, h, w, c].
-        transform: "translate" moves the picture down by `value` pixels, as the paper
-            does vertically; "scale" enlarges it `value` times; "rotate" turns it
-            counter-clockwise by `value` degrees.
-        value: How far.
-        border: Where the picture is drawn from outside the image: its reflection about
-            the edge, the nearest edge, or zeros, the mean image after preprocessing.
-    """
-    height, width = images.shape[1:3]
-    centre = (height - 1) / 2, (width - 1) / 2
-    rows, columns = jnp.meshgrid(
-        jnp.arange(height, dtype=jnp.float32) - centre[0],
-        jnp.arange(width, dtype=jnp.float32) - centre[1],
-        indexing="ij",
-    )
-    if transform == "translate":
-        rows = rows - value
-    elif transform == "scale":
-        rows, columns = rows / value, columns / value
-    else:
-        angle = jnp.deg2rad(jnp.asarray(value, jnp.float32))
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        rows, columns = cos * rows + sin * columns, cos * columns - sin * rows
-    places = [rows + centre[0], columns + centre[1]]
-
-    def plane(picture: Float[Array, "h w"]) -> Float[Array, "h w"]:
-        return map_coordinates(picture, places, order=1, mode=_MODES[border])
-
-    planes = jnp.asarray(images).transpose(0, 3, 1, 2)
-    return jax.vmap(jax.vmap(plane))(planes).transpose(0, 2, 3, 1)
+    amounts: Float32[np.ndarray, " a"]
+    distances: dict[str, Float32[np.ndarray, "n a"]]
+    relative: dict[str, Float32[np.ndarray, "n a"]]
+    probability: Float32[np.ndarray, "n a"]
 
 
 def invariance(
-    model: ConvNet,
-    images: Float[np.ndarray, "n h w c"],
-    labels: Int[np.ndarray, " n"],
+    net: Network | Any,
+    images: Any,
+    targets: Any,
     transform: Transform,
-    values: Sequence[float] | Float[np.ndarray, " v"],
-    layers: Sequence[str] | None = None,
+    amounts: Sequence[float] | Float[np.ndarray, " a"],
     *,
+    layers: Sequence[str] | str | None = None,
     border: Border = "reflect",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Invariance:
     """Compare the features of transformed images with those of the originals.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> result = invariance(model, images, 3, "translate", [0.0, 2.0])
+        >>> list(result.distances), result.probability.shape
+        (['conv1', 'fc7'], (2, 2))
+        >>> result.distances["conv1"][:, 0].tolist()
+        [0.0, 0.0]
+
     Args:
-        model: The network.
+        net: A `Network`, or any model that `zf.network` takes.
         images: Preprocessed images.
-        labels: Their classes.
-        transform: See `transformed`.
-        values: Degrees of it; `IDENTITY` leaves an image as it is.
-        layers: Which; the first and the last hidden one if not given.
-        border: See `transformed`.
-        progress: Called with the number of images done.
+        targets: Class whose probability is measured, as a label or a name: one for all
+            images, or one per image.
+        transform: As in `transform_images`.
+        amounts: Amounts of the transformation. `IDENTITY` leaves an image unchanged.
+        layers: Names of layers. None: the first and the last hidden layer, as in the
+            paper.
+        border: As in `transform_images`.
+        progress: Called with the number of images done and their total.
 
     Raises:
-        ValueError: there is no such transformation, border, layer or class, no image,
-            or the values are not those that `check_values` lets pass.
+        ValueError: There is no such transformation, border, layer or class, an amount
+            is out of range, or the images do not fit the network.
     """
-    for name, choice, known in (
-        ("transform", transform, get_args(Transform)),
-        ("border", border, get_args(Border)),
-    ):
-        if choice not in known:
-            raise ValueError(f"{name} {choice!r} is not one of {', '.join(known)}")
-    degrees = np.asarray(values, np.float32)
-    check_values(transform, degrees, model.arch.input_hw[0])
-    if not len(images):
-        raise ValueError("there are no images to transform")
-    arch = model.arch
-    if not 0 <= np.min(labels) <= np.max(labels) < arch.num_classes:
-        raise ValueError(f"labels must lie in 0 to {arch.num_classes - 1}")
-    hidden = [layer.name for layer in arch.layers[:-1]]
-    names = (hidden[0], hidden[-1]) if layers is None else tuple(layers)
-    names = tuple(arch.layer(name).name for name in names)
+    net, images = as_network(net, images)
+    if border not in get_args(Border):
+        raise ValueError(f"border {border!r} is not one of {', '.join(_MODES)}")
+    amounts = check_amounts(transform, amounts, net.image_shape[0])
+    if layers is None:
+        hidden = list(net.layers)[:-1]
+        layers = hidden[:1] + hidden[-1:]
+    names = net.select(layers)
+    labels = net.targets(targets, len(images))
 
-    graph, weights = nnx.split(model)
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(images), _TOGETHER):
-        part = slice(start, start + _TOGETHER)
-        batch, true = np.asarray(images[part]), np.asarray(labels[part])
-        before, _ = _seen(graph, weights, batch, names)
-        columns = [
-            _compared(
-                graph,
-                weights,
-                batch,
-                true,
-                before,
-                np.float32(value),
-                transform,
-                border,
-                names,
-            )
-            for value in degrees
-        ]
+    results: dict[str, list[np.ndarray]] = {}
+    for start, batch, count in net.batches(images, _BATCH_SIZE):
+        part = labels[np.minimum(np.arange(start, start + len(batch)), len(labels) - 1)]
+        # Both sides of a distance come from one program, so no change is exactly 0.
+        read = functools.partial(_read, net, batch, part, transform, border, names)
+        before, _ = read(np.float32(IDENTITY[transform]))
+        columns = []
+        for amount in amounts:
+            after, probability = read(amount)
+            columns.append({**_measure(before, after), "probability": probability})
         for key in columns[0]:
             rows = np.stack([np.asarray(column[key]) for column in columns], 1)
-            found.setdefault(key, []).append(rows)
+            results.setdefault(key, []).append(rows[:count])
         if progress is not None:
-            progress(start + len(batch))
-    whole = {key: np.concatenate(parts) for key, parts in found.items()}
+            progress(start + count, len(images))
+    whole = {key: np.concatenate(parts) for key, parts in results.items()}
     return Invariance(
-        degrees,
+        amounts,
         {name: whole[f"distance {name}"] for name in names},
         {name: whole[f"relative {name}"] for name in names},
         whole["probability"],
     )
 
 
-def check_values(
-    transform: Transform, values: Float[np.ndarray, " v"], height: int
-) -> None:
-    """Refuse degrees of a transformation that leave nothing to compare.
+@functools.partial(jax.jit, static_argnames=("transform", "border", "layers"))
+def _read(
+    net: Network,
+    images: Array,
+    labels: Array,
+    transform: Transform,
+    border: Border,
+    layers: tuple[str, ...],
+    amount: Array,
+) -> tuple[dict[str, Float[Array, "n d"]], Float[Array, " n"]]:
+    """Features of transformed images, and the probability of each one's class."""
+    # Interpolation at whole pixels is exact only to rounding.
+    moved = jnp.where(
+        amount == IDENTITY[transform],
+        images,
+        transform_images(images, transform, amount, border=border),
+    )
+    features = net.features(moved, (*layers, net.output))
+    features = {
+        name: values.reshape(len(images), -1).astype(jnp.float32)
+        for name, values in features.items()
+    }
+    probabilities = jax.nn.softmax(features[net.output])
+    return features, jnp.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+
+
+@jax.jit
+def _measure(
+    before: dict[str, Array], after: dict[str, Array]
+) -> dict[str, Float[Array, " n"]]:
+    measures = {}
+    for name, original in before.items():
+        distance = jnp.linalg.norm(after[name] - original, axis=1)
+        length = jnp.linalg.norm(original, axis=1)
+        measures[f"distance {name}"] = distance
+        measures[f"relative {name}"] = distance / jnp.where(length > 0, length, 1)
+    return measures
+
+
+def transform_images(
+    images: Float[Array | np.ndarray, "n h w c"],
+    transform: Transform,
+    amount: float | Float[Array | np.ndarray, ""],
+    *,
+    border: Border = "reflect",
+) -> Float[Array, "n h w c"]:
+    """Transform images about their center by linear interpolation; also under jit.
+
+    Example:
+        >>> import numpy as np
+        >>> image = np.array([[1.0], [2.0], [3.0]], np.float32)[None, ..., None]
+        >>> transform_images(image, "translate", 1.0, border="edge").ravel().tolist()
+        [1.0, 1.0, 2.0]
 
     Args:
-        transform: Which.
-        values: Shifts of at most the image's height, scales from a tenth to ten times,
-            angles of at most ten turns.
-        height: Of the image, in pixels.
+        images: [n, h, w, c].
+        transform: "translate" moves the picture down by `amount` pixels, vertically as
+            in the paper; "scale" enlarges it by the factor `amount`; "rotate" turns it
+            counterclockwise by `amount` degrees.
+        amount: Amount of the transformation.
+        border: Source of the pixels outside the image: the reflection about the edge,
+            the nearest edge, or zeros, the mean image after preprocessing.
+    """
+    height, width = images.shape[1:3]
+    center = (height - 1) / 2, (width - 1) / 2
+    rows, columns = jnp.meshgrid(
+        jnp.arange(height, dtype=jnp.float32) - center[0],
+        jnp.arange(width, dtype=jnp.float32) - center[1],
+        indexing="ij",
+    )
+    if transform == "translate":
+        rows = rows - amount
+    elif transform == "scale":
+        rows, columns = rows / amount, columns / amount
+    else:
+        angle = jnp.deg2rad(jnp.asarray(amount, jnp.float32))
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        rows, columns = cos * rows + sin * columns, cos * columns - sin * rows
+    sources = [rows + center[0], columns + center[1]]
+
+    def move(plane: Float[Array, "h w"]) -> Float[Array, "h w"]:
+        return map_coordinates(plane, sources, order=1, mode=_MODES[border])
+
+    planes = jnp.asarray(images).transpose(0, 3, 1, 2)
+    return jax.vmap(jax.vmap(move))(planes).transpose(0, 2, 3, 1)
+
+
+def check_amounts(
+    transform: Transform,
+    amounts: Sequence[float] | Float[np.ndarray, " a"],
+    height: int,
+) -> Float32[np.ndarray, " a"]:
+    """Check the amounts of a transformation and return them in single precision.
+
+    Args:
+        transform: The transformation.
+        amounts: Shifts up to the image's height, scales from 0.1 to 10, angles up to
+            ten turns either way.
+        height: Height of the images in pixels.
 
     Raises:
-        ValueError: a value is beyond that or not finite, or there is none.
+        ValueError: There is no such transformation, no amount, or one that is out of
+            range or not finite.
     """
-    if not len(values) or not np.isfinite(values).all():
-        raise ValueError("values must be one finite number at least")
-    low, high = {
+    ranges = {
         "translate": (-height, height),
         "scale": (0.1, 10),
         "rotate": (-3600, 3600),
-    }[transform]
-    # In the precision of the transformation, which not every number can be given in.
-    single = values.clip(-1e6, 1e6).astype(np.float32)
-    wrong = values[(single < np.float32(low)) | (single > np.float32(high))]
-    if len(wrong):
-        raise ValueError(
-            f"{transform} takes values from {low:g} to {high:g}, not {wrong[0]:g}"
-        )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _seen(
-    graph, weights, images: Array, names: tuple[str, ...]
-) -> tuple[dict[str, Float[Array, "n d"]], Float[Array, "n classes"]]:
-    """Feature vectors of layers, and the logits."""
-    found = nnx.merge(graph, weights).features(images)
-    vectors = {
-        name: found.features[name].reshape(len(images), -1).astype(jnp.float32)
-        for name in names
     }
-    return vectors, found.features["logits"]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
-def _compared(
-    graph,
-    weights,
-    images: Array,
-    labels: Array,
-    before: dict[str, Array],
-    value: Array,
-    transform: Transform,
-    border: Border,
-    names: tuple[str, ...],
-) -> dict[str, Float[Array, " n"]]:
-    # Interpolation at whole pixels is exact to rounding only; no change is none.
-    moved = jnp.where(
-        value == IDENTITY[transform],
-        images,
-        transformed(images, transform, value, border),
-    )
-    after, logits = _seen(graph, weights, moved, names)
-    found = {}
-    for name in names:
-        distance = jnp.linalg.norm(after[name] - before[name], axis=1)
-        length = jnp.linalg.norm(before[name], axis=1)
-        found[f"distance {name}"] = distance
-        found[f"relative {name}"] = distance / jnp.where(length > 0, length, 1)
-    chances = jax.nn.softmax(logits)
-    found["probability"] = jnp.take_along_axis(chances, labels[:, None], 1)[:, 0]
-    return found
+    if transform not in ranges:
+        raise ValueError(f"transform {transform!r} is not one of {', '.join(ranges)}")
+    given = np.asarray(amounts, np.float64)
+    if not len(given) or not np.isfinite(given).all():
+        raise ValueError("amounts must be at least one finite number")
+    low, high = ranges[transform]
+    # Compared in the precision that is used, where 0.1 is not quite 0.1.
+    single = given.clip(-1e6, 1e6).astype(np.float32)
+    outside = given[(single < np.float32(low)) | (single > np.float32(high))]
+    if len(outside):
+        raise ValueError(
+            f"amount {outside[0]:g}: {transform} takes {low:g} to {high:g}"
+        )
+    return single
 
 
 def linearity(
-    values: Float[np.ndarray, " v"],
-    curve: Float[np.ndarray, " v"],
+    amounts: Float[np.ndarray, " a"],
+    curve: Float[np.ndarray, " a"],
     identity: float,
     within: float,
 ) -> float:
-    """R² of a line through a curve against how far a value is from the identity.
+    """R² of a line through a curve over the distance from the identity.
 
     The paper calls layer 7 quasi-linear for translation and scaling.
 
+    Example:
+        >>> import numpy as np
+        >>> linearity(np.array([-1.0, 0.0, 1.0]), np.array([2.0, 0.0, 2.0]), 0.0, 1.0)
+        1.0
+
     Args:
-        values: Degrees of a transformation.
-        curve: A distance at each.
-        identity: The value that changes nothing.
-        within: Only values that are no further from it than this.
+        amounts: Amounts of a transformation.
+        curve: A distance at each of them.
+        identity: The amount that changes nothing.
+        within: Largest distance from the identity that is included.
 
     Returns:
-        1 for a line, 0 for what a line explains no better than the mean does; NaN for
-        fewer than three values, or a curve that is constant.
+        1 for a line, 0 where a line explains no more than the mean does; NaN for fewer
+        than three amounts or a constant curve.
     """
-    far = np.abs(np.asarray(values, np.float64) - identity)
-    kept = far <= within
-    x, y = far[kept], np.asarray(curve, np.float64)[kept]
+    distances = np.abs(np.asarray(amounts, np.float64) - identity)
+    included = distances <= within
+    x, y = distances[included], np.asarray(curve, np.float64)[included]
     total = ((y - y.mean()) ** 2).sum() if len(y) else 0.0
     if len(x) < 3 or total == 0:
         return math.nan
@@ -270,21 +282,26 @@ def linearity(
     return float(1 - ((y - slope * x - offset) ** 2).sum() / total)
 
 
-def periodicity(curve: Float[np.ndarray, " v"], folds: int) -> float:
+def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
     """Share of a curve's variance that repeats `folds` times in a full turn.
 
-    For an object with that rotational symmetry the distance curve of a rotation falls
-    back at every turn by 360 / folds degrees.
+    For an object of that rotational symmetry the distance curve of a rotation falls
+    back after every 360 / folds degrees.
+
+    Example:
+        >>> import numpy as np
+        >>> periodicity(np.array([0.0, 1.0, 0.0, 1.0]), 2)
+        1.0
 
     Args:
-        curve: Distances at equal steps of a full turn, the last step left out.
-        folds: 2 or more.
+        curve: Distances at equal steps of a full turn, without the last.
+        folds: At least 2.
 
     Returns:
         From 0 to 1; NaN for a constant curve.
 
     Raises:
-        ValueError: `folds` is below 2 or beyond what the steps can show.
+        ValueError: `folds` is below 2 or more than the steps can resolve.
     """
     y = np.asarray(curve, np.float64)
     if not 2 <= folds <= len(y) // 2:

@@ -1,53 +1,55 @@
-"""The strongest activations of every unit over a dataset (Fig. 2 of the paper).
+"""The strongest activations of every unit over a set of images (Fig. 2 of the paper).
 
-One pass over the images, in batches: of each image the strongest activations of each
-unit, of each batch the strongest of these, merged with what was found before. What is
-kept does not grow with the dataset. On several devices each takes its part of a batch.
+One pass over the images: each image's strongest activation of each unit is merged into
+the strongest so far, so the memory needed does not grow with the number of images. On
+several devices each one takes a part of every batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from zfnet_jax.data import Dataset
-from zfnet_jax.deconvnet import Projections, Rule, project
-from zfnet_jax.model import ConvNet
+from zfnet_jax.deconvnet import Projections, project
+from zfnet_jax.layers import Layer
+from zfnet_jax.networks import ImageSource, Network, as_network
+from zfnet_jax.relu_rules import Rule
 
-_AXIS = "images"
-# So many go through the network together, whatever the batch: rounding depends on it.
-_TOGETHER = 32
-_NEEDS_PREPROCESS = "the images of a Dataset need preprocess"
+# Images that go through the network together, whatever the batch size and the number of
+# devices: rounding depends on it.
+_GROUP = 32
+_WHOLE, _SPLIT = PartitionSpec(), PartitionSpec("images")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TopActivations:
-    """The strongest activations of each unit of a layer, and how often it fires.
+    """The strongest activations of each unit of a layer, one per image.
 
     Attributes:
-        values: [u, k], strongest first; of equal ones first that of the earlier image,
-            then that of the earlier position in row-major order.
-        images: [u, k], index of the image.
-        positions: [u, k, 2], row and column in the map; 0, 0 in a dense layer.
-        active: [u], share of the images in which the unit is positive anywhere.
-        mean: [u], its strongest activation of an image, on average over all images.
-        class_counts: [u, classes], in how many images of each class it is positive
-            anywhere; no classes if the images have no labels.
-        class_means: [u, classes], its strongest activation of an image, on average over
-            the images of each class; 0 for a class without images.
+        layer: Name of the layer.
+        activations: float32 [u, k], strongest first; ties go to the earlier image, then
+            to the earlier position in row-major order.
+        images: int32 [u, k], index of the image.
+        positions: int32 [u, k, 2], row and column in the map; (0, 0) in a dense layer.
+        active: float32 [u], share of the images in which the unit is positive anywhere.
+        mean: float32 [u], the unit's strongest activation, averaged over all images.
+        class_counts: int32 [u, classes], number of images of each class in which the
+            unit is positive anywhere; no classes without labels.
+        class_means: float32 [u, classes], the unit's strongest activation, averaged
+            over the images of each class; NaN for a class without images.
     """
 
-    values: Float32[np.ndarray, "u k"]
+    layer: str
+    activations: Float32[np.ndarray, "u k"]
     images: Int32[np.ndarray, "u k"]
     positions: Int32[np.ndarray, "u k 2"]
     active: Float32[np.ndarray, " u"]
@@ -55,27 +57,35 @@ class TopActivations:
     class_counts: Int32[np.ndarray, "u classes"]
     class_means: Float32[np.ndarray, "u classes"]
 
+    def __repr__(self) -> str:
+        """Layer and sizes."""
+        units, k = self.activations.shape
+        dead = int(self.dead.sum())
+        return f"TopActivations({self.layer}: {units} units, k={k}, {dead} dead)"
+
     @property
     def dead(self) -> np.ndarray:
-        """bool[u]: positive nowhere in any image, so that its list means nothing."""
+        """Units that are positive nowhere, whose strongest mean nothing: bool [u]."""
         return self.active == 0
 
     @property
-    def favourite(self) -> Int[np.ndarray, " u"]:
-        """[u], the class of the greatest mean; -1 if dead or without labels."""
+    def favorite(self) -> Int[np.ndarray, " u"]:
+        """[u], the class with the greatest mean; -1 if dead or without labels."""
         if self.class_means.shape[1] == 0:
             return np.full(len(self.dead), -1)
-        return np.where(self.dead, -1, self.class_means.argmax(1))
+        means = np.where(np.isnan(self.class_means), -np.inf, self.class_means)
+        return np.where(self.dead, -1, means.argmax(1))
 
     @property
     def selectivity(self) -> Float[np.ndarray, " u"]:
-        """[u], how far the favourite class stands out from the others, 0 to 1.
+        """[u], how far the favorite class stands out from the others, 0 to 1.
 
-        (m - o) / (m + o) of its mean m and of the mean o of the other classes' means
-        (Morcos et al. 2018, arXiv 1803.06959). NaN for a dead unit, where a mean is
-        negative, and with fewer than two classes.
+        (m - o) / (m + o), where m is the favorite's mean and o the average mean of the
+        other classes that have images (Morcos et al. 2018, arXiv 1803.06959). NaN for a
+        dead unit, where a mean is negative, and with fewer than two classes.
         """
-        means = self.class_means.astype(np.float64)
+        means = self.class_means[:, ~np.isnan(self.class_means).any(0)]
+        means = means.astype(np.float64)
         classes = means.shape[1]
         if classes < 2:
             return np.full(len(means), np.nan)
@@ -85,301 +95,259 @@ class TopActivations:
         share = (best - others) / np.where(known, best + others, 1)
         return np.where(known, share, np.nan)
 
+    def project(
+        self,
+        net: Network | Any,
+        images: Any,
+        units: Sequence[int] | Int[np.ndarray, " u"] | None = None,
+        *,
+        rule: Rule = "deconvnet",
+    ) -> Projections:
+        """Project the strongest activations back to pixels, each from its own image.
+
+        Args:
+            net: The network that was searched.
+            images: The images that were searched; they are read as they are needed.
+            units: Units of the layer; all if None.
+            rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
+
+        Returns:
+            Crops of the receptive field over units, then from the strongest on:
+            [units * k, h, w, c]. `images` holds indices into the images given. An
+            activation of zero projects to zeros.
+
+        Raises:
+            ValueError: There is no such unit or rule, or the images do not fit.
+        """
+        return project_strongest(
+            net, images, self.layer, units, self.images, self.positions, rule
+        )
+
+
+def project_strongest(
+    net: Network | Any,
+    images: Any,
+    layer: str,
+    units: Sequence[int] | Int[np.ndarray, " n"] | None,
+    indices: Int32[np.ndarray, "u k"],
+    positions: Int32[np.ndarray, "u k 2"],
+    rule: Rule,
+) -> Projections:
+    """Project k activations of some units, given by image and position."""
+    net, images = as_network(net, images)
+    count, k = indices.shape
+    chosen = np.arange(count) if units is None else np.asarray(units)
+    for unit in chosen.tolist():
+        if not 0 <= unit < count:
+            raise ValueError(f"no unit {unit}: {layer} has {count} (0 to {count - 1})")
+    selection = _Selection(images, indices[chosen].ravel())
+    projections = project(
+        net,
+        selection,
+        layer,
+        np.repeat(chosen, k)[:, None],
+        positions[chosen].reshape(-1, 2),
+        rule=rule,
+        crop=True,
+    )
+    return dataclasses.replace(projections, images=selection.indices)
+
+
+class _Selection(NamedTuple):
+    """Some images of a source, in an order of their own."""
+
+    source: np.ndarray | Array | ImageSource
+    indices: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.source[self.indices[rows]]
+
 
 def top_activations(
-    model: ConvNet,
-    dataset: Dataset | Float[np.ndarray, "n h w c"],
-    layers: Sequence[str] | str,
+    net: Network | Any,
+    images: Any,
+    layers: Sequence[str] | str | None = None,
+    *,
     k: int = 9,
-    per_image: int = 1,
-    *,
-    preprocess: Callable[[Any], Array] | None = None,
-    batch_size: int = 250,
-    devices: Sequence[Any] | None = None,
-    progress: Callable[[int], None] | None = None,
+    labels: Sequence[int] | Int[np.ndarray | Array, " n"] | None = None,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, TopActivations]:
-    """Find the strongest activations of every unit of some layers over a dataset.
+    """Find the strongest activations of every unit over a set of images.
 
-    Neither `batch_size` nor the number of devices changes what is found.
+    The result depends neither on the batch size nor on the number of devices.
 
     Args:
-        model: The network.
-        dataset: Images with labels, or preprocessed images alone.
-        layers: Which layers, up to `logits`.
-        k: How many activations of each unit; fewer if the images hold fewer.
-        per_image: At most so many of one image, at different positions.
-        preprocess: From the images of a `Dataset` to what the network takes; as in
-            `Pretrained.preprocess`.
-        batch_size: Images in memory at a time, over all devices; rounded up to a
-            multiple of 32 for each.
-        devices: Of JAX, where to compute; all local ones if not given.
-        progress: Is told the number of images done, after every batch.
+        net: A `Network`, or any model that `zf.network` takes.
+        images: Preprocessed images [n, h, w, c], or a source that reads them as they
+            are needed; a path is loaded by the network's `load_images`.
+        layers: Names of layers; all if None.
+        k: Activations per unit, each of another image; at most n.
+        labels: Class of each image. There are as many classes as the network has
+            outputs, or more if a label is greater.
+        batch_size: Images in memory at once, rounded up to 32 per device.
+        progress: Called with the number of images done and their total.
 
     Returns:
-        What was found, by layer, in the order of `layers`.
+        The result for each layer, in the order of the forward pass.
 
     Raises:
-        ValueError: there is no such layer, no image, a number below 1, images of
-            another shape, or a `Dataset` without `preprocess`.
-    """
-    for name, number in (
-        ("k", k),
-        ("per_image", per_image),
-        ("batch_size", batch_size),
-    ):
-        if number < 1:
-            raise ValueError(f"{name} must be 1 or more, not {number}")
-    names = [layers] if isinstance(layers, str) else list(layers)
-    walked = [model.arch.layer(name).name for name in names]
-    if not walked:
-        raise ValueError("no layer is named")
-    if isinstance(dataset, Dataset):
-        if preprocess is None:
-            raise ValueError(_NEEDS_PREPROCESS)
-        images, labels = dataset.images, dataset.labels
-        classes = len(dataset.class_names)
-    else:
-        images, labels, classes = dataset, None, 0
-    if not len(images):
-        raise ValueError("there are no images to search")
+        ValueError: There is no such layer, `k` or `batch_size` is below 1, there is not
+            one label for each image, or the images do not fit the network.
 
-    where = list(jax.local_devices() if devices is None else devices)
-    mesh = Mesh(np.array(where), (_AXIS,), axis_types=(AxisType.Auto,))
-    least = _TOGETHER * len(where)
-    size = -(-min(batch_size, len(images)) // least) * least
-    shapes = {name: model.arch.shapes()[name] for name in names}
-    at_most = len(images) * per_image
-    found = {
-        name: _Found.nothing(shape[-1], min(k, at_most, len(images) * _places(shape)))
-        for name, shape in shapes.items()
-    }
-    statistics = {
-        name: _Statistics(shape[-1], classes) for name, shape in shapes.items()
-    }
-    graph, weights = nnx.split(model)
-    search = _searched(graph, preprocess, tuple(names), per_image, mesh)
-    split = NamedSharding(mesh, PartitionSpec(_AXIS))
-    for start in range(0, len(images), size):
-        batch = np.asarray(images[start : start + size])
-        count = len(batch)
-        batch = np.pad(batch, ((0, size - count), *[(0, 0)] * (batch.ndim - 1)))
-        numbers = np.arange(start, start + size, dtype=np.int32)
-        numbers[count:] = -1
-        found, maxima = search(
-            weights, jax.device_put(batch, split), jax.device_put(numbers, split), found
-        )
-        here = None if labels is None else labels[start : start + count]
-        for name, values in maxima.items():
-            statistics[name].add(np.asarray(values)[:count], here)
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+        >>> top = zf.top_activations(model, images, ["conv2", "conv5"], k=4)
+        >>> top["conv5"]
+        TopActivations(conv5: 96 units, k=4, 0 dead)
+        >>> top["conv5"].positions[17, 0].shape  # of unit 17's strongest activation
+        (2,)
+        >>> top["conv5"].project(model, images, units=[17, 3]).pixels.shape
+        (8, 32, 32, 3)
+    """
+    net, images = as_network(net, images)
+    names = net.select(layers)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    total = len(images)
+    has_labels = labels is not None
+    classes = _check_labels(labels, total) if has_labels else np.zeros(total, int)
+    outputs = net.num_classes if has_labels else 1
+    images_by_class = np.bincount(classes, minlength=outputs)
+
+    mesh = Mesh(np.array(jax.local_devices()), ("images",), (AxisType.Auto,))
+    whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
+    best, sums = {}, {}
+    for name in names:
+        units = net.layer(name).shape[-1]
+        weakest = np.full((units, min(k, total)), -np.inf, np.float32)
+        nowhere = np.zeros(weakest.shape, np.int32)
+        best[name] = jax.device_put((weakest, nowhere, nowhere), whole)
+        # In float64 and image by image, so that the batch size makes no difference.
+        sums[name] = np.zeros((len(images_by_class), 2, units))
+    weights = jax.device_put(net, whole)
+    step = _GROUP * mesh.size
+    for start, batch, real in net.batches(images, -(-batch_size // step) * step):
+        for offset in range(0, real, step):
+            group = batch[offset : min(offset + step, real)]
+            first, count = start + offset, len(group)
+            group = jax.device_put(np.resize(group, (step, *net.image_shape)), split)
+            best, peaks = _search(
+                weights, group, np.int32(first), np.int32(count), best, names, mesh
+            )
+            for name, part in jax.device_get(peaks).items():
+                terms = np.stack([part > 0, part], 1)[:count]
+                np.add.at(sums[name], classes[first : first + count], terms)
         if progress is not None:
-            progress(start + count)
+            progress(start + real, total)
     return {
-        name: _described(found[name], shapes[name], statistics[name]) for name in names
+        name: _summarize(
+            net.layer(name), best[name], sums[name], images_by_class, has_labels
+        )
+        for name in names
     }
 
 
-def project_top(
-    model: ConvNet,
-    dataset: Dataset | Float[np.ndarray, "n h w c"],
-    layer: str,
-    top: TopActivations,
-    units: Sequence[int] | Int[np.ndarray, " u"],
-    *,
-    rule: Rule = "deconvnet",
-    preprocess: Callable[[Any], Array] | None = None,
-) -> Projections:
-    """Project the strongest activations of units, each from its own image.
-
-    Args:
-        model: The network.
-        dataset: The images that were searched.
-        layer: The layer that was searched.
-        top: What was found in it.
-        units: Which units.
-        rule: What a ReLU does on the way down, as in `project`.
-        preprocess: As for `top_activations`.
-
-    Returns:
-        Crops of the receptive field over units, then strength: [u * k, h, w, c].
-        `images` are indices into the dataset. An activation of 0 projects to zeros.
-
-    Raises:
-        ValueError: what `project` refuses, or a `Dataset` without `preprocess`.
-    """
-    which = np.asarray(units)
-    return project_each(
-        model,
-        dataset,
-        layer,
-        np.repeat(which, top.images.shape[1]),
-        top.images[which].ravel(),
-        top.positions[which].reshape(-1, 2),
-        rule=rule,
-        preprocess=preprocess,
-    )
+def _check_labels(labels: Any, count: int) -> Int[np.ndarray, " n"]:
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels are {labels.dtype}{list(labels.shape)}, not int[{count}]: one "
+            "class per image"
+        )
+    if labels.min(initial=0) < 0:
+        raise ValueError(f"label {labels.min()} is negative; classes start at 0")
+    return labels
 
 
-def project_each(
-    model: ConvNet,
-    dataset: Dataset | Float[np.ndarray, "m h w c"],
-    layer: str,
-    units: Int[np.ndarray, " n"],
-    images: Int[np.ndarray, " n"],
-    positions: Int[np.ndarray, "n 2"],
-    *,
-    rule: Rule = "deconvnet",
-    preprocess: Callable[[Any], Array] | None = None,
-) -> Projections:
-    """Project single activations of a dataset, each of its own unit and image."""
-    if isinstance(dataset, Dataset):
-        if preprocess is None:
-            raise ValueError(_NEEDS_PREPROCESS)
-        seen = np.asarray(preprocess(dataset.images[images]))
-    else:
-        seen = dataset[images]
-    places = positions[:, None]
-    found = project(model, seen, layer, units[:, None], places, rule=rule, crop=True)
-    return dataclasses.replace(found, images=images)
+# The strongest so far, [u, k] each: activations, images, and flat row-major places.
+Best = tuple[Array | np.ndarray, Array | np.ndarray, Array | np.ndarray]
 
 
-class _Found(NamedTuple):
-    """The strongest so far: [u, k] each; `place` is flat and row-major."""
-
-    value: Float[Array | np.ndarray, "u k"]
-    image: Int[Array | np.ndarray, "u k"]
-    place: Int[Array | np.ndarray, "u k"]
-
-    @classmethod
-    def nothing(cls, units: int, k: int) -> _Found:
-        value = np.full((units, k), -np.inf, np.float32)
-        return cls(value, *(np.full((units, k), -1, np.int32) for _ in range(2)))
-
-    def strongest(self, k: int) -> _Found:
-        """The first k by value; of equal ones those that stand first."""
-        _, order = lax.top_k(self.value, min(k, self.value.shape[1]))
-        return _Found(*(jnp.take_along_axis(x, order, 1) for x in self))
-
-
-class _Statistics:
-    """What adds up over images, in float64 so that batches make no difference."""
-
-    def __init__(self, units: int, classes: int) -> None:
-        self.images = np.zeros(classes, np.int64)
-        self.count = 0
-        self.active = np.zeros(units, np.int64)
-        self.total = np.zeros(units)
-        self.class_active = np.zeros((units, classes), np.int64)
-        self.class_total = np.zeros((units, classes))
-
-    def add(
-        self, maxima: Float[np.ndarray, "n u"], labels: Int[np.ndarray, " n"] | None
-    ) -> None:
-        """Add images, by each unit's strongest activation."""
-        wide = maxima.astype(np.float64)
-        self.count += len(wide)
-        self.active += (wide > 0).sum(0)
-        self.total += wide.sum(0)
-        if labels is not None:
-            of_class = labels[:, None] == np.arange(len(self.images))
-            self.images += of_class.sum(0)
-            self.class_active += (wide > 0).T.astype(np.int64) @ of_class
-            self.class_total += wide.T @ of_class
-
-
-def _described(
-    found: _Found, shape: tuple[int, ...], statistics: _Statistics
-) -> TopActivations:
-    width = shape[1] if len(shape) == 3 else 1
-    place = np.asarray(found.place)
-    return TopActivations(
-        np.asarray(found.value, np.float32),
-        np.asarray(found.image),
-        np.stack(np.divmod(place, width), -1).astype(np.int32),
-        (statistics.active / statistics.count).astype(np.float32),
-        (statistics.total / statistics.count).astype(np.float32),
-        statistics.class_active.astype(np.int32),
-        (statistics.class_total / np.maximum(statistics.images, 1)).astype(np.float32),
-    )
-
-
-def _places(shape: tuple[int, ...]) -> int:
-    return shape[0] * shape[1] if len(shape) == 3 else 1
-
-
-@functools.lru_cache(maxsize=8)
-def _searched(
-    graph,
-    preprocess: Callable[[Any], Array] | None,
-    names: tuple[str, ...],
-    per_image: int,
+@functools.partial(jax.jit, static_argnames=("layers", "mesh"))
+def _search(
+    net: Network,
+    batch: Array,
+    start: Array,
+    real: Array,
+    best: dict[str, Best],
+    layers: tuple[str, ...],
     mesh: Mesh,
-) -> Callable[..., tuple[dict[str, _Found], dict[str, Array]]]:
-    """The program that takes a batch; compiled once for each size."""
+) -> tuple[dict[str, Best], dict[str, Array]]:
+    """Merge a batch into the best; also each image's peaks by layer, [n, u]."""
 
-    def part(
-        weights, batch: Array, numbers: Array, found: Mapping[str, _Found]
-    ) -> tuple[dict[str, _Found], dict[str, Array]]:
-        model = nnx.merge(graph, weights)
-        order = [layer.name for layer in model.arch.layers]
-        last = max(names, key=order.index)
+    def search_part(net: Network, images: Array) -> dict[str, tuple[Array, Array]]:
+        features = net.features(images, layers)
+        return {name: _peaks(maps) for name, maps in features.items()}
 
-        def strongest(images: Array) -> dict[str, _OfImages]:
-            x = images if preprocess is None else preprocess(images)
-            seen = model.features(x, until=last).features
-            return {name: _of_images(seen[name], per_image) for name in names}
-
-        groups = lax.map(strongest, batch.reshape(-1, _TOGETHER, *batch.shape[1:]))
-        best = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), groups)
-        merged = {}
-        for name in names:
-            k = found[name].value.shape[1]
-            here = _among(best[name], numbers).strongest(k)
-            gathered = [lax.all_gather(x, _AXIS, axis=1, tiled=True) for x in here]
-            # Earlier images stand first, so that they win where values are equal.
-            both = zip(found[name], gathered, strict=True)
-            joined = _Found(*(jnp.concatenate(pair, 1) for pair in both))
-            merged[name] = joined.strongest(k)
-        return merged, {name: best[name].value[:, :, 0] for name in names}
-
-    everywhere, split = PartitionSpec(), PartitionSpec(_AXIS)
-    return jax.jit(
-        jax.shard_map(
-            part,
-            mesh=mesh,
-            in_specs=(everywhere, split, split, everywhere),
-            out_specs=(everywhere, split),
-            check_vma=False,
-        )
-    )
+    peaks = jax.shard_map(
+        search_part, mesh=mesh, in_specs=(_WHOLE, _SPLIT), out_specs=_SPLIT
+    )(net, batch)
+    order = jnp.arange(len(batch), dtype=jnp.int32)
+    merged = {}
+    for name, (activations, places) in peaks.items():
+        activations = jnp.where(order[:, None] < real, activations, -jnp.inf).T
+        images = jnp.broadcast_to(start + order, activations.shape)
+        # Earlier images come first, so that `top_k` prefers them on a tie.
+        pairs = zip(best[name], (activations, images, places.T), strict=True)
+        joined = [jnp.concatenate(pair, 1) for pair in pairs]
+        _, chosen = lax.top_k(joined[0], best[name][0].shape[1])
+        merged[name] = tuple(jnp.take_along_axis(x, chosen, 1) for x in joined)
+    return merged, {name: activations for name, (activations, _) in peaks.items()}
 
 
-class _OfImages(NamedTuple):
-    """Of each image the strongest activations of each unit: [n, u, m] each."""
+def _peaks(
+    maps: Float[Array, "n ..."],
+) -> tuple[Float32[Array, "n u"], Int32[Array, "n u"]]:
+    """Each unit's strongest activation, and its first place in row-major order.
 
-    value: Float[Array, "n u m"]
-    place: Int[Array, "n u m"]
+    The position is searched in rows of maxima, then in a single row: a search of the
+    whole map would take ten times as long as the maximum.
+    """
+    maps = maps.astype(jnp.float32)
+    if maps.ndim == 2:
+        return maps, jnp.zeros(maps.shape, jnp.int32)
+    # The barriers keep XLA from computing the maxima again for each use.
+    rows = lax.optimization_barrier(maps.max(2))
+    peaks = lax.optimization_barrier(rows.max(1))
+    row = lax.optimization_barrier(_first(rows, peaks))
+    line = jnp.take_along_axis(maps, row[:, None, None], 1)[:, 0]
+    column = _first(lax.optimization_barrier(line), peaks)
+    return peaks, row * maps.shape[2] + column
 
 
-def _of_images(features: Float[Array, "n ..."], count: int) -> _OfImages:
-    maps = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
-    count = min(count, maps.shape[1])
-    if count > 1:
-        return _OfImages(*lax.top_k(maps.transpose(0, 2, 1), count))
-    value = maps.max(1, keepdims=True)
-    # Two plain reductions: XLA's CPU backend is slow on argmax.
-    places = jnp.arange(maps.shape[1], dtype=jnp.int32)[:, None]
-    place = jnp.where(maps == value, places, maps.shape[1]).min(1)
-    return _OfImages(value.transpose(0, 2, 1), place[..., None])
+def _first(
+    values: Float[Array, "n m u"], maximum: Float[Array, "n u"]
+) -> Int32[Array, "n u"]:
+    """Position of the first maximum; XLA's CPU backend is slow on `argmax`."""
+    places = jnp.arange(values.shape[1], dtype=jnp.int32)[:, None]
+    # Not `==`: a NaN that the network makes has a position too.
+    return jnp.where(values < maximum[:, None], values.shape[1], places).min(1)
 
 
-def _among(best: _OfImages, numbers: Int[Array, " n"]) -> _Found:
-    """By unit, over images and then places; padding is never found."""
-    count, units, each = best.value.shape
-    value = jnp.where(numbers[:, None, None] >= 0, best.value, -jnp.inf)
-    image = jnp.broadcast_to(numbers[:, None, None], best.value.shape)
-    return _Found(
-        *(
-            x.transpose(1, 0, 2).reshape(units, count * each)
-            for x in (value, image, best.place)
-        )
+def _summarize(
+    layer: Layer, best: Best, sums: np.ndarray, count: np.ndarray, has_labels: bool
+) -> TopActivations:
+    """The result of a layer, from sums [classes, 2, u] over images by class."""
+    activations, images, places = map(np.asarray, best)
+    width = layer.shape[1] if len(layer.shape) == 3 else 1
+    active, mean = (sums.sum(0) / count.sum()).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        class_means = sums[:, 1] / count[:, None]
+    shown = slice(None) if has_labels else slice(0)
+    return TopActivations(
+        layer.name,
+        activations,
+        images,
+        np.stack(np.divmod(places, width), -1).astype(np.int32),
+        active,
+        mean,
+        sums[shown, 0].T.astype(np.int32),
+        class_means[shown].T.astype(np.float32),
     )

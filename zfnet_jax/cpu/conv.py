@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,14 +62,17 @@ def _float32_conv(x: Array, kernel: Array, spec: Conv) -> Array:
 def _forward(x, kernel, spec):
     if not suits_winograd(spec, x.shape[-1]):
         return _correlate(x, kernel, spec), (x, kernel)
+
+    def winograd(x: Array, kernel: Array) -> Array:
+        if spec.stride == (1, 1):
+            return _winograd(x, kernel, spec.padding)
+        return _winograd(*_fold(x, kernel, spec), ((0, 0), (0, 0)))
+
     # Slower than XLA by itself, but its gradients reuse what it computes.
-    if spec.stride == (1, 1):
-        return jax.vjp(lambda *args: _winograd(*args, spec.padding), x, kernel)
-    none = ((0, 0), (0, 0))
-    return jax.vjp(lambda *args: _winograd(*_fold(*args, spec), none), x, kernel)
+    return jax.vjp(winograd, x, kernel)
 
 
-def _backward(spec, residuals, grad):
+def _backward(spec, residuals: Any, grad) -> tuple[Array, Array]:
     if callable(residuals):
         return residuals(grad)
     x, kernel = residuals

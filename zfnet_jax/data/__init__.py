@@ -4,6 +4,7 @@ from zfnet_jax.data.cifar10 import Archive, load_cifar10
 from zfnet_jax.data.dataset import DataNotFoundError, Dataset
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
+    Preprocessed,
     Preprocessing,
     center_crop,
     fitted,
@@ -20,6 +21,7 @@ __all__ = [
     "DataNotFoundError",
     "Dataset",
     "Photographs",
+    "Preprocessed",
     "Preprocessing",
     "center_crop",
     "find_photographs",

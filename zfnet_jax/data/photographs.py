@@ -175,7 +175,7 @@ class Pictures:
             size = self.resize.mean.shape[:2]
         batch = np.empty((chosen.size, *size, channels), np.uint8)
         for row, place in zip(batch, chosen.flat, strict=True):
-            pixels = fitted(load_photograph(self.folder / self.names[place]), size)
+            pixels = fitted(load_photograph(self.folder / self.names[int(place)]), size)
             if channels == 1:
                 pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
             row[...] = pixels

@@ -5,12 +5,13 @@ set subtracted, ten crops of 224 x 224. Sizes are (rows, columns) and may be rec
 Images have one channel or three.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float32, Shaped, UInt8
+from jaxtyping import Array, Float32, Int, Shaped, UInt8
 from PIL import Image
 
 
@@ -119,6 +120,36 @@ class Preprocessing:
         shape = (len(values), *self.size, values.shape[-1])
         resized = jax.image.resize(values, shape, "bilinear")
         return resized if isinstance(values, jax.Array) else np.asarray(resized)
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessed:
+    """Images that are preprocessed as they are needed.
+
+    Every tool takes them in place of an array of floats, which takes four times as much
+    memory as the pixels.
+
+    Attributes:
+        images: Pixels, or anything with `len` that an integer array indexes.
+        preprocess: From a batch of them to what the network takes.
+
+    Example:
+        >>> pixels = np.zeros((50, 8, 8, 3), np.uint8)
+        >>> images = Preprocessed(pixels, lambda x: x / np.float32(255))
+        >>> len(images), images[np.array([4, 2])].dtype
+        (50, dtype('float32'))
+    """
+
+    images: Any
+    preprocess: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, indices: Int[np.ndarray, " b"]) -> Any:
+        """Preprocessed images at an integer array of indices."""
+        return self.preprocess(self.images[indices])
 
 
 def resize_shortest_side(

@@ -1,0 +1,369 @@
+"""Any model as named activations: names, layouts, checks and errors."""
+
+import functools
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from tests import networks as examples
+from zfnet_jax.arch import (
+    ALEXNET,
+    ZFNET,
+    ZFNET32,
+    Architecture,
+    ContrastNorm,
+    Conv,
+    Dense,
+    MaxPool,
+    ablate,
+)
+from zfnet_jax.model import ConvNet
+from zfnet_jax.networks import Network, as_network, network
+
+SHAPE = (12, 10, 3)
+SMALL = Architecture(
+    "small",
+    (12, 10),
+    (
+        Conv("conv1", 4, kernel=3, padding=1),
+        MaxPool("pool1", padding=1),
+        ContrastNorm("norm1"),
+        Conv("conv2", 6, kernel=3),
+        Dense("fc3", 7),
+        Dense("logits", 5, relu=False),
+    ),
+)
+
+
+def images(count: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype("f4")
+
+
+@pytest.fixture(scope="module")
+def model() -> ConvNet:
+    return ConvNet(SMALL, rngs=nnx.Rngs(0))
+
+
+class Tiny(nnx.Module):
+    """Batch normalization and dropout, as in training."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.fc = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x))).mean((1, 2))
+        return self.fc(self.drop(x))
+
+
+def test_a_convnet_has_the_layers_of_its_architecture(model):
+    net = network(model)
+    assert list(net.layers) == [layer.name for layer in SMALL.layers]
+    assert {n: layer.shape for n, layer in net.layers.items()} == SMALL.shapes()
+    assert [layer.rectified for layer in net.layers.values()] == [1, 0, 0, 1, 1, 0]
+    activations = net.activations(images(), batch_size=2)
+    for name, feature in model.features(images()).features.items():
+        np.testing.assert_allclose(activations[name], feature, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(net(images()), model(images()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_function_that_closes_over_a_convnet_has_the_same_layers(model):
+    net = network(lambda x: model(x), SHAPE)
+    names = "conv1 conv1.pool conv1.pool.norm conv2 fc3 logits".split()
+    assert list(net.layers) == names
+    for own, name in zip(SMALL.layers, names, strict=True):
+        expected = network(model).layers[own.name]
+        layer = net.layers[name]
+        assert (layer.shape, layer.kind, layer.rectified, layer.receptive_field) == (
+            expected.shape,
+            expected.kind,
+            expected.rectified,
+            expected.receptive_field,
+        )
+
+
+def test_names_go_by_kind_and_order_where_nothing_is_known():
+    kernel = jnp.ones((3, 3, 3, 4))
+
+    def function(x):
+        for k in (kernel, jnp.ones((3, 3, 4, 4)) * 2):
+            x = jax.lax.conv_general_dilated(
+                x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return jax.nn.relu(x.sum((1, 2)) ** 2)
+
+    net = network(function, SHAPE)
+    assert list(net.layers) == ["conv1", "conv2", "conv2.pool", "relu1"]
+
+
+def test_names_are_unique_where_a_module_is_used_twice():
+    params = {"conv": {"kernel": jnp.full((3, 3, 3, 3), 0.1)}}
+
+    def twice(params, x):
+        for _ in range(2):
+            x = jax.lax.conv_general_dilated(
+                x,
+                params["conv"]["kernel"],
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+        return x.mean((1, 2))
+
+    net = network(twice, SHAPE, params=params)
+    assert list(net.layers) == ["conv", "conv_2", "conv_2.pool"]
+
+
+def test_checkpoint_names_override(model):
+    def named(x):
+        features = model.features(x).features
+        first = checkpoint_name(features["conv1"], "mine")
+        return checkpoint_name(first.sum((1, 2)), "total")
+
+    assert list(network(named, SHAPE).layers) == ["mine", "total"]
+
+
+def test_a_dict_of_activations_names_its_entries_in_order(model):
+    def several(x):
+        features = model.features(x).features
+        return {"late": features["fc3"], "early": features["conv1"]}
+
+    net = network(several, SHAPE)
+    assert list(net.layers) == ["late", "early"]
+    assert net.layers["early"].shape == (12, 10, 4)
+    assert net.layers["early"].rectified
+    expected = model.features(images()).features
+    np.testing.assert_allclose(
+        net.activations(images())["early"], expected["conv1"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_channels_first_models_give_channels_last_activations():
+    layer = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
+
+    class First(eqx.Module):
+        conv: eqx.nn.Conv2d
+
+        def __call__(self, x):
+            return jax.nn.relu(self.conv(x)).mean((1, 2))
+
+    net = network(First(layer), SHAPE)
+    assert net.layers["conv"].shape == (10, 8, 4)
+    expected = jax.nn.relu(jax.vmap(layer)(images().transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(
+        net.activations(images(), "conv")["conv"],
+        expected.transpose(0, 2, 3, 1),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_weights_that_change_later_are_seen():
+    model = Tiny()
+    model.eval()
+    net = network(model, SHAPE)
+    before = net(images())
+    model.fc.kernel[...] = 2 * model.fc.kernel[...]
+    np.testing.assert_allclose(net(images()), 2 * before, rtol=1e-5)
+
+
+def test_weights_are_arguments_of_the_compiled_program(model):
+    net = network(lambda x: model(x), SHAPE)
+    lowered = jax.jit(lambda net, x: net.features(x, ("logits",))).lower(net, images())
+    shapes = [x.shape for x in jax.tree.leaves(lowered.in_avals)]
+    assert (3, 3, 3, 4) in shapes and SMALL.kernel_shapes()["fc3"] in shapes
+
+
+@pytest.mark.parametrize("form", ["convnet", "function"])
+def test_map_weights_changes_one_layer(model, form):
+    net = network(model) if form == "convnet" else network(lambda x: model(x), SHAPE)
+    changed = net.map_weights("fc3", lambda x: 0 * x)
+    before, after = net.activations(images()), changed.activations(images())
+    np.testing.assert_array_equal(before["conv2"], after["conv2"])
+    assert before["fc3"].any() and not after["fc3"].any()
+    np.testing.assert_array_equal(net(images()), before[net.output])
+
+
+def test_networks_of_one_architecture_share_a_program(model):
+    other = ConvNet(SMALL, rngs=nnx.Rngs(1))
+    traces = []
+
+    @jax.jit
+    def total(net: Network, x: jax.Array):
+        traces.append(1)
+        return net.features(x, ("logits",))["logits"].sum()
+
+    assert total(network(model), images()) != total(network(other), images())
+    assert len(traces) == 1
+
+
+def test_images_may_stream(model):
+    class Source:
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, indices):
+            assert isinstance(indices, np.ndarray) and len(indices) <= 3
+            return images(7)[indices]
+
+    net, done = network(model), []
+    activations = net.activations(
+        Source(), "conv2", batch_size=3, progress=lambda *x: done.append(x)
+    )
+    expected = net.activations(images(7), "conv2")["conv2"]
+    np.testing.assert_array_equal(activations["conv2"], expected)
+    assert done == [(3, 7), (6, 7), (7, 7)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 8, 10, 3), "f4"), r"\(n, 12, 10, 3\), not \(2, 8, 10, 3\)"),
+        (np.zeros((2, 3, 12, 10), "f4"), r"channels come last.*transpose\(0, 2, 3, 1"),
+        (np.zeros(SHAPE, "f4"), r"image\[None\]"),
+        (np.zeros((2, *SHAPE), "u1"), r"uint8: .*preprocess"),
+        (np.zeros((0, *SHAPE), "f4"), "the batch is empty"),
+        (
+            np.where(np.arange(4)[:, None, None, None] == 2, np.nan, images(4)),
+            "image 2",
+        ),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(model, given, message):
+    for take in (network(model), network(model).activations):
+        with pytest.raises(ValueError, match=message) as caught:
+            take(given)
+        assert "\n" not in str(caught.value)
+
+
+def test_not_finite_images_are_named_in_any_batch(model):
+    x = images(9)
+    x[7, 0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="image 7 holds"):
+        network(model).activations(x, batch_size=4)
+
+
+def test_layers_and_targets_are_checked(model):
+    net = network(model, class_names=tuple("abcde"))
+    with pytest.raises(ValueError, match="no layer 'conv9'; the network has conv1 po"):
+        net.activations(images(), "conv9")
+    with pytest.raises(ValueError, match="layers is empty"):
+        net.activations(images(), [])
+    assert net.select(["fc3", "conv1", "fc3"]) == ("conv1", "fc3")
+    assert net.targets("c", 2).tolist() == [2, 2]
+    assert net.targets(["e", 0], 2).tolist() == [4, 0]
+    for targets, message in (
+        ("z", "no class 'z'; the network knows a, b"),
+        (5, "target 5: the network has classes 0 to 4"),
+        ([0, 1, 2], "3 targets for 2 images"),
+        (1.5, "neither a label nor a class name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            net.targets(targets, 2)
+    with pytest.raises(ValueError, match="has no class_names"):
+        network(model).targets("a", 1)
+    with pytest.raises(ValueError, match="2 names; the network has 5 outputs"):
+        network(model, class_names=("a", "b"))
+
+
+def test_training_mode_is_refused():
+    for model in (Tiny(), functools.partial(Tiny())):
+        with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+            network(model, SHAPE)
+    dropping = Tiny()
+    dropping.norm.use_running_average = True
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        network(dropping, SHAPE)
+
+    def standardized(x):
+        return ((x - x.mean(0)) / x.std(0)).mean((1, 2))
+
+    with pytest.raises(ValueError, match=r"mixes the images.*model\.eval\(\)"):
+        network(standardized, SHAPE)
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=True):
+            return nn.BatchNorm(use_running_average=not train)(x).mean((1, 2))
+
+    variables = Linen().init(jax.random.key(0), images(), train=False)
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        network(Linen().apply, SHAPE, params=variables)
+    network(functools.partial(Linen().apply, train=False), SHAPE, params=variables)
+
+
+@pytest.mark.parametrize("softmax", [jax.nn.softmax, jax.nn.log_softmax])
+def test_a_softmax_at_the_end_is_refused(model, softmax):
+    with pytest.raises(ValueError, match="take the logits"):
+        network(lambda x: softmax(model(x)), SHAPE)
+
+
+def test_models_that_cannot_be_read_are_refused(model):
+    with pytest.raises(ValueError, match="image_shape is needed"):
+        network(lambda x: x)
+    with pytest.raises(ValueError, match=r"\(height, width, channels\), not \(3, 4\)"):
+        network(lambda x: x, (3, 4))
+    with pytest.raises(TypeError, match="int, which cannot be called"):
+        network(3, SHAPE)
+    with pytest.raises(ValueError, match="small takes images of shape"):
+        network(model, (8, 8, 3))
+    with pytest.raises(ValueError, match="must return logits"):
+        network(lambda x: x.sum(), SHAPE)
+    with pytest.raises(ValueError, match="preprocess"):
+        network(model).load_images("photographs")
+
+
+def test_errors_of_the_model_itself_come_through():
+    def broken(x):
+        return x @ jnp.ones((7, 2))
+
+    with pytest.raises(TypeError, match="dot_general"):
+        network(broken, SHAPE)
+
+
+def test_bare_models_take_the_shape_of_the_images(model):
+    net, x = as_network(lambda x: model(x), images())
+    assert net.image_shape == SHAPE and x.shape == (3, *SHAPE)
+    with pytest.raises(ValueError, match=r"\[n, h, w, c\]"):
+        as_network(model.__call__, images()[0])
+
+
+def test_in_64_bit_mode_weights_stay_and_images_are_taken(model):
+    with jax.enable_x64(True):
+        for net in (network(model), network(lambda x: model(x), SHAPE)):
+            wide = net.activations(images().astype(np.float64))
+            for name, values in net.activations(images()).items():
+                np.testing.assert_allclose(wide[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_lists_every_layer():
+    table = str(network(examples.residual_nnx(), examples.IMAGE_SHAPE)).splitlines()
+    assert table[0].split("  ")[0] == "layer"
+    row = next(line for line in table if line.startswith("block2.conv1"))
+    assert row.split() == "block2.conv1 conv 5 x 4 x 16 yes 35 x 35 8 x 8".split()
+    assert table[-1].split() == "fc dense 10 whole image".split()
+    assert repr(network(ConvNet(ZFNET32, rngs=nnx.Rngs(0)))) == (
+        "Network(32 x 32 x 3 -> 10, 11 layers)"
+    )
+
+
+@pytest.mark.parametrize("arch", [ZFNET, ALEXNET, ZFNET32], ids=lambda arch: arch.name)
+def test_receptive_fields_read_off_equal_the_arithmetic(arch):
+    # The width of a dense layer changes no field.
+    arch = ablate(arch, widths={"fc6": 2, "fc7": 2})
+    model = ConvNet(arch, rngs=nnx.Rngs(0))
+    net = network(lambda x: model(x), (*arch.input_hw, arch.channels))
+    for own, layer in zip(
+        network(model).layers.values(), net.layers.values(), strict=True
+    ):
+        assert layer.receptive_field == own.receptive_field
+        assert layer.shape == own.shape
