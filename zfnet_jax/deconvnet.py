@@ -213,7 +213,7 @@ class Projections:
         """Draw the projections in a grid, each on its own scale, zero in gray."""
         from zfnet_jax import viz
 
-        return viz.draw_projections(self.pixels, self.units)
+        return viz.show_projections(self)
 
 
 def project(
@@ -341,8 +341,9 @@ def _send_images(
     for part in np.split(rows, range(together, rows.shape[1], together), axis=1):
         chosen = windows.Points(*(array[part] for array in points))
         pixels = np.asarray(_pull_points(pull, activations, chosen, together))
-        yield part.T.ravel(), pixels[: part.shape[1], :count].reshape(
-            part.size, *pixels.shape[2:]
+        yield (
+            part.T.ravel(),
+            pixels[: part.shape[1], :count].reshape(part.size, *pixels.shape[2:]),
         )
 
 
