@@ -351,9 +351,7 @@ def residual_keras() -> Any:
         if size == 7:
             # As `keras.applications` does it.
             x, padding = layers.ZeroPadding2D(3)(x), "valid"
-        x = layers.Conv2D(
-            outputs, size, stride, padding, use_bias=False, name=name
-        )(x)
+        x = layers.Conv2D(outputs, size, stride, padding, use_bias=False, name=name)(x)
         return layers.BatchNormalization(epsilon=1e-5, name=NORMS[name])(x)
 
     def block(x, name, stride=1):

@@ -634,7 +634,9 @@ def test_what_has_no_probabilities_is_named(wide: Net):
     images = random_images(2, 6, 9, 3)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
         next(class_probabilities(*wide, images, batch_size=0))
-    with pytest.raises(ValueError, match="7 x 9 x 3 do not fit the mean image of 6 x 9"):
+    with pytest.raises(
+        ValueError, match="7 x 9 x 3 do not fit the mean image of 6 x 9"
+    ):
         next(class_probabilities(*wide, random_images(2, 7, 9, 3)))
     with pytest.raises(ValueError, match="crop of 6 x 9 out of an image of 5 x 9"):
         next(class_probabilities(*wide, random_images(2, 5, 9, 3), ten_crops=True))

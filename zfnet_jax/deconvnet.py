@@ -221,7 +221,7 @@ def project(
     images: Any,
     layer: str,
     units: int | Sequence[int] | Int[np.ndarray, "*b u"] | None = None,
-    positions: Sequence[int] | Int[np.ndarray, "..."] | None = None,
+    positions: Sequence[int] | Int[np.ndarray, ...] | None = None,
     *,
     rule: Rule = "deconvnet",
     crop: bool = False,

@@ -197,7 +197,9 @@ def forward(
     below = images
     for spec, shape, _ in _layers(model, layer):
         if isinstance(spec, MaxPool):
-            places[spec.name] = cpu.pool.window_places(switches[spec.name], spec, shape[1])
+            places[spec.name] = cpu.pool.window_places(
+                switches[spec.name], spec, shape[1]
+            )
         elif isinstance(spec, ContrastNorm) and rule == "gradient":
             inputs[spec.name] = below.astype(dtype)
         elif has_relu(spec) and rule != "deconvnet":
@@ -317,7 +319,9 @@ def _layer_backward(
             signal = jax.nn.relu(signal)
         if rule != "deconvnet":
             active = trace.active[name]
-            active = active[images] if active.ndim == 2 else cut(active, windows, images)
+            active = (
+                active[images] if active.ndim == 2 else cut(active, windows, images)
+            )
             signal = jnp.where(active, signal, 0)
     if isinstance(spec, ContrastNorm):
         if rule != "gradient":
@@ -437,9 +441,7 @@ def _recompute(
 
     def cut_one(item: tuple[Array, Array, Array, Array]) -> Array:
         patch, corner, changed, seen = item
-        around = lax.dynamic_slice(
-            padded[0], (*corner, zero), (*canvas.size, channels)
-        )
+        around = lax.dynamic_slice(padded[0], (*corner, zero), (*canvas.size, channels))
         around = lax.dynamic_update_slice(around, patch, (*changed, zero))
         return lax.dynamic_slice(around, (*seen, zero), (*size, channels))
 

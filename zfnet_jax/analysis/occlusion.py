@@ -98,7 +98,7 @@ def occlusion(
     *,
     size: int | Pair,
     stride: int | Pair,
-    fill: float | Float[Array | np.ndarray, "..."] = 0.0,
+    fill: float | Float[Array | np.ndarray, ...] = 0.0,
     units: int | Sequence[int] | Int[np.ndarray, " n"] | None = None,
     layer: str | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -252,9 +252,7 @@ def _report(progress, before: int, total: int, done: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnames="layers")
-def _features(
-    net: Network, images: Array, layers: tuple[str, ...]
-) -> dict[str, Array]:
+def _features(net: Network, images: Array, layers: tuple[str, ...]) -> dict[str, Array]:
     return net.features(images, layers)
 
 
@@ -294,7 +292,8 @@ def _respond_batch(
     layer: str,
 ) -> tuple[Array, Array]:
     is_covered = [
-        (pixel >= corners[:, axis, None]) & (pixel < corners[:, axis, None] + size[axis])
+        (pixel >= corners[:, axis, None])
+        & (pixel < corners[:, axis, None] + size[axis])
         for axis, pixel in enumerate(map(np.arange, image.shape[:2]))
     ]
     is_covered = is_covered[0][:, :, None, None] & is_covered[1][:, None, :, None]
@@ -345,7 +344,9 @@ def _clean(model: ConvNet, image: Array) -> dict[str, Array]:
 @functools.partial(jax.jit, static_argnames="size")
 def _cover(cover: Array, corners: Array, size: Pair) -> Array:
     def cut_one(corner: Array) -> Array:
-        return lax.dynamic_slice(cover, (*corner, np.int32(0)), (*size, cover.shape[-1]))
+        return lax.dynamic_slice(
+            cover, (*corner, np.int32(0)), (*size, cover.shape[-1])
+        )
 
     return lax.map(cut_one, corners)
 

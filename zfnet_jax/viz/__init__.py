@@ -25,7 +25,7 @@ from zfnet_jax.viz.projections import (
 )
 from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
-from zfnet_jax.viz.top_features import top_features
+from zfnet_jax.viz.top_activations import top_features
 from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
 
 __all__ = [
