@@ -221,20 +221,9 @@ class Projections:
 
     def show(self) -> Figure:
         """Draw the projections, each on its own scale and under its unit."""
-        from matplotlib.figure import Figure
-
         from zfnet_jax import viz
 
-        columns = min(len(self), 9)
-        rows = -(-len(self) // columns)
-        figure = Figure(figsize=(1.2 * columns, 1.4 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis in axes:
-            axis.set_axis_off()
-        for axis, pixels, unit in zip(axes, self.pixels, self.units, strict=False):
-            axis.imshow(viz.display(pixels)[0], cmap="gray", vmin=0, vmax=1)
-            axis.set_title(str(unit), fontsize="small")
-        return figure
+        return viz.show_projections(self)
 
 
 def project(

@@ -21,6 +21,7 @@ from zfnet_jax.viz.projections import (
     outside,
     overlay,
     projection_grid,
+    show_projections,
 )
 from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
@@ -52,6 +53,7 @@ __all__ = [
     "projection_grid",
     "save_figure",
     "shares_chart",
+    "show_projections",
     "similarity_curves",
     "top_classes",
     "top_features",
