@@ -36,8 +36,8 @@ from experiments.common import (
 from zfnet_jax import viz
 from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.data import DataNotFoundError, fitted, load_photograph
-from zfnet_jax.deconvnet import project
 from zfnet_jax.model import ConvNet
+from zfnet_jax.projections import project
 from zfnet_jax.weights import (
     Pretrained,
     is_described,

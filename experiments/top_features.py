@@ -34,7 +34,7 @@ from experiments.common import (
 from zfnet_jax import viz
 from zfnet_jax.analysis import TopActivations, project_top, top_activations
 from zfnet_jax.data import Dataset
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 from zfnet_jax.weights import Pretrained
 
 

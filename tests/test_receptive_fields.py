@@ -195,6 +195,8 @@ def test_a_global_operation_sees_the_whole_image():
         gate = jax.nn.relu(x.mean((1, 2), keepdims=True) @ jnp.ones((4, 4)))
         return jax.nn.relu(x + gate).mean((1, 2))
 
-    fields = [layer.receptive_field for layer in network(model, (9, 8, 3)).layers.values()]
+    fields = [
+        layer.receptive_field for layer in network(model, (9, 8, 3)).layers.values()
+    ]
     assert fields[0] is not None and fields[0].size == (1, 1)
     assert set(fields[1:]) == {None}

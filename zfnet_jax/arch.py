@@ -368,6 +368,11 @@ def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
     return field
 
 
+def has_relu(layer: Layer) -> bool:
+    """Whether a ReLU follows a layer."""
+    return isinstance(layer, Conv) or (isinstance(layer, Dense) and layer.relu)
+
+
 def map_hw(shape: Shape) -> Pair:
     """Height and width of a spatial layer's output shape."""
     assert len(shape) == 3

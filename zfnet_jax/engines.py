@@ -24,6 +24,7 @@ from zfnet_jax.arch import (
     Conv,
     Dense,
     MaxPool,
+    has_relu,
     receptive_field,
 )
 from zfnet_jax.layers import Kind, Layer, Position, Reader
@@ -40,13 +41,12 @@ _KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "no
 def _describe(arch: Architecture) -> Mapping[str, Layer]:
     layers = {}
     for spec, _, shape in arch.walk():
-        is_dense = isinstance(spec, Dense)
         layers[spec.name] = Layer(
             spec.name,
             _KINDS.get(type(spec), "dense"),
             shape,
-            isinstance(spec, Conv) or (is_dense and spec.relu),
-            None if is_dense else receptive_field(arch, spec.name),
+            has_relu(spec),
+            None if isinstance(spec, Dense) else receptive_field(arch, spec.name),
         )
     return types.MappingProxyType(layers)
 

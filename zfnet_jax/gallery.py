@@ -45,7 +45,7 @@ from zfnet_jax import viz
 from zfnet_jax.analysis.evolution import Evolution
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.analysis.sanity import Comparison
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 
 # Pages of a layer show so many units at a time. These pictures, and the text of all
 # units, weigh at most so many bytes together.

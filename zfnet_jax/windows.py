@@ -30,6 +30,7 @@ from zfnet_jax.arch import (
     MaxPool,
     Pair,
     Shape,
+    has_relu,
     map_hw,
 )
 from zfnet_jax.model import Affine, ConvNet
@@ -282,11 +283,6 @@ def backward(
         windows = Windows(points.positions, (1, 1), map_hw(shape), bounds)
         signal = signal[:, None, None]
     return descend(layers, signal, windows, points.images)
-
-
-def has_relu(spec: Layer) -> bool:
-    """Whether a ReLU follows the layer."""
-    return isinstance(spec, Conv) or (isinstance(spec, Dense) and spec.relu)
 
 
 def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:

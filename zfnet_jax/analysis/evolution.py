@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from zfnet_jax.analysis.mining import project_strongest, top_activations
-from zfnet_jax.deconvnet import Projections
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
 
 

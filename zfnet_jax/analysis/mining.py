@@ -19,9 +19,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
+from zfnet_jax.projections import Projections, project
 from zfnet_jax.relu_rules import Rule
 
 # Images that go through the network together, whatever the batch size and the number of

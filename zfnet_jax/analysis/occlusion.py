@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from zfnet_jax import windows
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.results import Result
 
 Pair = tuple[int, int]
 
@@ -28,8 +29,8 @@ Pair = tuple[int, int]
 _WINDOWS, _IMAGES = 256, 32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Occlusion:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Occlusion(Result):
     """Responses of a network to images with a square of them covered.
 
     Arrays over positions are [n, rows, cols]: the image, then the place of the square.
