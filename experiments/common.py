@@ -66,7 +66,7 @@ from zfnet_jax.arch import Architecture, Conv
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError, Dataset, load_cifar10, make_shapes
 from zfnet_jax.training import NonFiniteLossError
-from zfnet_jax.weights import Pretrained, load_pretrained
+from zfnet_jax.weights import Pretrained, load
 
 Options = TypeVar("Options")
 
@@ -428,7 +428,7 @@ def trained_on(net: Pretrained) -> Literal["cifar10", "shapes"]:
 def load_network(weights: str) -> Pretrained:
     """A shipped network, or one from the `weights.safetensors` of a training run."""
     try:
-        return load_pretrained(weights)
+        return load(weights)
     except FileNotFoundError as error:
         raise DataNotFoundError(str(error)) from error
 
