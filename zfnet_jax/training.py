@@ -238,8 +238,8 @@ class TrainState(NamedTuple):
     """Everything a step reads and writes.
 
     Attributes:
-        model: The network that is trained.
-        average: The network with the running average of the weights, or None.
+        model: The `ConvNet` that is trained.
+        average: The same with the running average of the weights, or None.
         opt_state: Momentum and schedule state.
         step: Number of updates so far, int32 [].
         key: Key data from which all randomness of the run is derived, uint32 [2].
@@ -247,8 +247,8 @@ class TrainState(NamedTuple):
             before it.
     """
 
-    model: ConvNet
-    average: ConvNet | None
+    model: PyTree
+    average: PyTree
     opt_state: PyTree
     step: Int[Array, ""]
     key: Array
@@ -367,7 +367,7 @@ class _Program:
         steps_per_epoch: int,
         epochs: int,
     ):
-        self.initial = model
+        self.initial: PyTree = model
         self.recipe = recipe
         self.preprocess = preprocess
         self.batch_size = batch_size
