@@ -4,7 +4,7 @@ Plain Python, without JAX. The model, the deconvnet, the weight importer and the
 ablation table all interpret the same frozen description (Zeiler & Fergus 2013, Fig. 3).
 
     >>> receptive_field(ZFNET, "conv2").size
-    (23, 23)
+    (27, 27)
     >>> ablate(ZFNET, remove=("fc7",)).shapes()["pool5"]
     (6, 6, 256)
 """
