@@ -52,7 +52,7 @@ def jax_side(
     arch: zf.Architecture, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[int], None]:
     """A function that does some steps in one jitted program, and waits for them."""
-    model = zf.ConvNet(arch, rngs=nnx.Rngs(0))
+    model: Any = zf.ConvNet(arch, rngs=nnx.Rngs(0))
     optimizer = optax.sgd(_RATE, _MOMENTUM)
 
     def loss(model, images, labels):
