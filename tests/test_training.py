@@ -149,7 +149,7 @@ def weights(model: ConvNet) -> dict[str, np.ndarray]:
 
 def kept_state(folder: Path, result: TrainResult) -> tuple[int, list[np.ndarray]]:
     """Number and leaves of the newest good checkpoint."""
-    model = result.model
+    model: Any = result.model
     template = training.TrainState(
         model=model,
         average=model,

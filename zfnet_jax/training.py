@@ -42,11 +42,11 @@ class Augmentation:
     """Random views of the training images.
 
     Attributes:
-        margin: Pixels by which a crop may be shifted; reflected pixels fill the border.
-        corners: Take only the four corners and the centre, as in section 3, in place
-            of any shift.
+        margin: Largest shift of a crop in pixels. Reflected pixels fill the border.
+        corners: Take only the four corners and the center, as in section 3, instead of
+            any shift.
         cutout: Height and width of a random part of the network's input that is set to
-            the mean, as a share of the input's; 0 for none.
+            the mean, as a fraction of the input's; 0 for none.
     """
 
     margin: int
@@ -56,23 +56,24 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Everything that decides how a network is trained.
 
     Attributes:
-        name: As on the command line.
-        epochs: Passes over the training data unless told otherwise.
-        batch_size: Images a step unless told otherwise.
-        validation: Images split from the training data unless told otherwise.
-        scale: What pixels are multiplied by after the mean is subtracted.
-        init: Draws the kernels; biases start at 0.
+        name: Name on the command line.
+        epochs: Default number of passes over the training data.
+        batch_size: Default number of images per step.
+        validation: Default number of images split from the training data.
+        scale: Factor of the pixels after the mean is subtracted.
+        init: Draws the kernels. Biases start at 0.
         dropout: Probability of dropping a unit of a hidden dense layer.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Fraction of the target that is spread over all classes.
         augmentation: Random views of the images.
         average: Decay of the running average of the weights that is evaluated and
             kept; 0 keeps the last weights.
-        optimizer: Builds the optax transformation from (steps in all, steps an epoch);
-            its update takes the keyword `value`, the last validation error in 0 to 1.
-        learning_rate: The learning rate from (step, optimizer state, steps in all).
+        optimizer: Builds the optax transformation from the total number of steps and
+            the steps per epoch. Its update takes the keyword `value`, the last
+            validation error between 0 and 1.
+        learning_rate: Learning rate from (step, optimizer state, total steps).
     """
 
     name: str
@@ -159,8 +160,8 @@ def _fast_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon (Jordan 2024) for hidden kernels, Nesterov SGD for biases and classifier.
 
-    Orthogonalised updates do for a net without normalisation layers what those layers
-    do elsewhere: every direction of a kernel is learned at one pace.
+    Orthogonalized updates replace normalization layers: every direction of a kernel is
+    learned at the same pace.
     """
     del steps_per_epoch
 
@@ -238,8 +239,8 @@ class TrainState(NamedTuple):
     """Everything a step reads and writes.
 
     Attributes:
-        model: The network that is trained.
-        average: The network with the running average of the weights, or None.
+        model: The `ConvNet` that is trained.
+        average: The same with the running average of the weights, or None.
         opt_state: Momentum and schedule state.
         step: Number of updates so far, int32 [].
         key: Key data from which all randomness of the run is derived, uint32 [2].
@@ -247,8 +248,8 @@ class TrainState(NamedTuple):
             before it.
     """
 
-    model: ConvNet
-    average: ConvNet | None
+    model: PyTree
+    average: PyTree
     opt_state: PyTree
     step: Int[Array, ""]
     key: Array
@@ -262,7 +263,7 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """A trained network and how it came about.
+    """A trained network and the record of its training.
 
     Attributes:
         model: The network with the weights to keep.
@@ -271,7 +272,7 @@ class TrainResult:
             with validation images, validation_loss and validation_accuracy.
         train_seconds: Time in training steps, without compilation and evaluation.
         compile_seconds: Time to compile them.
-        images_per_second: Training images a second.
+        images_per_second: Training images per second.
     """
 
     model: ConvNet
@@ -288,7 +289,7 @@ def split_validation(
     """Set `count` random images apart for validation; the same for the same seed.
 
     Raises:
-        ValueError: nothing would be left to train on.
+        ValueError: No image would be left to train on.
     """
     if not 0 <= count < len(dataset):
         raise ValueError(
@@ -338,8 +339,8 @@ def cut_out(
 
     Args:
         inputs: Preprocessed images.
-        key: Decides where.
-        share: Height and width of the part, as a share of the image's.
+        key: Key that decides the position.
+        share: Height and width of the part, as a fraction of the image's.
     """
     batch, height, width, _ = inputs.shape
 
@@ -367,7 +368,7 @@ class _Program:
         steps_per_epoch: int,
         epochs: int,
     ):
-        self.initial = model
+        self.initial: PyTree = model
         self.recipe = recipe
         self.preprocess = preprocess
         self.batch_size = batch_size
@@ -468,9 +469,9 @@ class _Program:
         start: Int[Array, ""],
         stop: Int[Array, ""],
     ) -> tuple[TrainState, Float[Array, " 2"]]:
-        """Steps `start` to `stop` of an epoch; sums of their losses and accuracies.
+        """Run steps `start` to `stop` of an epoch; sum their losses and accuracies.
 
-        The sums are not finite either where the weights after the last step are not.
+        The sums are NaN if the weights after the last step are not finite.
         """
 
         def body(index: Array, carry):
@@ -491,13 +492,13 @@ def evaluate(
     images: UInt8[np.ndarray, "n h w c"],
     batch_size: int = 500,
 ) -> Float32[np.ndarray, "n classes"]:
-    """Logits of one view of each image, with dropout off.
+    """Compute logits of one view of each image, with dropout off.
 
     Args:
         model: The network.
         preprocess: Its preprocessing.
         images: Images of the size that `preprocess` takes.
-        batch_size: Images at a time; it does not change the result.
+        batch_size: Images per batch. It doesn't change the result.
     """
 
     @jax.jit
@@ -515,24 +516,24 @@ def class_probabilities(
     ten_crops: bool = False,
     batch_size: int = 50,
 ) -> Iterator[Float32[np.ndarray, " classes"]]:
-    """Softmax probabilities of each image, by one view or by ten, with dropout off.
+    """Yield softmax probabilities of each image from one view or ten, without dropout.
 
-    Ten views are the corners and the centre, each also mirrored; their probabilities
+    Ten views are the corners and the center, each also mirrored. Their probabilities
     are averaged (Krizhevsky et al. 2012, section 4.1). The mean image is subtracted
-    from each crop. Images are read as they are needed, a batch ahead at most.
+    from each crop. Images are read when they are needed, at most one batch ahead.
 
     Args:
         model: The network.
         preprocess: Its preprocessing.
-        images: RGB pixels, 0 to 255; for one view of the size that `preprocess` takes,
-            for ten crops of that size larger, as `ten_crop_size` says.
+        images: RGB pixels, 0 to 255. One view takes images of the size of `preprocess`;
+            ten crops take larger ones, see `ten_crop_size`.
         ten_crops: Average over ten views.
-        batch_size: Images at a time, which need the memory of as many views; one
-            program serves all batches, and its size does not change the result.
+        batch_size: Images per batch, each of which takes the memory of one view. It
+            doesn't change the result.
 
     Raises:
         ValueError: Raised with the first result: `batch_size` is not positive, or the
-            images do not fit `preprocess` or each other.
+            images don't fit `preprocess` or each other.
     """
 
     @jax.jit
@@ -551,7 +552,7 @@ def class_probabilities(
 def _batched(
     run: Callable[[np.ndarray], Array], images: Iterable[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
-    """What a program gives for each image; every batch is of the first one's size."""
+    """Yield the result of each image; every batch is padded to the first one's size."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     images, size = iter(images), 0
@@ -564,7 +565,7 @@ def _batched(
 def loss_and_accuracy(
     logits: Float32[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
 ) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the share of images classified correctly."""
+    """Mean cross-entropy in nats, and the fraction of images classified correctly."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return float(losses.mean()), float((logits.argmax(-1) == labels).mean())
 
@@ -586,32 +587,32 @@ def train(
     on_progress: Callable[[float, Mapping[str, int | float]], None] = lambda *_: None,
     on_epoch: Callable[[int, ConvNet, Preprocessing], None] | None = None,
 ) -> TrainResult:
-    """Train a network from scratch, or go on from its newest good checkpoint.
+    """Train a network from scratch, or resume from its newest good checkpoint.
 
     Args:
-        arch: The architecture; its classifier takes the width of the dataset. Images
-            of another size than its input are resized on the device.
+        arch: The architecture. Its classifier gets the number of classes of the
+            dataset, and images of another size are resized on the device.
         dataset: Training images.
-        validation: Images to measure after each epoch; never trained on.
-        recipe: How to train.
-        epochs: Passes over the data; the recipe's own number if None.
-        batch_size: Images a step, the recipe's own number if None; what does not fill
-            a last batch is left out of that epoch.
+        validation: Images to evaluate after each epoch, never trained on.
+        recipe: The recipe.
+        epochs: Passes over the data, if not the recipe's number.
+        batch_size: Images per step, if not the recipe's number. Images that don't fill
+            a last batch are left out of that epoch.
         seed: Determines weights, data order, augmentation and dropout.
         dtype: Type of the computation, float32 or bfloat16.
         target_accuracy: Stop after the epoch whose validation accuracy reaches this.
-        checkpoints: Folder for one checkpoint an epoch; None keeps none.
-        resume: Go on from the newest good checkpoint, if there is one.
-        on_damaged: Called with a line for each newer checkpoint that is damaged.
-        on_progress: Called about ten times an epoch with the number of epochs done and
+        checkpoints: Folder for one checkpoint per epoch; None keeps none.
+        resume: Resume from the newest good checkpoint, if there is one.
+        on_damaged: Called with one line for each newer checkpoint that is damaged.
+        on_progress: Called about ten times per epoch with the number of epochs done and
             the running values.
-        on_epoch: Called after each epoch with the number of epochs done, the network
-            as it would be kept, and its preprocessing; before the checkpoint.
+        on_epoch: Called after each epoch, before the checkpoint, with the number of
+            epochs done, the network to keep, and its preprocessing.
 
     Raises:
-        ValueError: the arguments do not fit each other or the checkpoint.
-        NonFiniteLossError: the loss is not finite.
-        DamagedFileError: resuming, and every checkpoint is damaged.
+        ValueError: The arguments don't fit each other or the checkpoint.
+        NonFiniteLossError: The loss is not finite.
+        DamagedFileError: Every checkpoint to resume from is damaged.
     """
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = recipe.batch_size if batch_size is None else batch_size
@@ -741,6 +742,6 @@ def _same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in wanted if saved.get(name) != wanted[name]]
     if differing:
         raise ValueError(
-            "the checkpoint is of another run: "
+            "the checkpoint belongs to another run: "
             + ", ".join(f"{n} was {saved.get(n)}, now {wanted[n]}" for n in differing)
         )
