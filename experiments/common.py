@@ -86,8 +86,8 @@ def main(
 ) -> int:
     """Parse the command line, run the experiment and report a failure in one line.
 
-    A ValueError raised by the library names an argument, so it counts as a wrong command
-    line. An unexpected exception is a bug and keeps its traceback.
+    A ValueError raised by the library names an argument, so it counts as a wrong
+    command line. An unexpected exception is a bug and keeps its traceback.
 
     Args:
         run: The experiment.
@@ -640,7 +640,9 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: float, total: int | None = None, **values: object) -> None:
+    def update(
+        self, done: float, total: int | None = None, /, **values: object
+    ) -> None:
         """Show the progress, and named values beside it.
 
         Args:
