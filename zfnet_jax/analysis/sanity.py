@@ -23,6 +23,7 @@ from zfnet_jax.deconvnet import backproject
 from zfnet_jax.metrics import importance, spearman, ssim
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule
+from zfnet_jax.results import Result
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 _BATCH_SIZE = 32
@@ -44,8 +45,8 @@ class Similarity(NamedTuple):
     ssim: Float64[np.ndarray, "*shape"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Pictures of n images compared with the first of each, by backward rule.
 
     Attributes:
