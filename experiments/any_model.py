@@ -40,8 +40,8 @@ from zfnet_jax.data import (
     load_photograph,
     resize_shortest_side,
 )
-from zfnet_jax.deconvnet import project
 from zfnet_jax.networks import Network, network
+from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.weights import read_safetensors
 

@@ -1,9 +1,9 @@
-"""What the experiments share: the command line, the result folder and progress.
+"""Code that all experiments share: command line, result folder and progress.
 
-An experiment is a frozen dataclass of options and a function of it:
+An experiment is a frozen dataclass of options and a function that takes it:
 
     def run(options: Options) -> None:
-        results = Results(options.out)  # before any work: a folder that can be written
+        results = Results(options.out)  # first, to fail early if it is not writable
         with Progress("training", options.epochs) as progress:
             ...
             progress.update(epoch, loss=loss)
@@ -14,8 +14,8 @@ An experiment is a frozen dataclass of options and a function of it:
     if __name__ == "__main__":
         sys.exit(main(run, Options))
 
-Exit codes: 0 success, 1 the run could not go on, 2 a wrong command line, 3 data that is
-not there, 4 a damaged checkpoint or weight file, 130 interrupted.
+Exit codes: 0 success, 1 the run failed, 2 wrong command line, 3 missing data, 4 damaged
+checkpoint or weight file, 130 interrupted. Matplotlib is imported only to draw.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
 import tyro
-from matplotlib.figure import Figure
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,18 +60,20 @@ from rich.progress import (
 from rich.table import Column
 
 import zfnet_jax
-from zfnet_jax import viz
 from zfnet_jax.arch import Architecture, Conv
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError, Dataset, load_cifar10, make_shapes
 from zfnet_jax.training import NonFiniteLossError
 from zfnet_jax.weights import Pretrained, load
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Options = TypeVar("Options")
 
 
 class UsageError(ValueError):
-    """The command line asks for something that cannot be; the message is one line."""
+    """The command line asks for something impossible; the message is one line."""
 
 
 # The command line.
@@ -83,21 +84,20 @@ def main(
     options: type[Options],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the command line, run the experiment and name any failure in one line.
+    """Parse the command line, run the experiment and report a failure in one line.
 
-    A ValueError raised by the library itself names an argument, so it counts as a wrong
-    command line. An exception of another kind is a fault of the program and keeps its
-    traceback.
+    A ValueError raised by the library names an argument, so it counts as a wrong
+    command line. An unexpected exception is a bug and keeps its traceback.
 
     Args:
         run: The experiment.
-        options: A dataclass; its fields, with their docstrings, are the options.
-        argv: Arguments without the program's name; None: those of this process.
+        options: A dataclass. Its fields are the options, their docstrings the help.
+        argv: Arguments without the program's name; None takes those of this process.
 
     Returns:
-        The exit code: 0 success, 1 the run could not go on (a loss that is not finite,
-        no space, no memory), 2 a wrong command line, 3 data that is not there, 4 a
-        damaged checkpoint or weight file, 130 interrupted.
+        The exit code: 0 success, 1 the run failed (a loss that is not finite, no space,
+        no memory), 2 wrong command line, 3 missing data, 4 damaged checkpoint or weight
+        file, 130 interrupted.
     """
     try:
         parsed = _parse(options, argv)
@@ -115,7 +115,7 @@ def main(
 
 @contextlib.contextmanager
 def silent_decoders() -> Iterator[None]:
-    """Without the words that libtiff itself writes to stderr about a damaged file."""
+    """Suppress what libtiff writes to stderr about a damaged file."""
     sys.stderr.flush()
     stderr = os.dup(2)
     try:
@@ -133,16 +133,16 @@ def _fail(code: int, message: str) -> int:
 
 
 def command() -> str:
-    """The command line of this process, without the machine's own paths before it.
+    """The command line of this process, without the paths of this machine.
 
-    A resumed run is the run that was not interrupted, and so is its command.
+    `--resume` is left out, so a resumed run equals one that was not interrupted.
     """
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     return shlex.join([*_program().split(), *arguments])
 
 
 def _program() -> str:
-    """How this process was started, without the machine's own paths."""
+    """Name of the program as typed, without the paths of this machine."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
 
@@ -162,17 +162,17 @@ def _parse(options: type[Options], argv: Sequence[str] | None) -> Options | None
         if not stop.code:
             return None
         message = _unbox(stderr.getvalue())
-        # What is left names the option, or is a message of the dataclass itself.
+        # The rest names the option, or is a message of the dataclass itself.
         message = message.removeprefix(f"Error parsing {options.__name__}: ")
         message = message.removeprefix("Error parsing ")
         raise UsageError(f"{message} (--help lists the options)") from None
 
 
 def _unbox(box: str) -> str:
-    """The message of a box drawn by tyro, which has no form of one line.
+    """The message in a box drawn by tyro, which has no one-line form.
 
-    A box holds a title and sections between rules: the message, perhaps similar
-    options, a pointer to the help. It has borders only where the output is UTF-8.
+    The box contains a title and sections: the message, similar options if there are
+    any, a pointer to the help. It has borders only where the output is UTF-8.
     """
     sections: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
@@ -199,7 +199,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _explain(error: Exception) -> tuple[int | None, str]:
-    """Exit code and message of a failure; no code for a fault of the program."""
+    """Exit code and message of a failure; no code for a bug."""
     for kind, code in _EXIT_CODES:
         if isinstance(error, kind):
             return code, str(error)
@@ -207,7 +207,7 @@ def _explain(error: Exception) -> tuple[int | None, str]:
         return 2, str(error)
     causes = list(_causes(error))
     for cause in causes:
-        # Libraries that write in the background pass on the system's words only.
+        # Libraries that write in the background pass on only the system's message.
         if (isinstance(cause, OSError) and cause.errno in _NO_SPACE) or any(
             os.strerror(number) in str(cause) for number in _NO_SPACE
         ):
@@ -227,7 +227,7 @@ def _explain(error: Exception) -> tuple[int | None, str]:
 
 
 def _origin(error: Exception) -> str:
-    """The top-level package of the code that raised."""
+    """Top-level package of the code that raised."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return frames[-1][0].f_globals.get("__name__", "").partition(".")[0]
 
@@ -244,18 +244,18 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 class Results:
     """The folder of one run: figures, metrics.json, config.json and manifest.json.
 
-    A file appears whole or not at all. The same seed on the same machine writes the
+    A file appears complete or not at all. The same seed on the same machine writes the
     same bytes, apart from measured times.
 
     Attributes:
-        path: The folder, made if it was not there.
+        path: The folder; created if necessary.
     """
 
     def __init__(self, out: str | Path) -> None:
-        """Make the folder, prove that it can be written, and start the clock.
+        """Create the folder, check that it is writable, and start the clock.
 
         Raises:
-            UsageError: The folder cannot be made or written.
+            UsageError: The folder cannot be created or written.
             OSError: The disk is full.
         """
         self.path = Path(out)
@@ -288,7 +288,7 @@ class Results:
             with contextlib.suppress(OSError):
                 part.unlink()
             if isinstance(error, OSError):
-                # A failing write() does not say of what.
+                # A failing write() does not name its file.
                 error.filename = str(path)
             raise
         return path
@@ -298,12 +298,12 @@ class Results:
 
         Args:
             name: Name of the file.
-            value: Mappings with string keys, sequences, dataclasses, numpy and JAX
-                arrays, paths, strings, numbers, booleans and None, nested at will.
+            value: Mappings with string keys, sequences, dataclasses, NumPy and JAX
+                arrays, paths, strings, numbers, booleans and None, nested in any way.
 
         Raises:
             ValueError: A number is not finite; the message says which.
-            TypeError: A value has no form in JSON; the message says which.
+            TypeError: JSON cannot represent a value; the message says which.
         """
         text = json.dumps(
             _plain(value, name), indent=2, sort_keys=True, ensure_ascii=False
@@ -311,25 +311,27 @@ class Results:
         return self.write(name, f"{text}\n".encode())
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Write a figure as NAME.png and, if it holds no picture, as NAME.pdf too."""
+        """Write a figure as NAME.png and, if it has no pictures, also as NAME.pdf."""
+        from zfnet_jax import viz
+
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".") as folder:
             for file in viz.save_figure(figure, Path(folder) / f"{name}.png"):
                 self.write(file.name, file.read_bytes())
 
     def metrics(self, metrics: Mapping[str, object]) -> None:
-        """Write metrics.json: what was measured."""
+        """Write metrics.json, the measured values."""
         self.json("metrics.json", metrics)
 
     def config(self, options: object) -> None:
-        """Write config.json: the options of the run, defaults included."""
+        """Write config.json, the options of the run with their defaults."""
         self.json("config.json", options)
 
     def manifest(self, *, seed: int, digests: Mapping[str, str]) -> None:
-        """Write manifest.json: what the run came from. Write it last.
+        """Write manifest.json, the origin of the run, after all other files.
 
         Args:
             seed: The seed of the run.
-            digests: sha256 in hexadecimal, by what it is of: data, weights.
+            digests: sha256, in hex, of each input: data, weights.
         """
         device = jax.devices()[0]
         packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
@@ -379,10 +381,10 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _git_commit(file: Path) -> str | None:
-    """Commit of the checkout that tracks a file, with `-dirty` if changed since."""
+    """Commit of the checkout that tracks a file, with `-dirty` after changes."""
     answer = None
     for command in (
-        # An installed copy may lie inside the checkout of some other project.
+        # An installed copy may be inside the checkout of another project.
         ["ls-files", "--error-unmatch", file.name],
         ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
     ):
@@ -398,7 +400,7 @@ def _git_commit(file: Path) -> str | None:
     return answer
 
 
-# What experiments read.
+# Inputs.
 
 _SIZES = {
     "cifar10": {"train": 50_000, "test": 10_000},
@@ -412,7 +414,7 @@ def load_dataset(
     data_dir: Path | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """One half of a dataset, cut to its first `limit` images."""
+    """One split of a dataset, cut to its first `limit` images."""
     count = _SIZES[name][split]
     if name == "cifar10":
         limited = limit is not None and limit < count
@@ -421,7 +423,7 @@ def load_dataset(
 
 
 def trained_on(net: Pretrained) -> Literal["cifar10", "shapes"]:
-    """What a network was trained on; cifar10 where its file does not say."""
+    """The dataset a network was trained on; cifar10 if its file does not say."""
     return "shapes" if net.metadata.get("dataset") == "shapes" else "cifar10"
 
 
@@ -435,16 +437,16 @@ def load_network(weights: str) -> Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-    """Options of an experiment that shows images to a trained network."""
+    """Options of an experiment on a trained network and a dataset."""
 
     weights: str = "zfnet32-cifar10"
     """A shipped name, or the weights.safetensors of a training run."""
     dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
+    """Source of the images; by default what the network was trained on."""
     data_dir: Path | None = None
     """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
-    """Take only the first N images."""
+    """Use only the first N images."""
 
     def network(self) -> Pretrained:
         """The network of --weights."""
@@ -456,13 +458,13 @@ class ImageOptions:
         count: int | None = None,
         split: Literal["train", "test"] = "test",
     ) -> Dataset:
-        """The first images, of classes that the network may not know.
+        """The first images; their classes need not be those of the network.
 
         Args:
             net: The network.
-            count: How many --images asks for, of which --limit may leave fewer; None:
-                all that are there, or --limit.
-            split: Which half of the dataset.
+            count: Number of images that --images asks for; --limit may reduce it. None
+                takes all, or --limit.
+            split: Which split of the dataset.
         """
         name = self.dataset or trained_on(net)
         if self.limit is not None and (count is None or count > self.limit):
@@ -474,34 +476,34 @@ class ImageOptions:
         return dataset
 
     def known_images(self, net: Pretrained, count: int | None = None) -> Dataset:
-        """As `images_for`, of the test images, whose labels are the network's."""
+        """The first test images, as in `images_for`, of the network's own classes."""
         dataset = self.images_for(net, count)
         if dataset.class_names != net.class_names:
             raise UsageError(
-                f"--weights {self.weights} is of other classes than {dataset.name}: "
+                f"--weights {self.weights} has other classes than {dataset.name}: "
                 "choose another --dataset"
             )
         return dataset
 
     def digests(self, dataset: Dataset) -> dict[str, str]:
-        """Of what the experiment read, for its manifest."""
+        """Digests of the experiment's inputs, for its manifest."""
         return {"data": dataset.digest(), "weights": weights_digest(self.weights)}
 
 
 def mean_picture(net: Pretrained) -> np.ndarray:
-    """The mean image as the network sees pictures, uint8 [h, w, 3]: preprocessed, 0."""
+    """The mean image, uint8 [h, w, 3], at the size that the network sees."""
     mean = np.rint(net.preprocess.mean).astype(np.uint8)
     return net.preprocess.pictures(mean[None])[0]
 
 
 def enough(flag: str, asked: int | None, there: int) -> None:
-    """Refuse to take more images than there are."""
+    """Refuse an option that asks for more images than there are."""
     if asked is not None and asked > there:
         raise UsageError(f"--{flag} {asked}: there are only {counted(there, 'image')}")
 
 
 def at_least(least: int, options: object, *names: str) -> None:
-    """Refuse options below a number, if they are given."""
+    """Refuse options that are given and below a number."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
@@ -512,7 +514,7 @@ def at_least(least: int, options: object, *names: str) -> None:
 def chosen_layers(
     arch: Architecture, text: str | None, default: type | tuple[type, ...] = Conv
 ) -> list[str]:
-    """Layers named as in conv1,conv3, or all of a kind, from the image up."""
+    """Layers named as in conv1,conv3, in forward order; by default all of a kind."""
     order = [layer.name for layer in arch.layers]
     if text is None:
         return [layer.name for layer in arch.layers if isinstance(layer, default)]
@@ -520,47 +522,47 @@ def chosen_layers(
 
 
 def named_layers(arch: Architecture, text: str) -> list[str]:
-    """Layers named as in conv1,fc7, in that order."""
+    """Layers named as in conv1,fc7, in the order given."""
     return [arch.layer(name.strip()).name for name in text.split(",")]
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things, as in 1 layer and 2 layers."""
+    """A number with its noun, as in "1 layer" and "2 layers"."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def numbers(flag: str, text: str | None) -> list[int]:
-    """Numbers of units as in 3,17; none if there is no text."""
+    """Whole numbers as in 3,17; none if there is no text."""
     if text is None:
         return []
     try:
-        found = [int(number) for number in text.split(",")]
+        values = [int(number) for number in text.split(",")]
     except ValueError:
-        found = [-1]
-    if min(found) < 0:
-        raise UsageError(f"{flag} {text} must be numbers from 0 on, as in 3,17")
-    return found
+        values = [-1]
+    if min(values) < 0:
+        raise UsageError(f"{flag} {text}: give whole numbers, as in 3,17")
+    return values
 
 
 def named_units(
     arch: Architecture, layers: Sequence[str], text: str | None
 ) -> list[int]:
-    """The units of a single layer that `--units` names; none if there is no text."""
+    """Units of a single layer, as `--units` names them; none if there is no text."""
     units = numbers("--units", text)
     if units and len(layers) != 1:
-        raise UsageError("--units is of a single layer: say which with --layers")
+        raise UsageError("--units needs exactly one --layers")
     width = arch.shapes()[layers[0]][-1]
     if beyond := [unit for unit in units if unit >= width]:
         raise UsageError(
-            f"--units {beyond[0]}: {layers[0]} of {arch.name} has the units 0 to "
-            f"{width - 1}"
+            f"--units {beyond[0]}: {layers[0]} of {arch.name} has {width} units "
+            f"(0 to {width - 1})"
         )
     return units
 
 
 @functools.cache
 def code_digest(*files: str) -> str:
-    """sha256 of what computes: the library and these files of experiments."""
+    """sha256 of the code: the library and the given files of experiments."""
     library = sorted(Path(zfnet_jax.__path__[0]).rglob("*.py"))
     digest = hashlib.sha256()
     for file in (*library, *files):
@@ -569,23 +571,18 @@ def code_digest(*files: str) -> str:
 
 
 def weights_digest(weights: str) -> str:
-    """sha256 of the file that a shipped name or a path stands for."""
+    """sha256 of the weight file with this shipped name or path."""
     shipped = importlib.resources.files("zfnet_jax") / "pretrained"
     file = shipped / f"{weights}.safetensors"
-    found = file if file.is_file() else Path(weights)
-    return hashlib.sha256(found.read_bytes()).hexdigest()
+    path = file if file.is_file() else Path(weights)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # Progress.
 
 
 class Progress:
-    """A bar on a terminal; elsewhere one line for each whole unit of work.
-
-    Args of the constructor: what is going on, the number of units it takes, how many
-    of them are already done, what one unit is called, and after how many of them to
-    print the next line.
-    """
+    """Progress of a task: a bar on a terminal, lines of text elsewhere."""
 
     def __init__(
         self,
@@ -596,7 +593,15 @@ class Progress:
         unit: str = "epoch",
         every: int = 1,
     ) -> None:
-        """Describe the work; the clock starts on entering the context."""
+        """Describe the task; the clock starts on entering the context.
+
+        Args:
+            label: What is going on.
+            total: Number of units of work.
+            start: Units that are already done.
+            unit: Name of a unit.
+            every: Units per line of text.
+        """
         self._every = max(1, every)
         self._label, self._total, self._unit = label, total, unit
         self._shown = self._first = start
@@ -635,19 +640,26 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: float, **values: object) -> None:
-        """Show how far the work is, with named values.
+    def update(
+        self, done: float, total: int | None = None, /, **values: object
+    ) -> None:
+        """Show the progress, and named values beside it.
 
         Args:
             done: Units done in all; a fraction moves the bar within a unit.
-            values: What to show; numbers with four digits, underscores as spaces.
+            total: Number of units of work, as the tools of the library report it; the
+                one given at first if None.
+            values: Values to show; numbers with four digits, underscores as spaces.
         """
+        self._total = self._total if total is None else total
         shown = "  ".join(
             f"{name.replace('_', ' ')} {_short(value)}"
             for name, value in values.items()
         )
         if self._bar:
-            self._bar.update(self._task, completed=done, values=shown)
+            self._bar.update(
+                self._task, completed=done, total=self._total, values=shown
+            )
         elif int(done) >= min(self._shown + self._every, self._total) > self._shown:
             self._shown = int(done)
             seconds = time.perf_counter() - self._start

@@ -5,12 +5,12 @@
 
 Searches a dataset for the strongest activations of every unit of every layer (Fig. 2 of
 the paper), projects them to pixels by three backward rules, and writes static pages:
-open index.html. It says what such pictures tell and what not, measured on a few images
-as `experiments.sanity` does on many. With --run, the network is that of a training run,
-and if it kept the weights of epochs, each unit's page shows how it came about (Fig. 4).
-Expected with the shipped weights over the 10,000 test images of CIFAR-10: two to three
-minutes on two CPU cores; a second run into the same folder computes only what has
-changed.
+open index.html. One page measures on a few images how much such pictures depend on the
+network, as `experiments.sanity` does on many. With --run, the network is that of a
+training run; if the run kept the weights of several epochs, each unit's page shows how
+the unit developed (Fig. 4). Expected with the shipped weights over the 10,000 test
+images of CIFAR-10: two to three minutes on two CPU cores. A second run into the same
+folder computes only what has changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,16 +40,11 @@ from experiments.common import (
     trained_on,
     weights_digest,
 )
-from experiments.evolution import kept
+from experiments.evolution import list_epochs
 from experiments.project import RULES
 from zfnet_jax import gallery
-from zfnet_jax.analysis import (
-    TopActivations,
-    evolution,
-    project_course,
-    project_top,
-    top_activations,
-)
+from zfnet_jax.analysis.evolution import evolution
+from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import (
     Architecture,
     ContrastNorm,
@@ -58,13 +53,13 @@ from zfnet_jax.arch import (
     MaxPool,
     receptive_field,
 )
-from zfnet_jax.data import DataNotFoundError, Dataset
+from zfnet_jax.data import DataNotFoundError, Dataset, Preprocessed
 from zfnet_jax.weights import Pretrained
 
-# So many units are projected at a time.
-_TOGETHER = 16
-# What pictures tell is measured on so many images, and shown of so many.
-_EXAMINED, _SHOWN = 16, 3
+# Units that are projected together.
+_UNITS = 16
+# Images of the sanity check, and how many of them are drawn.
+_SANITY_IMAGES, _SANITY_SHOWN = 16, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,49 +67,49 @@ class Options:
     """Write pages on which every unit of a network can be explored."""
 
     layers: str | None = None
-    """Layers, as in conv1,conv3; if not given, all."""
+    """Layers, as in conv1,conv3; by default all."""
     top: int = 9
-    """How many activations of each unit, each of another image."""
+    """Activations per unit, each of another image."""
     weights: str | None = None
-    """A shipped name (zfnet32-cifar10 if not given), or the weights.safetensors of a
+    """A shipped name (by default zfnet32-cifar10), or the weights.safetensors of a
     training run."""
     run: Path | None = None
-    """Folder of a training run, instead of --weights: its network, and how its units
-    came about if it was trained with --keep-epochs."""
+    """Folder of a training run, instead of --weights; one with --keep-epochs also shows
+    how its units developed."""
     dataset: Literal["cifar10", "shapes"] | None = None
-    """Where images come from; if not given, what the network was trained on."""
+    """Source of the images; by default what the network was trained on."""
     split: Literal["train", "test"] = "test"
-    """Which half of the dataset to search."""
+    """Split of the dataset to search."""
     data_dir: Path | None = None
     """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
-    """Search the first N images at most."""
+    """Search only the first N images."""
     evolution_limit: int = 10_000
-    """Search the first N training images at most at each kept epoch."""
+    """Search only the first N training images at each kept epoch."""
     out: Path = Path("results/gallery")
-    """Folder for the gallery, new or of an earlier one; what has not changed is not
-    computed again."""
+    """Folder for the gallery, new or that of an earlier one, of which unchanged parts
+    are kept."""
 
 
 def run(options: Options) -> None:
-    """Search, project, write the pages and say which to open."""
+    """Search, project and write the pages."""
     at_least(1, options, "top", "limit", "evolution_limit")
     weights = options.weights or "zfnet32-cifar10"
     if options.run is not None:
         if options.weights is not None:
-            raise UsageError("--run brings its own weights: leave --weights out")
+            raise UsageError("--run has its own weights: omit --weights")
         weights = str(options.run / "weights.safetensors")
     results = Results(options.out)
     gallery.claim(results.path)
     net = load_network(weights)
     arch = net.model.arch
     layers = chosen_layers(arch, options.layers, object)
-    files = {} if options.run is None else _kept(options.run)
+    files = {} if options.run is None else _list_epochs(options.run)
     networks = {epoch: load_network(str(file)) for epoch, file in files.items()}
     if any(network.model.arch != arch for network in networks.values()):
         raise UsageError(
-            f"--run {options.run}: the weights of its epochs are of another "
-            f"architecture than its own, {arch.name}"
+            f"--run {options.run}: its epochs have another architecture than its "
+            f"weights, {arch.name}"
         )
     name = options.dataset or trained_on(net)
     dataset = load_dataset(name, options.split, options.data_dir, options.limit)
@@ -122,7 +117,7 @@ def run(options: Options) -> None:
         "data": dataset.digest(),
         "weights": weights_digest(weights),
     }
-    found = explore(results.path, net, dataset, layers, options.top, digests)
+    units = explore(results.path, net, dataset, layers, options.top, digests)
     examined = examine(results.path, net, dataset, digests)
     courses = []
     if networks:
@@ -135,19 +130,19 @@ def run(options: Options) -> None:
             "architecture": arch.name,
             "data": dataset.source,
             "images": len(dataset),
-            "layers": found,
+            "layers": units,
         }
     )
     results.config(options)
-    results.manifest(seed=0, digests=digests)  # nothing here is random
-    units = sum(layer["units"] for layer in found.values())
-    print(f"{counted(len(layers), 'layer')}, {units:,} units; open {page}")
+    results.manifest(seed=0, digests=digests)  # nothing is random
+    total = sum(layer["units"] for layer in units.values())
+    print(f"{counted(len(layers), 'layer')}, {total:,} units; open {page}")
 
 
-def _kept(folder: Path) -> dict[int, Path]:
-    """The files of single epochs of a run, none if these are too few to compare."""
+def _list_epochs(folder: Path) -> dict[int, Path]:
+    """Weight files of single epochs of a run; none if too few to compare."""
     try:
-        return kept(folder)
+        return list_epochs(folder)
     except DataNotFoundError as error:
         print(f"without evolution: {error}", flush=True)
         return {}
@@ -161,102 +156,102 @@ def explore(
     top: int,
     digests: Mapping[str, str],
 ) -> dict[str, dict[str, int]]:
-    """Search and project what the folder does not hold already.
+    """Search and project the layers that the folder does not contain already.
 
     Returns:
-        Of each layer the number of units and of dead ones.
+        For each layer the number of units, and of the dead among them.
     """
     source = _source(net, dataset)
-    keys = {layer: _named(digests, layer=layer, top=top) for layer in layers}
+    keys = {layer: _key(digests, layer=layer, top=top) for layer in layers}
     new = [x for x in layers if not gallery.has_layer(folder, x, keys[x])]
     if len(new) < len(layers):
-        kept_layers = counted(len(layers), "layer")
-        print(f"unchanged: {len(layers) - len(new)} of {kept_layers}", flush=True)
-    found = {}
+        all_layers = counted(len(layers), "layer")
+        print(f"unchanged: {len(layers) - len(new)} of {all_layers}", flush=True)
+    tops = {}
     if new:
         step = len(dataset) // 10
         with Progress("searching", len(dataset), unit="images", every=step) as progress:
-            found = top_activations(
-                net.model,
-                dataset,
+            tops = top_activations(
+                net,
+                Preprocessed(dataset.images, net.preprocess),
                 new,
-                top,
-                preprocess=net.preprocess,
+                k=top,
+                labels=dataset.labels,
                 progress=progress.update,
             )
-    total = sum(int((~x.dead).sum()) for x in found.values())
+    total = sum(int((~x.dead).sum()) for x in tops.values())
     with Progress("projecting", total, unit="units", every=total // 20) as progress:
         done = 0
-        for layer, strongest in found.items():
+        for layer, strongest in tops.items():
             gallery.write_layer(
                 folder,
-                described(net.model.arch, layer),
+                describe(net.model.arch, layer),
                 strongest,
                 source,
                 RULES,
-                _projected(net, dataset, layer, strongest, progress, done),
+                _project(
+                    net,
+                    dataset,
+                    strongest,
+                    lambda count, done=done, layer=layer: progress.update(
+                        done + count, layer=layer
+                    ),
+                ),
                 keys[layer],
             )
             done += int((~strongest.dead).sum())
     return {layer: gallery.counts(folder, layer) for layer in layers}
 
 
-def _projected(
+def _project(
     net: Pretrained,
     dataset: Dataset,
-    layer: str,
     top: TopActivations,
-    progress: Progress,
-    done: int,
+    progress: Callable[[int], None],
 ) -> Iterator[gallery.Pictures]:
-    """Projections of the units that fire, a few units at a time."""
+    """Projections of the live units of a layer, some units at a time."""
+    images = Preprocessed(dataset.images, net.preprocess)
     live = np.flatnonzero(~top.dead)
-    for start in range(0, len(live), _TOGETHER):
-        units = live[start : start + _TOGETHER]
-        by_rule = {
-            rule: project_top(
-                net.model,
-                dataset,
-                layer,
-                top,
-                units,
-                rule=rule,
-                preprocess=net.preprocess,
-            )
-            for rule in RULES
-        }
-        shape = len(units), top.values.shape[1]
+    for start in range(0, len(live), _UNITS):
+        units = live[start : start + _UNITS]
+        by_rule = {rule: top.project(net, images, units, rule=rule) for rule in RULES}
+        shape = len(units), top.activations.shape[1]
         yield gallery.Pictures(
             units,
             by_rule[RULES[0]].boxes.reshape(*shape, 4),
             {
-                rule: found.pixels.reshape(*shape, *found.pixels.shape[1:])
-                for rule, found in by_rule.items()
+                rule: x.pixels.reshape(*shape, *x.pixels.shape[1:])
+                for rule, x in by_rule.items()
             },
         )
-        progress.update(done + start + len(units), layer=layer)
+        progress(start + len(units))
 
 
 def examine(
     folder: Path, net: Pretrained, dataset: Dataset, digests: Mapping[str, str]
 ) -> bool:
-    """Write what the pictures tell, if the folder does not hold it already.
+    """Write the sanity check, if the folder does not contain it already.
 
     Returns:
-        Whether it can be measured: on two images at least, of the network's classes.
+        Whether it is possible: with at least two images of the network's classes.
     """
-    few = dataset.take(np.arange(min(_EXAMINED, len(dataset))))
-    if len(few) < 2 or few.class_names != net.class_names:
-        print("what the pictures tell needs two images of the network's own classes")
+    from zfnet_jax import viz
+
+    sample = dataset.take(np.arange(min(_SANITY_IMAGES, len(dataset))))
+    if len(sample) < 2 or sample.class_names != net.class_names:
+        print("the sanity check needs two images of the network's own classes")
         return False
-    key = _named(digests, part="sanity")
+    key = _key(digests, part="sanity")
     if not gallery.has_sanity(folder, key):
         layer = sanity.last_convolution(net.model.arch)
-        total = 2 * len(few)
+        total = 2 * len(sample)
         with Progress("examining", total, unit="pictures", every=total) as progress:
-            found = sanity.examine(net, few, layer, 0, _SHOWN, progress.update)
-        figures = sanity.figures(net, few, layer, *found)
-        gallery.write_sanity(folder, layer, *found, figures, key)
+            comparisons = sanity.examine(
+                net, sample, layer, 0, _SANITY_SHOWN, progress.update
+            )
+        figures = sanity.figures(net, sample, layer, *comparisons)
+        files = {name: viz.figure_bytes(x, "png") for name, x in figures.items()}
+        gallery.write_sanity(folder, layer, *comparisons, files, key)
     return True
 
 
@@ -267,37 +262,26 @@ def follow(
     layers: Sequence[str],
     digests: Mapping[str, str],
 ) -> list[str]:
-    """Write the evolution of every unit that the folder does not hold already.
+    """Write the evolution of the units that the folder does not contain already.
 
     Returns:
         The layers that have one.
     """
     net = networks[min(networks)]
-    models = {epoch: network.model for epoch, network in networks.items()}
+    images = Preprocessed(dataset.images, net.preprocess)
     digests = {"data": dataset.digest(), **digests}
-    keys = {layer: _named(digests, layer=layer) for layer in layers}
+    keys = {layer: _key(digests, layer=layer) for layer in layers}
     new = [x for x in layers if not gallery.has_course(folder, x, keys[x])]
     if new:
-        with Progress("following", len(models), unit="checkpoint") as progress:
-            found = evolution(
-                models,
-                dataset,
-                new,
-                preprocess=net.preprocess,
-                progress=progress.update,
-            )
+        with Progress("following", len(networks), unit="checkpoint") as progress:
+            courses = evolution(networks, images, new, progress=progress.update)
         with Progress("projecting", len(new), unit="layer") as progress:
-            for done, (layer, course) in enumerate(found.items(), 1):
-                units = np.arange(course.values.shape[1])
-                projections = project_course(
-                    models, dataset, layer, course, units, preprocess=net.preprocess
-                )
+            for done, (layer, course) in enumerate(courses.items(), 1):
                 gallery.write_course(
                     folder,
-                    layer,
                     course,
-                    projections,
-                    units,
+                    course.project(networks, images),
+                    np.arange(course.activations.shape[1]),
                     _source(net, dataset),
                     keys[layer],
                 )
@@ -313,7 +297,7 @@ def publish(
     courses: Sequence[str],
     examined: bool,
 ) -> Path:
-    """Write the pages; returns the one to open."""
+    """Write the pages and return the first one."""
     facts = {
         "network": f"{net.model.arch.name}, classes {', '.join(net.class_names)}",
         "searched": _searched(dataset),
@@ -328,15 +312,15 @@ def publish(
     return gallery.render(folder, network, layers, courses, examined)
 
 
-def described(arch: Architecture, layer: str) -> gallery.Layer:
-    """A layer in words and numbers."""
+def describe(arch: Architecture, layer: str) -> gallery.Layer:
+    """Description of a layer for its page."""
     match arch.layer(layer):
         case Conv(kernel=(rows, columns), stride=(stride, _)):
             kind = f"{rows} × {columns} convolution, stride {stride}, rectified"
         case MaxPool(kernel=(rows, columns), stride=(stride, _)):
             kind = f"maximum over {rows} × {columns}, stride {stride}"
         case ContrastNorm():
-            kind = "contrast normalisation across maps"
+            kind = "contrast normalization across maps"
         case Dense(relu=relu):
             kind = "dense layer, rectified" if relu else "dense layer"
     field = receptive_field(arch, layer).size
@@ -345,7 +329,7 @@ def described(arch: Architecture, layer: str) -> gallery.Layer:
 
 def _source(net: Pretrained, dataset: Dataset) -> gallery.Source:
     return gallery.Source(
-        lambda which: net.preprocess.pictures(dataset.images[which]),
+        lambda indices: net.preprocess.pictures(dataset.images[indices]),
         dataset.labels,
         dataset.class_names,
         _searched(dataset),
@@ -356,10 +340,10 @@ def _searched(dataset: Dataset) -> str:
     return f"{len(dataset):,} images of {dataset.source or dataset.name}"
 
 
-def _named(digests: Mapping[str, str], **what: str | int) -> str:
-    """Names what a part of the gallery is computed from, this code included."""
+def _key(digests: Mapping[str, str], **part: str | int) -> str:
+    """Digest of what a part of the gallery is computed from, this code included."""
     code = code_digest(__file__, sanity.__file__)
-    parts = {**digests, **what, "code": code}
+    parts = {**digests, **part, "code": code}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -37,7 +37,6 @@ from experiments.common import (
     silent_decoders,
     weights_digest,
 )
-from zfnet_jax import viz
 from zfnet_jax.data import (
     DataNotFoundError,
     Dataset,
@@ -300,6 +299,8 @@ def draw(
     labels: np.ndarray | None = None,
 ) -> None:
     """Write the figure of the first few images."""
+    from zfnet_jax import viz
+
     count, classes = len(ranked.classes), ranked.classes[:_SHOWN, :_BARS]
     notes = [_NOTES[view]]
     if count > _SHOWN:

@@ -2,28 +2,25 @@
 
     python -m experiments.project --image PHOTO --layer conv5 --units 3,17
 
-With no units given: the nine that answer most strongly. Each unit's strongest
+By default, the nine units with the strongest activations. Each unit's strongest
 activation is projected by the deconvnet (section 2.1 of the paper), by guided
-backpropagation and by the plain gradient, side by side, beside the patch of the image
-that it sees. Expected with the shipped weights: ten to twenty seconds, most of them
-compilation. The result folder holds the figure and metrics.json, with units, positions,
-activations, boxes in pixels and display scales.
+backpropagation and by the plain gradient, beside the patch of the image in its
+receptive field. Expected with the shipped weights: ten to twenty seconds, most of them
+compilation. The result folder contains the figure and metrics.json, with units,
+positions, activations, boxes in pixels and display scales.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, get_args
 
-import jax
 import numpy as np
-from flax import nnx
 
+import zfnet_jax as zf
 from experiments.common import (
     Results,
     UsageError,
@@ -33,22 +30,14 @@ from experiments.common import (
     silent_decoders,
     weights_digest,
 )
-from zfnet_jax import viz
 from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.data import DataNotFoundError, fitted, load_photograph
-from zfnet_jax.deconvnet import project
-from zfnet_jax.model import ConvNet
-from zfnet_jax.weights import (
-    Pretrained,
-    is_described,
-    load_pretrained,
-    load_weights,
-)
+from zfnet_jax.data import DataNotFoundError, load_photograph
+from zfnet_jax.networks import Network
+from zfnet_jax.relu_rules import Rule
 
-RULES = ("deconvnet", "guided", "gradient")
+RULES: tuple[Rule, ...] = get_args(Rule)
 
-# What torchvision's models take: colours from 0 to 1, less ImageNet's mean, over its
-# standard deviation.
+# Torchvision's preprocessing: ImageNet's mean and standard deviation, colors 0 to 1.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -58,78 +47,64 @@ class Options:
 
     image: Path
     """The photograph: JPEG, PNG, WebP, TIFF, GIF and others, of any size and mode; its
-    middle square is resized to the size of the network."""
+    center is resized to the size of the network."""
     layer: str = "conv5"
     """The layer, named as in the paper: conv1 to conv5, pool5, fc6, fc7, logits."""
     units: str | None = None
-    """Units of the layer, as in 3,17; if not given, the --top strongest."""
+    """Units of the layer, as in 3,17; by default the --top strongest."""
     top: int = 9
-    """How many of the strongest units to take."""
+    """Number of the strongest units to take."""
     scale: Literal["patch", "unit", "layer"] = "patch"
-    """What shares a display scale, within a rule: nothing, a unit, the whole layer."""
+    """Projections of a rule that share a display scale: none, a unit's, the layer's."""
     weights: str = "zfnet32-cifar10"
     """A shipped name, or a file: weights.safetensors of a training run, or with --arch
     any safetensors or PyTorch file with PyTorch's names."""
     arch: Literal["zfnet", "zfnet-plain", "alexnet", "zfnet32"] | None = None
-    """What a file of bare weights is for. Such a file says nothing of preprocessing:
-    that of torchvision's models is taken (ImageNet's mean and deviation)."""
+    """Architecture of a file of bare weights. Its images are preprocessed as for
+    torchvision's models (ImageNet's mean and standard deviation)."""
     num_classes: int | None = None
-    """Width of the classifier in a file of bare weights, if not the network's own."""
+    """Number of classes in a file of bare weights, if not the architecture's own."""
     out: Path = Path("results/project")
     """Folder for results; files of the same names are replaced."""
 
 
-class Network(NamedTuple):
-    """A network, what its images go through, their size, its classes if known."""
-
-    model: ConvNet
-    preprocess: Callable[[np.ndarray], np.ndarray]
-    input_hw: tuple[int, int]
-    class_names: tuple[str, ...]
-
-
 def run(options: Options) -> None:
-    """Project, draw and write everything down."""
+    """Project, draw and write the results."""
+    from zfnet_jax import viz
+
     at_least(1, options, "top")
     results = Results(options.out)
-    with silent_decoders():
-        photograph = load_photograph(options.image)
-    network = load(options.weights, options.arch, options.num_classes)
-    arch = network.model.arch
-    units = named_units(arch, [arch.layer(options.layer).name], options.units)
+    net = load(options.weights, options.arch, options.num_classes)
+    arch, layer = net.model.arch, net.layer(options.layer)
+    units = named_units(arch, [layer.name], options.units)
 
-    picture = fitted(photograph, network.input_hw)
-    images = network.preprocess(picture[None])
-    chosen = units or strongest(network.model, images, options.layer, options.top)
+    size, picture, images = read_photograph(net, options.image)
+    chosen = units or strongest_units(net, images, layer.name, options.top)
     by_rule = {
-        rule: project(
-            network.model, images, options.layer, chosen, rule=rule, crop=True
-        )
+        rule: zf.project(net, images, layer.name, chosen, rule=rule, crop=True)
         for rule in RULES
     }
-    shown = by_rule["deconvnet"]
-    spatial = len(arch.shapes()[options.layer]) == 3
+    projections = by_rule["deconvnet"]
     captions = []
-    for unit, value, (row, column) in zip(
-        chosen, shown.values, shown.positions, strict=True
+    for unit, activation, (row, column) in zip(
+        chosen, projections.activations, projections.positions, strict=True
     ):
         name = ""
-        if options.layer == "logits" and network.class_names:
-            name = f" ({network.class_names[unit]})"
-        place = f" at row {row}, column {column}" if spatial else ""
-        captions.append(f"unit {unit}{name}: {value:.3g}{place}")
+        if layer.name == net.output and net.class_names:
+            name = f" ({net.class_names[unit]})"
+        place = f" at row {row}, column {column}" if len(layer.shape) == 3 else ""
+        captions.append(f"unit {unit}{name}: {activation:.3g}{place}")
     figure, _ = viz.projection_grid(
-        f"{options.layer} of {arch.name}: "
+        f"{layer.name} of {arch.name}: "
         + (f"units {options.units}" if units else f"its {len(chosen)} strongest units"),
-        # A network may resize what it is given.
-        fitted(picture, arch.input_hw),
-        shown.boxes,
-        shown.units,
+        picture,
+        projections.boxes,
+        projections.units,
         captions,
-        {rule: projections.pixels for rule, projections in by_rule.items()},
+        {rule: x.pixels for rule, x in by_rule.items()},
         options.scale,
     )
-    results.figure(f"projections_{options.layer}", figure)
+    results.figure(f"projections_{layer.name}", figure)
     scales = {
         rule: viz.display_projections(x.pixels, x.units, options.scale)[1]
         for rule, x in by_rule.items()
@@ -137,16 +112,16 @@ def run(options: Options) -> None:
     results.metrics(
         {
             "architecture": arch.name,
-            "layer": options.layer,
-            "photograph_hw": photograph.shape[:2],
+            "layer": layer.name,
+            "photograph_hw": size,
             "input_hw": arch.input_hw,
             "scale": options.scale,
             "projections": [
                 {
                     "unit": unit,
-                    "position": shown.positions[index],
-                    "value": shown.values[index],
-                    "box": shown.boxes[index],
+                    "position": projections.positions[index],
+                    "value": projections.activations[index],
+                    "box": projections.boxes[index],
                     "scales": {rule: scales[rule][index] for rule in RULES},
                 }
                 for index, unit in enumerate(chosen)
@@ -155,64 +130,61 @@ def run(options: Options) -> None:
     )
     results.config(options)
     results.manifest(
-        seed=0,  # nothing here is random
+        seed=0,  # nothing is random
         digests={
             "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
             "weights": weights_digest(options.weights),
         },
     )
-    print(f"{len(chosen)} units of {options.layer}; figures in {results.path}")
+    print(f"{len(chosen)} units of {layer.name}; figures in {results.path}")
 
 
 def load(weights: str, arch: str | None, num_classes: int | None) -> Network:
     """The network that `--weights`, `--arch` and `--num-classes` name."""
     if arch is None and num_classes is not None:
-        raise UsageError("--num-classes is of bare weights: say --arch too")
+        raise UsageError("--num-classes is for bare weights: give --arch too")
     try:
-        if arch is None:
-            net = _described(weights)
-            rows, columns, _ = net.preprocess.mean.shape
-            return Network(net.model, net.preprocess, (rows, columns), net.class_names)
-        # Its own preprocessing would be lost without a word.
-        if is_described(weights):
-            raise UsageError(
-                f"--weights {weights} says itself what it is for: leave --arch out"
-            )
-        model = load_weights(weights, ARCHITECTURES[arch], num_classes)
+        try:
+            net = zf.load(weights)
+        except ValueError as error:
+            if arch is None and Path(weights).is_file():
+                raise UsageError(
+                    f"{error} (for a file of bare weights, name its --arch)"
+                ) from error
+            if arch is None:
+                raise
+            model = zf.load_weights(weights, ARCHITECTURES[arch], num_classes)
+            return zf.network(model, preprocess=preprocess_as_torchvision)
     except FileNotFoundError as error:
         raise DataNotFoundError(str(error)) from error
-    return Network(model, as_torchvision, model.arch.input_hw, ())
+    if arch is not None:
+        # Its own preprocessing would be lost without notice.
+        raise UsageError(f"--weights {weights} names its architecture: omit --arch")
+    return net
 
 
-def _described(weights: str) -> Pretrained:
-    try:
-        return load_pretrained(weights)
-    except ValueError as error:
-        if not Path(weights).is_file():
-            raise
-        raise UsageError(
-            f"{error} (of a file of bare weights, say what it is for with --arch)"
-        ) from error
+def read_photograph(
+    net: Network, path: Path
+) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Size of a photograph, its picture as the network sees it, and its batch."""
+    with silent_decoders():
+        size = load_photograph(path).shape[:2]
+        photographs = net.load_images(path)
+        return size, photographs.pictures[0], photographs[np.array([0])]
 
 
-def as_torchvision(images: np.ndarray) -> np.ndarray:
-    """uint8[b, h, w, 3] as the models of torchvision take it, float32."""
+def preprocess_as_torchvision(images: np.ndarray) -> np.ndarray:
+    """From uint8 [b, h, w, 3] to the float32 that torchvision's models take."""
     return ((images / 255 - _MEAN) / _DEVIATION).astype(np.float32)
 
 
-def strongest(model: ConvNet, images: np.ndarray, layer: str, count: int) -> list[int]:
-    """The units of a layer whose maximum over one image is greatest, greatest first."""
-    maxima = np.asarray(_maxima(*nnx.split(model), images, layer))
+def strongest_units(
+    net: Network, images: np.ndarray, layer: str, count: int
+) -> list[int]:
+    """Units of a layer with the greatest maxima over one image, greatest first."""
+    activations = net.activations(images, layer)[layer]
+    maxima = activations.reshape(-1, activations.shape[-1]).max(0)
     return np.argsort(-maxima, kind="stable")[:count].tolist()
-
-
-# One program instead of one for each operation, which would take seconds to compile.
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _maxima(
-    graph: nnx.GraphDef[ConvNet], weights: nnx.State, images: np.ndarray, layer: str
-) -> jax.Array:
-    values = nnx.merge(graph, weights).features(images, until=layer).features[layer]
-    return values.reshape(-1, values.shape[-1]).max(0)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Train ZFNET32 on generated shapes and draw what it learned, with no network.
+"""Train ZFNET32 on generated shapes and draw what it learned, without a download.
 
     python -m experiments.quickstart
 
-Expected: above 90% of the test shapes classified correctly (random guessing: 10%) after
-about a minute of training on two CPU cores, the figures of `experiments.train_cifar10`,
-and a gallery of every unit of the convolutions and of the classifier, to be opened in a
-browser; under four minutes in all.
+Expected: a test accuracy above 90% (random guessing: 10%) after about a minute of
+training on two CPU cores, the figures of `experiments.train_cifar10`, and a gallery of
+every unit of the convolutions and of the classifier, to be opened in a browser. In all
+it takes under four minutes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Options:
     epochs: int = 2
     """Passes over the training images."""
     limit: int | None = None
-    """Take the first N training images at most, and N test images at most."""
+    """Use only the first N training images and the first N test images."""
     seed: int = 0
-    """Determines weights, data order, augmentation and dropout."""
+    """Seed for weights, data order, augmentation and dropout."""
     out: Path = Path("results/quickstart")
     """Folder for results; files of the same names are replaced."""
 
 
-# All of them would take longer than four minutes.
+# All layers would take longer than four minutes.
 _GALLERY_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "logits")
 
 
 def run(options: Options) -> None:
-    """Train without checkpoints, report as `experiments.train_cifar10`, and explore."""
+    """Train, report as `experiments.train_cifar10` does, and build the gallery."""
     full = train_cifar10.Options(
         dataset="shapes",
         epochs=options.epochs,
@@ -58,7 +58,7 @@ def run(options: Options) -> None:
             epochs=full.epochs,
             batch_size=full.batch_size,
             seed=full.seed,
-            on_progress=train_cifar10.showing(progress),
+            on_progress=train_cifar10.show(progress),
         )
     test = train_cifar10.load(full, "test")
     train_cifar10.report(results, full, result, train, test)

@@ -2,10 +2,10 @@
 
     python -m experiments.top_features --data-dir FOLDER
 
-For each layer a random subset of its units, or those named: a square of the projections
-of each unit's strongest activations, one an image, beside a square of the patches of
-the images that they saw. Expected with the shipped weights over the 10,000 test images
-of CIFAR-10: about a minute. The result folder holds a figure for each layer and
+For each layer a random subset of its units, or those named: the projections of each
+unit's strongest activations, one per image, beside the patches of the images in their
+receptive fields. Expected with the shipped weights over the 10,000 test images of
+CIFAR-10: about a minute. The result folder contains a figure for each layer and
 metrics.json, with images, positions, activations and classes.
 """
 
@@ -14,11 +14,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.common import (
     ImageOptions,
@@ -31,11 +29,12 @@ from experiments.common import (
     main,
     named_units,
 )
-from zfnet_jax import viz
-from zfnet_jax.analysis import TopActivations, project_top, top_activations
-from zfnet_jax.data import Dataset
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.analysis.mining import TopActivations, top_activations
+from zfnet_jax.data import Dataset, Preprocessed
 from zfnet_jax.weights import Pretrained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +42,27 @@ class Options(ImageOptions):
     """Draw the strongest activations of units over a dataset."""
 
     layers: str | None = None
-    """Layers, as in conv1,conv3; if not given, every convolution."""
+    """Layers, as in conv1,conv3; by default every convolution."""
     units: str | None = None
-    """Units of a single layer, as in 3,17; if not given, --count random live ones."""
+    """Units of a single layer, as in 3,17; by default --count random live ones."""
     count: int = 16
-    """How many random units of each layer to draw."""
+    """Number of random units to draw per layer."""
     top: int = 9
-    """How many activations of each unit, each of another image."""
+    """Activations per unit, each of another image."""
     rule: Literal["deconvnet", "guided", "gradient"] = "deconvnet"
-    """What ReLUs do on the way down."""
+    """Backward rule for ReLUs."""
     scale: Literal["patch", "unit", "layer"] = "patch"
-    """What shares a display scale: nothing, a unit, the whole layer."""
+    """Projections that share a display scale: none, a unit's, the layer's."""
     split: Literal["train", "test"] = "test"
-    """Which half of the dataset to search."""
+    """Split of the dataset to search."""
     seed: int = 0
-    """Determines which units are drawn."""
+    """Seed for the choice of units."""
     out: Path = Path("results/top_features")
     """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
-    """Search, project, draw and write everything down."""
+    """Search, project, draw and write the results."""
     at_least(1, options, "count", "top", "limit")
     at_least(0, options, "seed")
     results = Results(options.out)
@@ -72,38 +71,29 @@ def run(options: Options) -> None:
     layers = chosen_layers(arch, options.layers)
     named = named_units(arch, layers, options.units)
     dataset = options.images_for(net, split=options.split)
+    images = Preprocessed(dataset.images, net.preprocess)
     step = len(dataset) // 10
     with Progress("searching", len(dataset), unit="images", every=step) as progress:
-        found = top_activations(
-            net.model,
-            dataset,
+        tops = top_activations(
+            net,
+            images,
             layers,
-            options.top,
-            preprocess=net.preprocess,
+            k=options.top,
+            labels=dataset.labels,
             progress=progress.update,
         )
 
     rng = np.random.default_rng(options.seed)
     metrics = {}
     with Progress("projecting", len(layers), unit="layer") as progress:
-        for done, (layer, top) in enumerate(found.items(), 1):
+        for done, (layer, top) in enumerate(tops.items(), 1):
             live = np.flatnonzero(~top.dead)
             if not len(named or live):
                 raise UsageError(f"all units of {layer} are dead: none can be drawn")
             picked = rng.permutation(live)[: options.count]
             units = np.array(named) if named else np.sort(picked)
-            projections = project_top(
-                net.model,
-                dataset,
-                layer,
-                top,
-                units,
-                rule=options.rule,
-                preprocess=net.preprocess,
-            )
-            fig, _ = drawn(options, net, dataset, layer, top, units, projections)
-            results.figure(f"top_{layer}", fig)
-            metrics[layer] = described(dataset, top, units)
+            results.figure(f"top_{layer}", draw(options, net, dataset, top, units))
+            metrics[layer] = describe(dataset, top, units)
             progress.update(done)
     results.metrics(
         {
@@ -123,51 +113,52 @@ def run(options: Options) -> None:
     )
 
 
-def drawn(
+def draw(
     options: Options,
     net: Pretrained,
     dataset: Dataset,
-    layer: str,
     top: TopActivations,
     units: np.ndarray,
-    projections: Projections,
-) -> tuple[Figure, Axes]:
-    """The figure of a layer."""
-    seen = net.preprocess.pictures(dataset.images[projections.images])
-    patches = viz.image_patches(seen, projections.boxes)
-    outside = viz.outside(projections.boxes, seen.shape[1:3])
-    silent = projections.values <= 0
+) -> Figure:
+    """Project and draw some units of a layer."""
+    from zfnet_jax import viz
+
+    images = Preprocessed(dataset.images, net.preprocess)
+    projections = top.project(net, images, units, rule=options.rule)
+    pictures = net.preprocess.pictures(dataset.images[projections.images])
+    patches = viz.image_patches(pictures, projections.boxes)
+    outside = viz.outside(projections.boxes, pictures.shape[1:3])
+    silent = projections.activations <= 0
     patches[silent], outside[silent] = 128, 0
-    shape = len(units), top.values.shape[1]
+    shape = len(units), top.activations.shape[1]
     captions = [
         f"unit {unit}: dead"
         if top.dead[unit]
-        else f"unit {unit}: {values[0]:.3g} to {values[-1]:.3g}"
-        for unit, values in zip(units, top.values[units], strict=True)
+        else f"unit {unit}: {strongest[0]:.3g} to {strongest[-1]:.3g}"
+        for unit, strongest in zip(units, top.activations[units], strict=True)
     ]
-    dead = int(top.dead.sum())
-    arch = net.model.arch.name
-    title = f"{layer} of {arch}: {len(units)} of {len(top.values)} units, {dead} dead"
-    return viz.top_features(
-        f"{title}; {options.rule}",
+    figure, _ = viz.top_features(
+        f"{top.layer} of {net.model.arch.name}: {len(units)} of {len(top.dead)} units, "
+        f"{top.dead.sum()} dead; {options.rule}",
         captions,
         projections.pixels.reshape(*shape, *projections.pixels.shape[1:]),
         patches.reshape(*shape, *patches.shape[1:]),
         outside.reshape(*shape, 4),
         options.scale,
     )
+    return figure
 
 
-def described(
+def describe(
     dataset: Dataset, top: TopActivations, units: np.ndarray
 ) -> dict[str, object]:
-    """What the metrics say of a layer."""
+    """Metrics of a layer."""
     names = dataset.class_names
     selective = top.selectivity[~np.isnan(top.selectivity)]
     of_class = dataset.labels[top.images[~top.dead]][..., None] == np.arange(len(names))
     shares = of_class.mean(1).max(-1)
     return {
-        "units": len(top.values),
+        "units": len(top.dead),
         "dead": np.flatnonzero(top.dead),
         "median_selectivity": np.median(selective) if len(selective) else None,
         "mean_share_of_one_class": shares.mean() if len(shares) else None,
@@ -176,13 +167,17 @@ def described(
         "drawn": [
             {
                 "unit": unit,
-                "values": top.values[unit],
+                "values": top.activations[unit],
                 "images": top.images[unit],
                 "positions": top.positions[unit],
                 "classes": [names[c] for c in dataset.labels[top.images[unit]]],
                 "active": top.active[unit],
                 "mean": top.mean[unit],
-                "class_means": dict(zip(names, top.class_means[unit], strict=True)),
+                # The network may have more classes, and a class may have no images.
+                "class_means": {
+                    name: None if np.isnan(mean) else mean
+                    for name, mean in zip(names, top.class_means[unit], strict=False)
+                },
             }
             for unit in units
         ],

@@ -2,8 +2,8 @@
 
     python -m experiments.train_cifar10 --data-dir FOLDER
 
-With no other option: ZFNET32 on all 50,000 images of CIFAR-10 by the fast recipe. The
-expected accuracy and time stand in BENCHMARKS.md. The result folder holds metrics.json
+By default ZFNET32 is trained on all 50,000 images of CIFAR-10 by the fast recipe; the
+expected accuracy and time are in BENCHMARKS.md. The result folder contains metrics.json
 (test accuracy, times, history), the weights, checkpoints, training curves, a confusion
 matrix, test images with their predicted classes, the feature maps of each layer for a
 few images, and the first layer's filters.
@@ -22,6 +22,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+import zfnet_jax as zf
 from experiments.common import (
     Progress,
     Results,
@@ -32,13 +33,12 @@ from experiments.common import (
     main,
     numbers,
 )
-from zfnet_jax import checkpoint, training, viz
-from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32, Dense
+from zfnet_jax import checkpoint, training
+from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
 from zfnet_jax.data import Dataset, Preprocessing
 from zfnet_jax.model import ConvNet
-from zfnet_jax.weights import save_weights
 
-# The folder in --out with the weights of single epochs.
+# Folder in --out with the weights of single epochs.
 EPOCHS = "epochs"
 
 MODELS = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
@@ -51,42 +51,42 @@ class Options:
     """Train a network and draw what it learned; figures go to --out."""
 
     model: Literal["zfnet32", "zfnet", "alexnet"] = "zfnet32"
-    """The network; zfnet and alexnet resize the images to 224 on the device."""
+    """Architecture; zfnet and alexnet resize the images to 224 on the device."""
     recipe: Literal["fast", "paper"] = "fast"
-    """How to train: as section 3 of the paper, or as fast as we know how."""
+    """Training recipe: as in section 3 of the paper, or a fast one."""
     dataset: Literal["cifar10", "shapes"] = "cifar10"
-    """Where images come from; shapes are generated and need no download."""
+    """Source of the images; shapes are generated and need no download."""
     data_dir: Path | None = None
     """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     epochs: int | None = None
-    """Passes over the training images; the recipe's own number if not given."""
+    """Passes over the training images; by default the recipe's own number."""
     batch_size: int | None = None
-    """Images a step; the recipe's own number if not given."""
+    """Images per step; by default the recipe's own number."""
     limit: int | None = None
-    """Take the first N training images at most, and N test images at most."""
+    """Use only the first N training images and the first N test images."""
     validation: int | None = None
-    """Training images set apart to measure each epoch; if not given, 5,000 (a tenth
-    of fewer) where the recipe or --target-accuracy needs them, else none."""
+    """Training images set apart to measure each epoch; by default 5,000, or a tenth of
+    the images, if the recipe or --target-accuracy needs them, else none."""
     target_accuracy: float | None = None
     """Stop after the epoch that reaches this accuracy, 0 to 1, on validation images."""
     keep_epochs: str | None = None
-    """Epochs whose weights to keep, as in 1,2,5,10: --out/epochs then holds a file of
-    each, for `experiments.evolution`."""
+    """Epochs whose weights to keep, as in 1,2,5,10: one file each in --out/epochs, for
+    `experiments.evolution`."""
     seed: int = 0
-    """Determines weights, split, data order, augmentation and dropout."""
+    """Seed for weights, split, data order, augmentation and dropout."""
     out: Path = Path("results/train_cifar10")
     """Folder for results and checkpoints."""
     resume: bool = False
-    """Go on from the newest good checkpoint in --out."""
+    """Continue from the newest intact checkpoint in --out."""
 
 
 def load(options: Options, split: Literal["train", "test"]) -> Dataset:
-    """One half of the dataset that the options name, cut to --limit images."""
+    """One split of the dataset that the options name, cut to --limit images."""
     return load_dataset(options.dataset, split, options.data_dir, options.limit)
 
 
 def run(options: Options) -> None:
-    """Train, measure on the test images once, and write everything down."""
+    """Train, measure on the test images once, and write the results."""
     check(options)
     recipe = training.RECIPES[options.recipe]
     epochs = recipe.epochs if options.epochs is None else options.epochs
@@ -97,30 +97,30 @@ def run(options: Options) -> None:
     checkpoints = results.path / "checkpoints"
     if not options.resume and checkpoint.steps(checkpoints):
         raise UsageError(
-            f"--out {options.out} holds the checkpoints of an earlier run: "
-            "add --resume to go on with it, or choose another folder"
+            f"--out {options.out} contains the checkpoints of an earlier run: add "
+            "--resume to continue it, or choose another folder"
         )
     dataset = load(options, "train")
     count = _validation_count(options, recipe, len(dataset))
     if recipe.validation and count == 0:
         raise UsageError(
-            f"--recipe {recipe.name} follows the validation error: it needs "
-            "--validation of 1 or more"
+            f"--recipe {recipe.name} follows the validation error: it needs at least "
+            "--validation 1"
         )
     train, validation = training.split_validation(dataset, count, options.seed)
-    # What is missing should be missed before hours of training.
+    # Missing test images should be reported before hours of training.
     test = load(options, "test")
 
     def keep_weights(epoch: int, model: ConvNet, preprocess: Preprocessing) -> None:
         if epoch in keep:
             folder = results.path / EPOCHS
             folder.mkdir(exist_ok=True)
-            save_weights(
+            zf.save(
                 folder / f"epoch_{epoch:04d}.safetensors",
                 model,
-                preprocess,
-                train.class_names,
-                {
+                preprocess=preprocess,
+                class_names=train.class_names,
+                metadata={
                     "command": command(),
                     "dataset": train.name,
                     "data": train.source,
@@ -144,19 +144,19 @@ def run(options: Options) -> None:
             on_damaged=lambda line: print(
                 f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True
             ),
-            on_progress=showing(progress),
+            on_progress=show(progress),
             on_epoch=keep_weights if keep else None,
         )
     report(results, options, result, train, test)
 
 
-def showing(progress: Progress) -> Callable[[float, Mapping[str, float]], None]:
-    """What `training.train` calls to have its running values shown."""
+def show(progress: Progress) -> Callable[[float, Mapping[str, float]], None]:
+    """A callback for `training.train` that shows its running values."""
 
-    def show(done: float, values: Mapping[str, float]) -> None:
+    def update(done: float, values: Mapping[str, float]) -> None:
         progress.update(done, **{n: v for n, v in values.items() if n != "epoch"})
 
-    return show
+    return update
 
 
 def report(
@@ -166,7 +166,7 @@ def report(
     train: Dataset,
     test: Dataset,
 ) -> float:
-    """Measure on the test images, write numbers, weights and figures.
+    """Measure on the test images; write numbers, weights and figures.
 
     Returns:
         Test accuracy, 0 to 1.
@@ -187,12 +187,12 @@ def report(
         }
     )
     weights = results.path / "weights.safetensors"
-    save_weights(
+    zf.save(
         weights,
         result.model,
-        result.preprocess,
-        train.class_names,
-        {
+        preprocess=result.preprocess,
+        class_names=train.class_names,
+        metadata={
             "command": command(),
             "dataset": test.name,
             "data": test.source,
@@ -222,13 +222,14 @@ def report(
 
 
 def check(options: Options) -> None:
+    """Refuse impossible options before any work."""
     at_least(1, options, "epochs", "batch_size", "limit")
     at_least(0, options, "validation", "seed")
     if options.seed >= 2**32:
         raise UsageError(f"--seed must be below 2 to the 32, not {options.seed}")
     target = options.target_accuracy
     if target is not None and not 0 < target <= 1:
-        raise UsageError(f"--target-accuracy must lie in 0 to 1, not {target}")
+        raise UsageError(f"--target-accuracy must be between 0 and 1, not {target}")
 
 
 def _validation_count(options: Options, recipe: training.Recipe, images: int) -> int:
@@ -243,6 +244,8 @@ def _validation_count(options: Options, recipe: training.Recipe, images: int) ->
 def _write_figures(
     results: Results, result: training.TrainResult, test: Dataset, logits: np.ndarray
 ) -> None:
+    from zfnet_jax import viz
+
     predictions = logits.argmax(-1)
     classes = len(test.class_names)
     matrix = np.zeros((classes, classes), np.int64)
@@ -265,20 +268,17 @@ def _write_figures(
     kernels = np.asarray(getattr(result.model, first).kernel[...])
     results.figure("first_layer_filters", viz.first_layer_filters(kernels)[0])
 
-    images = test.images[:_MAP_IMAGES]
-    # One program: operation by operation it would take seconds to compile.
-    mapped = jax.jit(lambda x: result.model.features(result.preprocess(x)).features)
-    features = mapped(images)
-    for layer in result.model.arch.layers:
-        if isinstance(layer, Dense):
-            continue
-        for index, maps in enumerate(np.asarray(features[layer.name])):
-            figure, _ = viz.feature_maps(images[index], maps, layer.name)
-            results.figure(f"feature_maps_{layer.name}_image{index}", figure)
+    net, images = zf.network(result.model), test.images[:_MAP_IMAGES]
+    layers = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
+    activations = net.activations(np.asarray(result.preprocess(images)), layers)
+    for layer, maps in activations.items():
+        for index, image in enumerate(images):
+            figure, _ = viz.feature_maps(image, maps[index], layer)
+            results.figure(f"feature_maps_{layer}_image{index}", figure)
 
 
 def _write_tensorboard(folder: Path, history: list[training.Record]) -> None:
-    """Event files of the history, where the extra `tensorboard` is installed."""
+    """Write the history as event files, if the extra `tensorboard` is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         return
     from tensorboardX import SummaryWriter

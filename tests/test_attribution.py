@@ -16,8 +16,9 @@ from tests.networks import SmallNet, residual_form, residual_images
 from tests.references.deconvnet_cases import draw_state
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 from zfnet_jax.attribution import attribute
-from zfnet_jax.deconvnet import backproject, project
+from zfnet_jax.deconvnet import backproject
 from zfnet_jax.networks import network
+from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import with_relu_rule
 
 RULES = ("gradient", "guided", "deconvnet")

@@ -9,9 +9,7 @@ import pytest
 import zfnet_jax as zf
 
 MODULES = [module.name for module in pkgutil.walk_packages(zf.__path__, "zfnet_jax.")]
-PUBLIC = {
-    name: getattr(zf, name) for name in zf.__all__ if callable(getattr(zf, name))
-}
+PUBLIC = {name: getattr(zf, name) for name in zf.__all__ if callable(getattr(zf, name))}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -29,4 +27,6 @@ def test_public_names_have_an_example(name):
 
 def test_the_public_names_are_about_thirty():
     assert 25 <= len(zf.__all__) <= 36
-    assert zf.__all__ == sorted(zf.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert zf.__all__ == sorted(
+        zf.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name)
+    )

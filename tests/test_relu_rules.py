@@ -19,8 +19,8 @@ from tests.references import make_squeezenet as squeezenet
 from zfnet_jax import ops, relu_rules
 from zfnet_jax.arch import Conv, MaxPool
 from zfnet_jax.data import load_photograph
-from zfnet_jax.deconvnet import project
 from zfnet_jax.networks import network
+from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import with_relu_rule
 
 RULES = ("deconvnet", "guided", "gradient")
@@ -621,8 +621,8 @@ def prepared(photograph):
     return any_model.preprocess(any_model.crop(load_photograph(photograph)))
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def relative_error(projections: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(projections - expected) / np.linalg.norm(expected))
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage, imread
 from matplotlib.text import Annotation
 
 from zfnet_jax import viz
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 from zfnet_jax.viz.projections import Scale
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()

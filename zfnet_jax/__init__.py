@@ -24,10 +24,11 @@ from zfnet_jax.arch import (
     receptive_field,
 )
 from zfnet_jax.attribution import attribute
-from zfnet_jax.deconvnet import backproject, project
+from zfnet_jax.deconvnet import backproject
 from zfnet_jax.metrics import deletion, insertion
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import network
+from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import with_relu_rule
 from zfnet_jax.weights import load, load_weights, save
 

@@ -1,16 +1,16 @@
-"""A folder of static HTML on which a person explores what each unit responds to.
+"""A folder of static HTML pages that show what each unit responds to.
 
     claim(folder)
     write_layer(folder, layer, top, source, rules, pictures, key)   # for each layer
-    write_course(folder, layer, course, found, source, key)  # where a run has it
-    write_sanity(folder, layer, randomised, replaced, figures, key)
+    write_course(folder, course, projections, units, source, key)   # if there is one
+    write_sanity(folder, layer, randomized, replaced, figures, key)
     render(folder, network, [layer.name for layer in layers], [layer.name for …], True)
 
-The writers leave pictures and a JSON file of all numbers beside them; `render` makes
-the pages from these alone: an overview, a page for each layer, a page for each unit,
-and one that says what the pictures tell and what not. They need no server and no
-network. What was written under the same key is found by `has_layer`, `has_course` and
-`has_sanity`, so that what is unchanged need not be computed again.
+The writers leave pictures, and all numbers in a JSON file beside them. `render` makes
+the pages from these alone: an overview, a page per layer, a page per unit, and a page
+on the limits of such pictures. They need neither a server nor the network. `has_layer`,
+`has_course` and `has_sanity` recognize what was written under the same key, so that
+nothing unchanged needs to be computed again.
 """
 
 from __future__ import annotations
@@ -38,24 +38,22 @@ from typing import Any
 import jinja2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from matplotlib.figure import Figure
 from PIL import Image
 
-from zfnet_jax import viz
 from zfnet_jax.analysis.evolution import Evolution
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.analysis.sanity import Comparison
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 
-# Pages of a layer show so many units at a time. These pictures, and the text of all
-# units, weigh at most so many bytes together.
+# Units that a layer's page shows together, and the most bytes that their pictures and
+# the text of all units may take.
 UNITS_AT_ONCE = 256
 _PAGE_BYTES, _TEXT_BYTES = 7_500_000, 1_100
 _LEAST_SIDE, _SMALL_SIDE, _LARGE_SIDE = 8, 64, 224
 
 SANITY_FIGURES = ("randomisation", "randomised_pictures", "controls")
 
-_FORMAT = 1
+_FORMAT = 2
 _ASSETS = ("gallery.css", "gallery.js")
 
 
@@ -64,11 +62,11 @@ class Source:
     """The images that were searched.
 
     Attributes:
-        pictures: From indices, [n], to the images as the network sees them: uint8
+        pictures: From indices [n] to the images as the network sees them, uint8
             [n, h, w, 3].
-        labels: [images], an index into `class_names` each.
-        class_names: By label.
-        description: One line that says which images these are.
+        labels: [images], the class of each, an index into `class_names`.
+        class_names: One name per class.
+        description: Which images these are, in one line.
     """
 
     pictures: Callable[[Int[np.ndarray, " n"]], UInt8[np.ndarray, "n h w 3"]]
@@ -79,13 +77,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer as its pages describe it.
+    """Description of a layer for its pages.
 
     Attributes:
-        name: As in the paper.
-        kind: What it computes, in words.
-        shape: Of its output: rows, columns, maps, or units alone.
-        field: Rows and columns of the image that a unit sees.
+        name: Name of the layer.
+        kind: The operation, in words.
+        shape: Shape of the output: rows, columns and maps, or units alone.
+        field: Rows and columns of the receptive field, in pixels.
     """
 
     name: str
@@ -96,7 +94,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network as the overview describes it: a title, and facts by what they are."""
+    """Description of a network for the overview: a title, and facts by their name."""
 
     title: str
     facts: Mapping[str, str]
@@ -107,9 +105,9 @@ class Pictures:
     """Projections of the strongest activations of some units of a layer.
 
     Attributes:
-        units: [u], which.
-        boxes: [u, k, 4], what each activation sees, as in `Projections`.
-        projections: [u, k, h, w, 3] for each backward rule, by its name.
+        units: [u], the units.
+        boxes: [u, k, 4], the receptive field of each activation, as in `Projections`.
+        projections: [u, k, h, w, 3] by backward rule.
     """
 
     units: Int[np.ndarray, " u"]
@@ -118,25 +116,26 @@ class Pictures:
 
 
 def claim(folder: Path) -> None:
-    """Make a folder one for a gallery, which may then replace what is in it.
+    """Mark a folder as a gallery's, whose files may then be replaced.
 
     Raises:
-        ValueError: It holds files under the names of a gallery that are not of one.
+        ValueError: It contains other files under the names that a gallery uses.
     """
     mark = folder / "gallery.json"
     if _key(mark) is None:
         names = ("index.html", "assets", "images", "layers", "sanity", mark.name)
-        if there := [name for name in names if (folder / name).exists()]:
+        if others := [name for name in names if (folder / name).exists()]:
             raise ValueError(
-                f"{folder} holds {there[0]} and is no gallery: choose another folder"
+                f"{folder} contains {others[0]} and is not a gallery: choose another "
+                "folder"
             )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     _write(mark, _json({"format": _FORMAT, "key": "gallery"}))
 
 
 def has_layer(folder: Path, layer: str, key: str) -> bool:
-    """Whether `write_layer` has written this layer under this key, and whole."""
-    home = _found(folder, layer)
+    """Check that `write_layer` has written this layer under this key, completely."""
+    home = _layer(folder, layer)
     if _key(home / "layer.json") != key:
         return False
     units = [x for x in _read(home / "layer.json")["units"] if not x["dead"]]
@@ -145,24 +144,24 @@ def has_layer(folder: Path, layer: str, key: str) -> bool:
         files |= {folder / "images" / f"{name}.webp" for name in unit["pictures"]}
         files.add(home / "large" / f"{unit['unit']}.webp")
         files.add(home / "small" / f"{unit['unit']}.jpg")
-    return all(map(_is_there, files))
+    return all(map(_is_written, files))
 
 
 def has_course(folder: Path, layer: str, key: str) -> bool:
-    """Whether `write_course` has written this layer under this key, and whole."""
+    """Check that `write_course` has written this layer under this key, completely."""
     home = _course(folder, layer)
     if _key(home / "course.json") != key:
         return False
     units = _read(home / "course.json")["units"]
-    return all(_is_there(home / f"{unit}.webp") for unit in units)
+    return all(_is_written(home / f"{unit}.webp") for unit in units)
 
 
 def has_sanity(folder: Path, key: str) -> bool:
-    """Whether `write_sanity` has written under this key, and whole."""
+    """Check that `write_sanity` has written under this key, completely."""
     home = folder / "sanity"
     if _key(home / "sanity.json") != key:
         return False
-    return all(_is_there(home / f"{name}.png") for name in SANITY_FIGURES)
+    return all(_is_written(home / f"{name}.png") for name in SANITY_FIGURES)
 
 
 def write_layer(
@@ -177,31 +176,31 @@ def write_layer(
     """Write pictures and numbers of a layer's units; all of them or nothing.
 
     Args:
-        folder: Of the gallery.
-        layer: What to say of the layer.
-        top: What was found in it.
+        folder: The gallery folder.
+        layer: Description of the layer.
+        top: The strongest activations of its units.
         source: The images that were searched.
         rules: Names of the backward rules, as in `pictures`.
-        pictures: Projections of every unit that fires, in parts, so that not all need
-            be in memory. Each is shown on its own scale, `0.5 + x / (2 max|x|)`.
-        key: Names what all this was computed from, for `has_layer`.
+        pictures: Projections of every live unit, in parts, so that they need not all be
+            in memory. Each is shown on its own scale, `0.5 + x / (2 max|x|)`.
+        key: Digest of what all this was computed from, for `has_layer`.
 
     Raises:
-        ValueError: A unit that fires has no pictures.
+        ValueError: A live unit has no pictures.
     """
     units = _units(top, source)
-    with _replaced(_found(folder, layer.name)) as part:
+    with _replace(_layer(folder, layer.name)) as part:
         for name in ("large", "small"):
             (part / name).mkdir()
         cell = layer.field
         for some in pictures:
             cell = _write_large(part, some, top, source, units)
-            _write_sources(folder, some, top, source, units)
-        drawn = [unit["unit"] for unit in units if "scales" in unit]
-        if missing := sorted(set(np.flatnonzero(~top.dead).tolist()) - set(drawn)):
+            _write_sources(folder, some, source, units)
+        pictured = [unit["unit"] for unit in units if "scales" in unit]
+        if missing := sorted(set(np.flatnonzero(~top.dead).tolist()) - set(pictured)):
             raise ValueError(f"unit {missing[0]} of {layer.name} has no pictures")
-        blocks = 1 + len(rules), _across(top.values.shape[1])
-        small = _write_small(part, drawn, blocks, cell)
+        blocks = 1 + len(rules), _across(top.activations.shape[1])
+        small = _write_small(part, pictured, blocks, cell)
         record = {
             **dataclasses.asdict(layer),
             "format": _FORMAT,
@@ -220,35 +219,37 @@ def write_layer(
 
 def write_course(
     folder: Path,
-    layer: str,
     course: Evolution,
-    found: Projections,
+    projections: Projections,
     units: Sequence[int] | Int[np.ndarray, " u"],
     source: Source,
     key: str,
 ) -> None:
-    """Write how units of a layer came about in training; all of it or nothing.
+    """Write how units of a layer developed during training; all of it or nothing.
 
     Args:
-        folder: Of the gallery.
-        layer: Name of the layer.
-        course: What was found at each checkpoint.
-        found: Projections of the units, as `project_course` gives them.
-        units: Which units these are.
+        folder: The gallery folder.
+        course: The strongest activations at each checkpoint.
+        projections: Projections of the units, as `Evolution.project` returns them.
+        units: The units.
         source: The images that were searched.
-        key: Names what all this was computed from, for `has_course`.
+        key: Digest of what all this was computed from, for `has_course`.
     """
+    from zfnet_jax import viz
+
     steps = len(course.epochs)
-    shown, scales = viz.display_projections(found.pixels, found.units)
-    patches, outside = _patches(source, found.images, found.boxes, found.values)
+    shown, scales = viz.display_projections(projections.pixels, projections.units)
+    patches, outside = _patches(
+        source, projections.images, projections.boxes, projections.activations
+    )
     records = {}
-    with _replaced(_course(folder, layer)) as part:
+    with _replace(_course(folder, course.layer)) as part:
         for index, unit in enumerate(np.asarray(units).tolist()):
             own = slice(index * steps, (index + 1) * steps)
-            rows = np.stack([patches[own], _marked(_bytes(shown[own]), outside[own])])
-            _save(part / f"{unit}.webp", _tiled(_reduced(rows, _LARGE_SIDE)))
+            rows = np.stack([patches[own], _hatch(_bytes(shown[own]), outside[own])])
+            _save(part / f"{unit}.webp", _tile(_reduce(rows, _LARGE_SIDE)))
             records[unit] = {
-                "values": course.values[:, unit],
+                "values": course.activations[:, unit],
                 "images": course.images[:, unit],
                 "labels": source.labels[course.images[:, unit]],
                 "jumps": course.jumps[:, unit],
@@ -268,40 +269,40 @@ def write_course(
 def write_sanity(
     folder: Path,
     layer: str,
-    randomised: Comparison,
+    randomized: Comparison,
     replaced: Comparison,
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, bytes],
     key: str,
 ) -> None:
-    """Write how much of the pictures is the network's; all of it or nothing.
+    """Write how much of the pictures depends on the network; all of it or nothing.
 
     Args:
-        folder: Of the gallery.
-        layer: Of the unit that was replaced, a layer with weights.
-        randomised: As `analysis.randomisation` gives it, with the rule "deconvnet".
-        replaced: As `analysis.controls` gives it, likewise.
-        figures: Of these, by the names `SANITY_FIGURES`.
-        key: Names what all this was computed from, for `has_sanity`.
+        folder: The gallery folder.
+        layer: Layer of the unit that was replaced; it has weights.
+        randomized: Result of `analysis.sanity.sanity`, with the rule "deconvnet".
+        replaced: Result of `analysis.sanity.controls`, with the rule "deconvnet".
+        figures: PNG files of both, by the names `SANITY_FIGURES`.
+        key: Digest of what all this was computed from, for `has_sanity`.
     """
-    signed = randomised.similarity["deconvnet"].signed
-    means = replaced.similarity["deconvnet"].signed.mean(1)
+    signed = randomized.similarity["deconvnet"].signed
+    means = replaced.similarity["deconvnet"].signed.mean(0)
     record = {
         "format": _FORMAT,
         "key": key,
         "layer": layer,
-        "images": signed.shape[1],
-        "destroyed_above": signed.mean(1)[randomised.columns.index(layer) - 1],
+        "images": len(signed),
+        "destroyed_above": signed.mean(0)[randomized.columns.index(layer) - 1],
         "replaced": dict(zip(replaced.columns, means, strict=True)),
     }
-    with _replaced(folder / "sanity") as part:
+    with _replace(folder / "sanity") as part:
         for name in SANITY_FIGURES:
-            _write(part / f"{name}.png", viz.figure_bytes(figures[name], "png"))
+            _write(part / f"{name}.png", figures[name])
         _write(part / "sanity.json", _json(record))
 
 
 def counts(folder: Path, layer: str) -> dict[str, int]:
-    """How many units a layer that was written has, and how many of them are dead."""
-    units = _read(_found(folder, layer) / "layer.json")["units"]
+    """Number of units of a layer that was written, and of the dead among them."""
+    units = _read(_layer(folder, layer) / "layer.json")["units"]
     return {"units": len(units), "dead": sum(unit["dead"] for unit in units)}
 
 
@@ -314,15 +315,15 @@ def render(
 ) -> Path:
     """Write the pages of layers that `write_layer` has written.
 
-    Pages of other layers, from an earlier gallery in the folder, go; what was computed
-    for them stays, for another time.
+    Pages of other layers, from an earlier gallery in the folder, are removed; the
+    results behind them stay for another time.
 
     Args:
-        folder: Of the gallery.
-        network: What to say of the network.
-        layers: Names of its layers, from the image up.
-        courses: Those of which to show what `write_course` has written.
-        sanity: Whether to show what `write_sanity` has written.
+        folder: The gallery folder.
+        network: Description of the network.
+        layers: Names of its layers, in forward order.
+        courses: Layers whose results of `write_course` are shown.
+        sanity: Show the results of `write_sanity`.
 
     Returns:
         The overview, to be opened in a browser.
@@ -340,7 +341,7 @@ def render(
     for asset in _ASSETS:
         _write(folder / "assets" / asset, (templates / asset).read_bytes())
 
-    records = [_read(_found(folder, name) / "layer.json") for name in layers]
+    records = [_read(_layer(folder, name) / "layer.json") for name in layers]
     widths = {record["name"]: len(record["units"]) for record in records}
     for number, record in enumerate(records):
         home = folder / "layers" / record["name"]
@@ -353,12 +354,12 @@ def render(
             "widths": widths,
             "root": "../../",
         }
-        neighbours = [
+        neighbors = [
             records[i]["name"] if 0 <= i < len(records) else None
             for i in (number - 1, number + 1)
         ]
         text = pages.get_template("layer.html").render(
-            common, neighbours=neighbours, at_once=UNITS_AT_ONCE
+            common, neighbors=neighbors, at_once=UNITS_AT_ONCE
         )
         _write(home / "index.html", text.encode())
         template = pages.get_template("unit.html")
@@ -395,27 +396,29 @@ def render(
 
 
 def _units(top: TopActivations, source: Source) -> list[dict[str, Any]]:
-    """All that is known of each unit; of its strongest activations those above 0."""
+    """The record of each unit, with those of its strongest activations above 0."""
     images_of_class = np.bincount(source.labels, minlength=top.class_means.shape[1])
     class_active = top.class_counts / np.maximum(images_of_class, 1)
-    favourites, selectivities, dead = top.favourite, top.selectivity, top.dead
+    # A class without images has no mean.
+    class_means = np.nan_to_num(top.class_means)
+    favorites, selectivities, dead = top.favorite, top.selectivity, top.dead
     records = []
-    for unit, values in enumerate(top.values):
-        firing = values > 0
-        images, selectivity = top.images[unit][firing], selectivities[unit]
+    for unit, activations in enumerate(top.activations):
+        positive = activations > 0
+        images, selectivity = top.images[unit][positive], selectivities[unit]
         records.append(
             {
                 "unit": unit,
                 "dead": bool(dead[unit]),
                 "active": top.active[unit],
                 "mean": top.mean[unit],
-                "values": values[firing],
+                "values": activations[positive],
                 "images": images,
                 "labels": source.labels[images],
-                "positions": top.positions[unit][firing],
-                "class_means": top.class_means[unit],
+                "positions": top.positions[unit][positive],
+                "class_means": class_means[unit],
                 "class_active": class_active[unit],
-                "favourite": None if favourites[unit] < 0 else favourites[unit],
+                "favorite": None if favorites[unit] < 0 else favorites[unit],
                 "selectivity": None if np.isnan(selectivity) else selectivity,
             }
         )
@@ -426,14 +429,16 @@ def _patches(
     source: Source,
     images: Int[np.ndarray, " n"],
     boxes: Int[np.ndarray, "n 4"],
-    values: Float[np.ndarray, " n"],
+    activations: Float[np.ndarray, " n"],
 ) -> tuple[UInt8[np.ndarray, "n h w 3"], Int[np.ndarray, "n 4"]]:
-    """What activations saw, and how far that leaves the image; grey where none is."""
-    seen = source.pictures(images)
-    outside = viz.outside(boxes, seen.shape[1:3])
-    patches = _marked(viz.image_patches(seen, boxes), outside)
-    patches[values <= 0] = 128
-    return patches, np.where((values > 0)[:, None], outside, 0)
+    """Patches of activations, gray if not positive, and how far they leave images."""
+    from zfnet_jax import viz
+
+    pictures = source.pictures(images)
+    outside = viz.outside(boxes, pictures.shape[1:3])
+    patches = _hatch(viz.image_patches(pictures, boxes), outside)
+    patches[activations <= 0] = 128
+    return patches, np.where((activations > 0)[:, None], outside, 0)
 
 
 def _write_large(
@@ -443,40 +448,42 @@ def _write_large(
     source: Source,
     units: list[dict[str, Any]],
 ) -> tuple[int, int]:
-    """A picture of each unit: blocks of patches and of projections by each rule."""
+    """Save a picture of each unit: its patches, then its projections by each rule."""
+    from zfnet_jax import viz
+
     count, k = some.boxes.shape[:2]
-    boxes = some.boxes.reshape(-1, 4)
-    images, values = top.images[some.units].ravel(), top.values[some.units].ravel()
-    patches, outside = _patches(source, images, boxes, values)
+    images, activations = top.images[some.units], top.activations[some.units]
+    patches, outside = _patches(
+        source, images.ravel(), some.boxes.reshape(-1, 4), activations.ravel()
+    )
     blocks, scales = [patches], {}
-    of = np.arange(count * k)
     for rule, pixels in some.projections.items():
-        shown, used = viz.display_projections(pixels.reshape(-1, *pixels.shape[2:]), of)
-        blocks.append(_marked(_bytes(shown), outside))
+        pixels = pixels.reshape(-1, *pixels.shape[2:])
+        shown, used = viz.display_projections(pixels, np.arange(count * k))
+        blocks.append(_hatch(_bytes(shown), outside))
         scales[rule] = used.reshape(count, k)
     across = _across(k)
     missing = across**2 - k
-    cells = _reduced(np.stack(blocks), _LARGE_SIDE)
+    cells = _reduce(np.stack(blocks), _LARGE_SIDE)
     cells = cells.reshape(len(blocks), count, k, *cells.shape[2:])
     blank = (*[(0, 0)] * 2, (0, missing), *[(0, 0)] * 3)
     cells = np.pad(cells, blank, constant_values=128)
     for index, unit in enumerate(some.units.tolist()):
         own = cells[:, index].reshape(len(blocks), across, across, *cells.shape[3:])
-        _save(part / "large" / f"{unit}.webp", _tiled(np.concatenate(list(own), 1)))
-        firing = len(units[unit]["values"])
-        units[unit]["boxes"] = some.boxes[index, :firing]
-        units[unit]["scales"] = {r: x[index, :firing] for r, x in scales.items()}
+        _save(part / "large" / f"{unit}.webp", _tile(np.concatenate(list(own), 1)))
+        positive = len(units[unit]["values"])
+        units[unit]["boxes"] = some.boxes[index, :positive]
+        units[unit]["scales"] = {r: x[index, :positive] for r, x in scales.items()}
     return cells.shape[3], cells.shape[4]
 
 
 def _write_sources(
     folder: Path,
     some: Pictures,
-    top: TopActivations,
     source: Source,
     units: list[dict[str, Any]],
 ) -> None:
-    """The whole images, each once, named by what they hold."""
+    """Save the whole images, each once, named by their digest."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for unit in some.units.tolist():
         names = []
@@ -484,7 +491,7 @@ def _write_sources(
             name = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
             names.append(name)
             path = folder / "images" / f"{name}.webp"
-            if not _is_there(path):
+            if not _is_written(path):
                 _save(path, picture)
         units[unit]["pictures"] = names
 
@@ -492,7 +499,7 @@ def _write_sources(
 def _write_small(
     part: Path, units: Sequence[int], blocks: tuple[int, int], cell: tuple[int, int]
 ) -> tuple[int, int]:
-    """The same smaller, where needed, so that what a page shows stays light."""
+    """Save smaller copies, if necessary, so that a layer's page stays light."""
     count, across = blocks
     side = min(max(cell), _SMALL_SIDE)
     while True:
@@ -501,8 +508,8 @@ def _write_small(
             with Image.open(part / "large" / f"{unit}.webp") as image:
                 large = np.asarray(image.convert("RGB"))
             cells = large.reshape(across, cell[0], count * across, cell[1], 3)
-            cells = _reduced(cells.swapaxes(1, 2), side)
-            files[unit] = _encoded(_tiled(cells), "JPEG", quality=90, subsampling=0)
+            cells = _reduce(cells.swapaxes(1, 2), side)
+            files[unit] = _encode(_tile(cells), "JPEG", quality=90, subsampling=0)
         heaviest = sorted(map(len, files.values()), reverse=True)[:UNITS_AT_ONCE]
         room = _PAGE_BYTES - _TEXT_BYTES * len(units)
         if sum(heaviest) <= room or side <= _LEAST_SIDE:
@@ -515,7 +522,7 @@ def _write_small(
 
 
 def _across(k: int) -> int:
-    """Columns, and rows, of the square in which k pictures stand."""
+    """Columns, and rows, of a square of k pictures."""
     return math.ceil(math.sqrt(k))
 
 
@@ -523,10 +530,10 @@ def _bytes(shown: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     return np.rint(shown * 255).astype(np.uint8)
 
 
-def _marked(
+def _hatch(
     pictures: UInt8[np.ndarray, "n h w 3"], outside: Int[np.ndarray, "n 4"]
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Hatched where a picture lies outside its image."""
+    """Hatch the parts of pictures outside their image."""
     height, width = pictures.shape[1:3]
     rows, columns = np.arange(height)[:, None], np.arange(width)
     hatch = np.where((rows + columns) // 2 % 2, 122, 134).astype(np.uint8)[..., None]
@@ -540,10 +547,10 @@ def _marked(
     return marked
 
 
-def _reduced(
+def _reduce(
     cells: UInt8[np.ndarray, "a b h w 3"], side: int
 ) -> UInt8[np.ndarray, "a b H W 3"]:
-    """Each picture reduced so that its longer side is at most so long."""
+    """Reduce pictures until their longer side is at most `side`."""
     height, width = cells.shape[2:4]
     if max(height, width) <= side:
         return cells
@@ -556,28 +563,28 @@ def _reduced(
     return np.stack(flat).reshape(*cells.shape[:2], size[1], size[0], 3)
 
 
-def _tiled(
+def _tile(
     cells: UInt8[np.ndarray, "rows columns h w 3"],
 ) -> UInt8[np.ndarray, "H W 3"]:
     rows, columns, height, width, _ = cells.shape
     return cells.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
 
 
-def _encoded(picture: UInt8[np.ndarray, "h w 3"], kind: str, **options: Any) -> bytes:
+def _encode(picture: UInt8[np.ndarray, "h w 3"], kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, kind, **options)
     return file.getvalue()
 
 
 def _save(path: Path, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Without loss; the fastest method, since stronger ones gain a tenth."""
-    _write(path, _encoded(picture, "WEBP", lossless=True, quality=0, method=0))
+    """Save without loss, by the fastest method: stronger ones gain only a tenth."""
+    _write(path, _encode(picture, "WEBP", lossless=True, quality=0, method=0))
 
 
 # Files.
 
 
-def _found(folder: Path, layer: str) -> Path:
+def _layer(folder: Path, layer: str) -> Path:
     return folder / "layers" / layer / "found"
 
 
@@ -586,7 +593,7 @@ def _course(folder: Path, layer: str) -> Path:
 
 
 def _key(record: Path) -> str | None:
-    """The key of a record; None if there is none, or it is of another format."""
+    """The key of a record; None if there is no record of this format."""
     try:
         read = _read(record)
     except (OSError, ValueError):
@@ -596,7 +603,7 @@ def _key(record: Path) -> str | None:
     return read.get("key")
 
 
-def _is_there(file: Path) -> bool:
+def _is_written(file: Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
@@ -605,8 +612,8 @@ def _read(record: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _replaced(target: Path) -> Iterator[Path]:
-    """A folder that takes the place of another one once it is whole."""
+def _replace(target: Path) -> Iterator[Path]:
+    """A new folder that replaces another one as soon as it is complete."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -620,7 +627,7 @@ def _replaced(target: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; leave it alone if it holds that already."""
+    """Write a file completely or not at all; leave it alone if it is the same."""
     with contextlib.suppress(OSError):
         if path.stat().st_size == len(data) and path.read_bytes() == data:
             return
@@ -630,7 +637,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _forget(folder: Path, layers: Collection[str]) -> None:
-    """Remove pages of other layers, what a killed run left, and images of no layer."""
+    """Remove pages of other layers, remains of killed runs, and unused images."""
     used = set()
     for home in (folder / "layers").iterdir():
         for part in home.glob(".*.part"):
@@ -653,7 +660,7 @@ def _json(value: object) -> bytes:
     def plain(item: Any) -> Any:
         if isinstance(item, np.ndarray | np.generic):
             return item.tolist()
-        raise TypeError(f"{type(item).__name__} has no form in JSON")
+        raise TypeError(f"JSON cannot represent a {type(item).__name__}")
 
     text = json.dumps(value, default=plain, sort_keys=True, allow_nan=False)
     return text.encode()
@@ -664,7 +671,7 @@ def _number(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in percent; never 0% or 100% unless it is."""
+    """A share in percent; 0% and 100% are exact."""
     if 0 < share < 0.001:
         return "< 0.1%"
     if 0.999 < share < 1:

@@ -18,7 +18,7 @@ from experiments.common import main
 from experiments.project import RULES, Options, run
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessing, load_photograph
-from zfnet_jax.deconvnet import project as project_units
+from zfnet_jax.projections import project as project_units
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

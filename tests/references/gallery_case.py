@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from zfnet_jax import gallery
 from zfnet_jax.analysis import Comparison, Evolution, Similarity, TopActivations
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 
 K, COUNT, IMAGE, CELL = 4, 30, (12, 12), (8, 8)
 RULES = ("deconvnet", "guided", "gradient")

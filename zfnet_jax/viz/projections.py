@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from zfnet_jax.deconvnet import Projections
 from zfnet_jax.viz.sheet import (
     COLOR_BAR,
     FAINT,
@@ -79,7 +78,12 @@ def display_projections(
     return shown, used
 
 
-def show_projections(projections: Projections) -> Figure:
+def show_projections(
+    pixels: Float[AnyArray, "n h w c"],
+    units: Integer[AnyArray, " n"],
+    activations: Float[AnyArray, " n"],
+    images: Integer[AnyArray, " n"],
+) -> Figure:
     """Draw projections in a grid, each on its own scale, where zero is mid-gray.
 
     Black and white are minus and plus the scale below each picture: the 99.5th
@@ -88,9 +92,13 @@ def show_projections(projections: Projections) -> Figure:
     channels, or two, the sum is drawn.
 
     Args:
-        projections: As `zfnet_jax.project` returns them; at most 64 are drawn.
+        pixels: Projections; at most 64 are drawn.
+        units: The unit of each.
+        activations: The activation of each.
+        images: The image of each.
     """
-    pixels = np.asarray(projections.pixels, np.float64)[:_MOST_PICTURES]
+    total = len(pixels)
+    pixels = np.asarray(pixels, np.float64)[:_MOST_PICTURES]
     if not len(pixels):
         raise ValueError("there are no projections to show")
     channels = pixels.shape[3]
@@ -99,16 +107,14 @@ def show_projections(projections: Projections) -> Figure:
     scales = [_robust_scale(x) for x in pixels]
     captions = [
         f"unit {unit}, activation {activation:.3g}"
-        for unit, activation in zip(
-            projections.units, projections.activations, strict=True
-        )
+        for unit, activation in zip(units, activations, strict=True)
     ][: len(pixels)]
     notes = [f"scale ± {scale:.3g}" if scale else "all zero" for scale in scales]
-    if len(np.unique(projections.images)) > 1:
-        pairs = zip(projections.images, notes, strict=False)
+    if len(np.unique(images)) > 1:
+        pairs = zip(images, notes, strict=False)
         notes = [f"image {image}, {note}" for image, note in pairs]
 
-    total, (height, width) = len(projections.pixels), pixels.shape[1:3]
+    height, width = pixels.shape[1:3]
     text = max(text_width(text, SMALL) for text in (*captions, *notes))
     # As wide as the captions allow.
     factor = max(-(-_LEAST_SIDE // max(height, width)), text // max(height, width))
