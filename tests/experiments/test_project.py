@@ -314,7 +314,7 @@ def test_described_weights_take_no_architecture(
         (["--layer", "conv9"], ["conv9", "conv1 pool1 conv2"]),
         (
             ["--units", "3,96"],
-            ["--units 96", "conv5 of zfnet32 has 96 units (0 to 95)"],
+            ["--units 96", "conv5 of zfnet32", "(0 to 95)"],
         ),
         (["--units", "3,-1"], ["--units 3,-1", "3,17"]),
         (["--units", "cat"], ["--units cat", "3,17"]),

@@ -90,10 +90,10 @@ def test_units_may_be_named_dead_ones_too(trained, tmp_path):
         (
             ["--layers", "conv2", "--units", "6"],
             2,
-            ["6", "conv2 of small has 6 units (0 to 5)"],
+            ["conv2 of small", "(0 to 5)"],
         ),
         (["--units", "1"], 2, ["--units", "--layers"]),
-        (["--layers", "conv1", "--units", "x"], 2, ["--units x", "numbers"]),
+        (["--layers", "conv1", "--units", "x"], 2, ["--units x", "whole numbers"]),
         (["--limit", "0"], 2, ["--limit must be 1 or more, not 0"]),
         (["--limit", "2001"], 2, ["--limit 2001", "only 2,000 images"]),
         (["--top", "0"], 2, ["--top"]),

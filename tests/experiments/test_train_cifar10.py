@@ -377,7 +377,7 @@ def test_a_disk_that_fills_up_is_1_and_keeps_the_checkpoints(
         (["--batch-size", "0"], ["--batch-size", "1 or more", "0"]),
         (["--limit", "0"], ["--limit", "1 or more", "0"]),
         (["--epochs", "0"], ["--epochs", "1 or more", "0"]),
-        (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "numbers"]),
+        (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "whole numbers"]),
         (["--keep-epochs", "1,99"], ["--keep-epochs 99", "epochs 1 to "]),
         (["--validation", "-1"], ["--validation", "0 or more", "-1"]),
         (["--target-accuracy", "1.5"], ["--target-accuracy", "0 to 1", "1.5"]),

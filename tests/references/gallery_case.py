@@ -1,7 +1,7 @@
 """A gallery of random arrays: without a network, and with every special case.
 
-conv1 has more units than a page shows together; its unit 7 is dead, its unit 3 active in
-only two images.
+conv1 has more units than a page shows together. Its unit 7 is dead, and its unit 3 is
+active in only two images.
 """
 
 from collections.abc import Iterator, Sequence
