@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,24 +52,24 @@ def jax_side(
     arch: zf.Architecture, images: np.ndarray, labels: np.ndarray
 ) -> Callable[[int], None]:
     """A function that does some steps in one jitted program, and waits for them."""
-    graph, params = nnx.split(zf.ConvNet(arch, rngs=nnx.Rngs(0)))
+    model: Any = zf.ConvNet(arch, rngs=nnx.Rngs(0))
     optimizer = optax.sgd(_RATE, _MOMENTUM)
 
-    def loss(params, images, labels):
-        logits = nnx.merge(graph, params)(images)
+    def loss(model, images, labels):
+        logits = model(images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
-    def run(params, opt_state, images, labels, count):
+    def run(model, opt_state, images, labels, count):
         def step(_, carry):
-            params, opt_state = carry
-            grads = jax.grad(loss)(params, images, labels)
+            model, opt_state = carry
+            grads = jax.grad(loss)(model, images, labels)
             updates, opt_state = optimizer.update(grads, opt_state)
-            return optax.apply_updates(params, updates), opt_state
+            return optax.apply_updates(model, updates), opt_state
 
-        return jax.lax.fori_loop(0, count, step, (params, opt_state))
+        return jax.lax.fori_loop(0, count, step, (model, opt_state))
 
-    state = [params, optimizer.init(params)]
+    state: list[Any] = [model, optimizer.init(model)]
     batch = (jnp.asarray(images), jnp.asarray(labels))
 
     def steps(count: int) -> None:

@@ -1,37 +1,36 @@
-"""The deconvnet of a model that this project did not write: SqueezeNet v1.0.
+"""Project a model that this project did not write: SqueezeNet v1.0.
 
     python -m experiments.any_model --image PHOTO --weights squeezenet_v1_0.safetensors
 
 `squeezenet` below is a plain function of weights and images (Iandola et al. 2016, arXiv
-1602.07360) which knows nothing of projections; `project` gives its ReLUs another
-backward rule and goes down. The same two steps serve any JAX model, of Flax, Equinox or
-plain functions:
+1602.07360) that knows nothing of projections. `network` reads it as named layers, and
+`project` projects any of them. The same two calls serve any JAX model: Flax, Equinox,
+Keras or plain functions.
 
-    features, down = jax.vjp(with_relu_rule(model, "deconvnet"), images)
-    pixels = down(signal)[0]  # `features`, zero but for the activation of interest
+    net = network(squeezenet, (227, 227, 3), params=weights)
+    projections = project(net, images, "fire5", [3, 17], rule="deconvnet")
 
-Expected with weights trained on ImageNet: the photograph's class among the first, in
-half a minute, most of it compilation. By the deconvnet's rule a class often comes to
+Expected with weights trained on ImageNet: the photograph's class among the strongest,
+in half a minute, most of it compilation. By the rule "deconvnet" a class often comes to
 nothing ("all 0") or to next to nothing in a corner: where each of many ReLUs rectifies
-what comes down and no forward mask helps, hardly a positive value may be left. The
-result folder holds a figure of the strongest classes and one of the strongest units of
-an inner layer, each projected by the three rules, and metrics.json.
+the signal and no forward mask helps, hardly a positive value may be left. The result
+folder holds one figure of the strongest classes and one of the strongest units of an
+inner layer, each projected by the three rules, and metrics.json.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from experiments.common import Results, UsageError, main, silent_decoders
 from zfnet_jax import viz
@@ -41,12 +40,14 @@ from zfnet_jax.data import (
     load_photograph,
     resize_shortest_side,
 )
-from zfnet_jax.relu_rules import Rule, with_relu_rule
+from zfnet_jax.networks import Network, network
+from zfnet_jax.projections import project
+from zfnet_jax.relu_rules import Rule
 from zfnet_jax.weights import read_safetensors
 
 RULES: tuple[Rule, ...] = ("deconvnet", "guided", "gradient")
 
-# Channels that each fire module squeezes to, and expands to by either kernel.
+# Channels that each fire module squeezes to, and that either kernel expands to.
 FIRES = {
     "fire2": (16, 64),
     "fire3": (16, 64),
@@ -68,28 +69,26 @@ _MEAN_BGR = np.array([104, 117, 123], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Project what SqueezeNet v1.0 sees in a photograph back to its pixels."""
+    """Project units of SqueezeNet v1.0 back to the pixels of a photograph."""
 
     image: Path
-    """The photograph, of any size and mode."""
+    """Photograph of any size and mode."""
     weights: Path
-    """A safetensors file with the weights of SqueezeNet v1.0, named as in Caffe."""
+    """Safetensors file with the weights of SqueezeNet v1.0, named as in Caffe."""
     layer: str = "fire5"
-    """The inner layer: conv1, pool1, fire2 to fire9, pool4, pool8 or conv_final."""
+    """Inner layer: conv1, pool1, fire2 to fire9, pool4, pool8 or conv_final."""
     classes: int = 2
-    """How many of the strongest classes to project."""
+    """Number of the strongest classes to project."""
     units: int = 6
-    """How many of the layer's strongest units to project."""
+    """Number of the layer's strongest units to project."""
     out: Path = Path("results/any_model")
     """Folder for results; files of the same names are replaced."""
 
 
-def squeezenet(
-    weights: Mapping[str, jax.Array], images: jax.Array, layer: str = "logits"
-) -> jax.Array:
-    """What a layer of SqueezeNet v1.0 makes of float32[b, h, w, 3] images.
+def squeezenet(weights: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+    """Logits of SqueezeNet v1.0 for float32 [b, h, w, 3] images from `preprocess`.
 
-    The images are `preprocessed`. Pooling rounds the size of its result up, as Caffe.
+    Pooling rounds the size of its result up, as in Caffe.
     """
 
     def conv(x: jax.Array, name: str, stride: int = 1, padding: int = 0) -> jax.Array:
@@ -120,80 +119,17 @@ def squeezenet(
             x = conv(x, name, padding=1)
         else:
             x = x.mean((1, 2))
-        if name == layer:
-            break
+        x = checkpoint_name(x, name)
     return x
 
 
-class Projections(NamedTuple):
-    """The strongest units of a layer, each one's greatest activation sent down alone.
-
-    Attributes:
-        units: int32[n], strongest first.
-        positions: Row and column of each activation, int32[n, 2]; (0, 0) for logits.
-        values: The activations, float32[n].
-        pixels: By rule, what each comes to: float32[n, h, w, 3], red first.
-    """
-
-    units: jax.Array
-    positions: jax.Array
-    values: jax.Array
-    pixels: dict[str, jax.Array]
+def preprocess(pictures: np.ndarray) -> np.ndarray:
+    """Preprocess uint8 [..., 3] RGB pictures as SqueezeNet v1.0 takes them."""
+    return pictures[..., ::-1].astype(np.float32) - _MEAN_BGR
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "count"))
-def project(
-    weights: Mapping[str, jax.Array], image: jax.Array, layer: str, count: int
-) -> Projections:
-    """Project the strongest units of a layer for one `preprocessed` image."""
-    model = functools.partial(squeezenet, weights, layer=layer)
-    features = model(image[None])
-    maps = features.reshape(-1, features.shape[-1])
-    _, units = lax.top_k(maps.max(0), count)
-    places = maps.argmax(0)[units]
-    values = maps[places, units]
-
-    def by(rule: Rule) -> jax.Array:
-        _, down = jax.vjp(with_relu_rule(model, rule), image[None])
-
-        def pixels(kept: tuple[jax.Array, ...]) -> jax.Array:
-            place, unit, value = kept
-            signal = jnp.zeros_like(maps).at[place, unit].set(value)
-            return down(signal.reshape(features.shape))[0][0, ..., ::-1]
-
-        return lax.map(pixels, (places, units, values))
-
-    columns = features.shape[2] if features.ndim == 4 else 1
-    positions = jnp.stack(jnp.divmod(places, columns), -1)
-    return Projections(units, positions, values, {rule: by(rule) for rule in RULES})
-
-
-def boxes(pixels: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The parts of the image that projections reach by any rule, of one size.
-
-    Returns:
-        Top, left, bottom, right, the last two exclusive: int[n, 4], in pixels.
-    """
-    reached = np.any([(x != 0).any(-1) for x in pixels.values()], 0)
-    edges = []
-    for axis in (2, 1):
-        line = reached.any(axis)
-        first = line.argmax(1)
-        last = line.shape[1] - line[:, ::-1].argmax(1)
-        size = (last - first).max()
-        start = np.clip((first + last - size) // 2, 0, line.shape[1] - size)
-        edges.append((start, start + size))
-    (top, bottom), (left, right) = edges
-    return np.stack([top, left, bottom, right], 1)
-
-
-def preprocessed(picture: np.ndarray) -> np.ndarray:
-    """uint8[227, 227, 3], red first, as SqueezeNet v1.0 takes it."""
-    return picture[..., ::-1].astype(np.float32) - _MEAN_BGR
-
-
-def fitted(photograph: np.ndarray) -> np.ndarray:
-    """The middle of a photograph at the size of the network, uint8[227, 227, 3]."""
+def crop(photograph: np.ndarray) -> np.ndarray:
+    """Middle of a photograph at the size of the network, uint8 [227, 227, 3]."""
     # The square first: a strip one pixel high would become a very long one.
     shorter = min(photograph.shape[:2])
     long = tuple(min(extent, 2 * shorter) for extent in photograph.shape[:2])
@@ -201,7 +137,7 @@ def fitted(photograph: np.ndarray) -> np.ndarray:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Every convolution's weight, OIHW, by name."""
+    """Shape of every convolution's weight, OIHW, by name."""
     table: dict[str, tuple[int, ...]] = {"conv1": (96, 3, 7, 7)}
     channels = 96
     for fire, (squeezed, expanded) in FIRES.items():
@@ -212,19 +148,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return table | {"conv_final": (1000, channels, 1, 1)}
 
 
-def width(layer: str) -> int:
-    """How many units a layer has."""
-    weights = {}
-    for name, shape in shapes().items():
-        weights[f"{name}.weight"] = jax.ShapeDtypeStruct(shape, np.float32)
-        weights[f"{name}.bias"] = jax.ShapeDtypeStruct(shape[:1], np.float32)
-    image = jax.ShapeDtypeStruct((1, *_SIZE, 3), np.float32)
-    model = functools.partial(squeezenet, layer=layer)
-    return jax.eval_shape(model, weights, image).shape[-1]
-
-
 def load(path: Path) -> dict[str, np.ndarray]:
-    """The weights in a safetensors file, every one of which must fit."""
+    """Read the weights from a safetensors file, and check each of them."""
     if not path.is_file():
         raise DataNotFoundError(f"there is no weight file {path}")
     weights, _ = read_safetensors(path)
@@ -232,38 +157,39 @@ def load(path: Path) -> dict[str, np.ndarray]:
     for name, shape in shapes().items():
         expected |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     for name in sorted(expected.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else "missing"
+        shape = weights[name].shape if name in weights else "missing"
         wanted = expected.get(name, "no tensor")
-        if found != wanted:
+        if shape != wanted:
             raise UsageError(
-                f"--weights {path} is not SqueezeNet v1.0: {name} is {found}, where "
+                f"--weights {path} is not SqueezeNet v1.0: {name} is {shape}, where "
                 f"{wanted} is expected"
             )
         array = weights[name]
         if not (jnp.issubdtype(array.dtype, jnp.floating) and np.isfinite(array).all()):
-            raise UsageError(f"--weights {path}: {name} holds what is no finite float")
+            raise UsageError(
+                f"--weights {path}: {name} holds a value that is not a finite float"
+            )
     return {name: array.astype(np.float32) for name, array in weights.items()}
 
 
 def run(options: Options) -> None:
-    """Project, draw and write everything down."""
+    """Project, draw and write the results."""
     if options.layer not in LAYERS[:-1]:
         raise UsageError(
             f"--layer must be one of {', '.join(LAYERS[:-1])}, not {options.layer}"
         )
+    with silent_decoders():
+        picture = crop(load_photograph(options.image))
+    net = network(squeezenet, (*_SIZE, 3), params=load(options.weights))
     for name, layer in (("classes", "logits"), ("units", options.layer)):
-        count, there = getattr(options, name), width(layer)
-        if not 1 <= count <= there:
+        count, width = getattr(options, name), net.layer(layer).shape[-1]
+        if not 1 <= count <= width:
             raise UsageError(
-                f"--{name} must be from 1 to the {there} of {layer}, not {count}"
+                f"--{name} must be from 1 to the {width} of {layer}, not {count}"
             )
     results = Results(options.out)
-    with silent_decoders():
-        photograph = load_photograph(options.image)
-    weights = load(options.weights)
-    picture = fitted(photograph)
     metrics = {
-        layer: _draw(results, weights, picture, layer, count)
+        layer: _draw(results, net, picture, layer, count)
         for layer, count in (
             ("logits", options.classes),
             (options.layer, options.units),
@@ -272,7 +198,7 @@ def run(options: Options) -> None:
     results.metrics(metrics)
     results.config(options)
     results.manifest(
-        seed=0,  # nothing here is random
+        seed=0,  # nothing is random
         digests={
             "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
             "weights": hashlib.sha256(options.weights.read_bytes()).hexdigest(),
@@ -283,51 +209,44 @@ def run(options: Options) -> None:
 
 
 def _draw(
-    results: Results,
-    weights: Mapping[str, np.ndarray],
-    picture: np.ndarray,
-    layer: str,
-    count: int,
+    results: Results, net: Network, picture: np.ndarray, layer: str, count: int
 ) -> list[dict[str, object]]:
-    """One figure of a layer's strongest units, and what was measured for it."""
-    image = preprocessed(picture)
-    model = functools.partial(squeezenet, layer=layer)
-    shape = jax.eval_shape(model, weights, image[None]).shape
-    noun = "class" if layer == "logits" else "unit"
-    found = jax.tree.map(np.asarray, project(weights, image, layer, count))
-    captions = [
-        f"{noun} {unit}: {value:.3g}"
-        + (f" at row {row}, column {column}" if len(shape) == 4 else "")
-        for unit, (row, column), value in zip(*found[:3], strict=True)
-    ]
-    corners = boxes(found.pixels)
-    cut = {
-        rule: [
-            x[top:bottom, left:right]
-            for x, (top, left, bottom, right) in zip(
-                found.pixels[rule], corners, strict=True
-            )
-        ]
-        for rule in RULES
+    """Draw a layer's strongest units and return what was measured."""
+    images = preprocess(picture[None])
+    shape = net.layer(layer).shape
+    maxima = net.activations(images, layer)[layer].reshape(-1, shape[-1]).max(0)
+    units = np.argsort(-maxima, kind="stable")[:count]
+    by_rule = {
+        rule: project(net, images, layer, units, rule=rule, crop=True) for rule in RULES
     }
+    top = by_rule[RULES[0]]
+    noun = "class" if layer == "logits" else "unit"
+    captions = [
+        f"{noun} {unit}: {activation:.3g}"
+        + (f" at row {row}, column {column}" if len(shape) == 3 else "")
+        for unit, activation, (row, column) in zip(
+            units, top.activations, top.positions, strict=True
+        )
+    ]
     figure, _ = viz.projection_grid(
         f"{layer} of SqueezeNet v1.0: the strongest of {shape[-1]}",
         picture,
-        corners,
-        found.units,
+        top.boxes,
+        units,
         captions,
-        {rule: np.stack(pixels) for rule, pixels in cut.items()},
+        # The network takes blue first.
+        {rule: shown.pixels[..., ::-1] for rule, shown in by_rule.items()},
     )
     results.figure(f"projections_{layer}", figure)
     return [
         {
-            "unit": found.units[index],
-            "position": found.positions[index],
-            "value": found.values[index],
-            "box": corners[index],
+            "unit": units[index],
+            "position": top.positions[index],
+            "value": top.activations[index],
+            "box": top.boxes[index],
             "scales": {
-                rule: np.abs(pixels[index]).max()
-                for rule, pixels in found.pixels.items()
+                rule: np.abs(shown.pixels[index]).max()
+                for rule, shown in by_rule.items()
             },
         }
         for index in range(count)

@@ -56,7 +56,7 @@ from zfnet_jax.analysis import (
     top_activations,
 )
 from zfnet_jax.data import DataNotFoundError, Dataset, fitted, load_photograph
-from zfnet_jax.deconvnet import project
+from zfnet_jax.projections import project
 from zfnet_jax.training import evaluate
 from zfnet_jax.weights import Pretrained
 

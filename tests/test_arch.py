@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -589,3 +590,41 @@ def test_boxes_are_the_pixels_that_matter(hw, layers):
             outside = seen[position].copy()
             outside[top:bottom, left:right] = False
             assert not outside.any()
+
+
+# --- layer names, and receptive fields of other networks ---
+
+
+@pytest.mark.parametrize("name", ["conv1", "block1.conv-2", "a/b_c", "Mixed_5b..x"])
+def test_layer_names_that_are_allowed(name):
+    assert stack(Dense(name, 4)).layers[0].name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/etc/x", "../x", "a/../b", "a/..", "a/", "a b", "$x", "a\n", "é", "\u202ex"],
+)
+def test_a_layer_name_cannot_leave_its_folder(name):
+    with pytest.raises(ValueError, match=r"net: .* cannot name a layer"):
+        stack(Dense(name, 4))
+
+
+def test_receptive_fields_of_anything_that_has_layers():
+    field = ReceptiveField((3, 3), (1, 1), (0, 0), (8, 8))
+
+    class Table:
+        layers = ("stem", "head")
+
+        def layer(self, name):
+            fields = {"stem": field, "head": None}
+            return types.SimpleNamespace(receptive_field=fields[name])
+
+    assert receptive_field(Table(), "stem") is field
+    for name in ("head", "other"):
+        with pytest.raises(ValueError, match=f"'{name}' .* these are: stem$"):
+            receptive_field(Table(), name)
+
+
+def test_one_channel_is_a_channel_like_any_other():
+    arch = Architecture("gray", (8, 8), (Conv("conv1", 2, 3), LOGITS), channels=1)
+    assert arch.kernel_shapes()["conv1"] == (3, 3, 1, 2)

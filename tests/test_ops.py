@@ -1,10 +1,12 @@
 """The operations against hand-worked cases, their laws, and loops in NumPy.
 
-Random data are small integers wherever float32 then computes exactly, so that most
-comparisons need no tolerance.
+Every test runs on the definitions and on their CPU forms. Random data are small
+integers wherever float32 then computes exactly, so that most comparisons need no
+tolerance.
 """
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,12 @@ from jax import lax
 
 from zfnet_jax import ops
 from zfnet_jax.arch import ContrastNorm, Conv, MaxPool
+
+
+@pytest.fixture(autouse=True, params=["definition", "cpu"], scope="module")
+def form(request) -> Iterator[str]:
+    with ops.reading(request.param == "definition"):
+        yield request.param
 
 
 def integers(*shape, seed=0, top=4):
@@ -85,13 +93,10 @@ def loop_conv_gradients(x, kernel, grad, spec):
     return x_grad[:, top : top + x.shape[1], left : left + x.shape[2]], kernel_grad
 
 
-def value_and_gradients(function, spec, x, kernel, grad):
-    @jax.jit
-    def run(x, kernel, grad):
-        out, vjp = jax.vjp(lambda x, kernel: function(x, kernel, spec), x, kernel)
-        return out, *vjp(grad)
-
-    return run(x, kernel, grad)
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(spec, x, kernel, grad):
+    out, vjp = jax.vjp(lambda x, kernel: ops.conv(x, kernel, spec), x, kernel)
+    return out, *vjp(grad)
 
 
 def pair(low, high):
@@ -119,9 +124,8 @@ def test_conv_does_not_flip_its_kernel():
     # The pixel meets the kernel's last entry first: correlation, not convolution.
     expected = [[0, 6, 5, 4], [0, 3, 2, 1]]
     spec = Conv("conv", 1, (2, 3), padding=((0, 0), (2, 0)))
-    for function in (ops.conv, ops.fast_conv):
-        out = function(jnp.asarray(x), jnp.asarray(kernel), spec)
-        np.testing.assert_array_equal(out[0, ..., 0], expected)
+    out = ops.conv(jnp.asarray(x), jnp.asarray(kernel), spec)
+    np.testing.assert_array_equal(out[0, ..., 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -141,113 +145,20 @@ def test_conv_is_a_loop_over_windows(spec, hw, channels):
     np.testing.assert_array_equal(out, expected)
 
 
-@pytest.mark.parametrize(
-    ("spec", "shape"),
-    [
-        # Winograd: whole tiles, one output pixel, tiles cut on both sides.
-        pytest.param(Conv("conv", 8, 3, padding=1), (2, 8, 8, 16), id="tiles"),
-        pytest.param(Conv("conv", 3, 3), (1, 3, 3, 24), id="one-pixel"),
-        pytest.param(Conv("conv", 5, 3, 1, ((0, 4), (1, 0))), (2, 7, 10, 17), id="cut"),
-        # Kernels of three strides.
-        pytest.param(Conv("conv", 4, 5, 2), (2, 10, 13, 20), id="zfnet-conv2"),
-        pytest.param(Conv("conv", 4, 11, 4, 2), (1, 25, 34, 3), id="alexnet-conv1"),
-        # Other kernels with many channels, and with few.
-        pytest.param(Conv("conv", 4, (2, 3), (1, 2), 1), (2, 6, 7, 16), id="rectangle"),
-        pytest.param(Conv("conv", 4, 3, padding=1), (2, 6, 7, 15), id="thin"),
-        pytest.param(Conv("conv", 4, (4, 7), 2, 1), (2, 13, 16, 3), id="stride"),
-        pytest.param(Conv("conv", 2, (2, 4)), (6, 430, 430, 1), id="in-parts"),
-        # A kernel smaller than the stride leaves pixels that nothing reads.
-        pytest.param(Conv("conv", 3, 2, stride=3), (2, 8, 10, 2), id="gaps"),
-    ],
-)
-def test_fast_conv_is_conv(spec, shape):
-    x = normal(*shape)
-    kernel = normal(*spec.kernel, shape[-1], spec.features, seed=1)
-    grad = normal(shape[0], *output_hw(shape, spec), spec.features, seed=2)
-    fast = value_and_gradients(ops.fast_conv, spec, x, kernel, grad)
-    plain = value_and_gradients(ops.conv, spec, x, kernel, grad)
-    for ours, expected in zip(fast, plain, strict=True):
-        assert distance(ours, expected) < 1e-5
-
-
-def check_against_loops(spec, hw, channels, batch):
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@settings(max_examples=4)
+@given(pair(1, 9), pair(1, 4), pair(1, 3), padding(2))
+def test_gradients_of_conv_are_a_loop_over_windows(channels, hw, kernel, stride, edges):
+    spec = Conv("conv", 2, kernel, stride, edges)
     assume(fits(hw, spec))
-    x = integers(batch, *hw, channels)
-    kernel = integers(*spec.kernel, channels, spec.features, seed=1)
-    out = loop_conv(x, kernel, spec)
+    x = integers(2, *hw, channels)
+    weights = integers(*kernel, channels, spec.features, seed=1)
+    out = loop_conv(x, weights, spec)
     grad = integers(*out.shape, seed=2)
-    expected = out, *loop_conv_gradients(x, kernel, grad, spec)
-    ours = value_and_gradients(ops.fast_conv, spec, x, kernel, grad)
+    expected = out, *loop_conv_gradients(x, weights, grad, spec)
+    ours = value_and_gradients(spec, x, weights, grad)
     for actual, value in zip(ours, expected, strict=True):
         assert distance(actual, value) < 1e-5
-
-
-@settings(max_examples=4)
-@given(pair(1, 11), pair(1, 3), pair(0, 2), padding(3), st.integers(1, 5))
-def test_winograd_is_a_loop_over_windows(hw, stride, short, edges, features):
-    kernel = tuple(
-        3 * step - min(less, step - 1) for step, less in zip(stride, short, strict=True)
-    )
-    spec = Conv("conv", features, kernel, stride, edges)
-    check_against_loops(spec, hw, channels=16, batch=2)
-
-
-@settings(max_examples=5)
-@given(
-    pair(1, 9),
-    pair(1, 4),
-    st.sampled_from([(1, 1), (2, 2), (4, 4), (1, 4), (2, 1)]),
-    padding(2),
-    st.sampled_from([1, 3, 16]),
-)
-def test_direct_conv_is_a_loop_over_windows(hw, kernel, stride, edges, channels):
-    check_against_loops(Conv("conv", 2, kernel, stride, edges), hw, channels, batch=1)
-
-
-def program(function, spec, channels, dtype=np.float32):
-    x = jnp.zeros((1, 8, 8, channels), dtype)
-    kernel = jnp.zeros((*spec.kernel, channels // spec.groups, spec.features), dtype)
-    return str(jax.make_jaxpr(lambda x, kernel: function(x, kernel, spec))(x, kernel))
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other platforms use conv")
-@pytest.mark.parametrize(
-    ("kernel", "stride", "channels", "convolves"),
-    [
-        (3, 1, 16, False),
-        (3, 1, 15, True),
-        (3, 2, 16, True),
-        (5, 1, 16, True),
-        (5, 2, 4, False),
-        (6, 2, 4, False),
-        (7, 2, 4, True),
-        (5, 2, 3, True),
-        (11, 4, 3, False),
-    ],
-)
-def test_winograd_is_chosen_where_it_pays(kernel, stride, channels, convolves):
-    spec = Conv("conv", 4, kernel, stride, 2)
-    assert (
-        "conv_general_dilated" in program(ops.fast_conv, spec, channels)
-    ) == convolves
-
-
-@pytest.mark.parametrize(
-    ("groups", "dtype"), [(2, np.float32), (1, jnp.bfloat16), (2, jnp.bfloat16)]
-)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_groups_and_bfloat16_are_left_to_xla(groups, dtype, stride):
-    spec = Conv("conv", 4, 3, stride, 1, groups)
-    ours, plain = (program(f, spec, 32, dtype) for f in (ops.fast_conv, ops.conv))
-    assert ours == plain
-
-
-def test_fast_conv_maps_over_a_batch():
-    spec = Conv("conv", 2, 3, padding=1)
-    x, kernel = integers(3, 1, 5, 6, 16), integers(3, 3, 16, 2, seed=1)
-    apply = jax.vmap(lambda x, kernel: ops.fast_conv(x, kernel, spec), (0, None))
-    mapped = jax.jit(apply)(x, kernel)
-    assert distance(mapped[:, 0], loop_conv(x[:, 0], kernel, spec)) < 1e-5
 
 
 # --- its adjoint ---
@@ -340,9 +251,7 @@ def scatter(grad, switches, hw):
 
 @functools.partial(jax.jit, static_argnums=2)
 def pool_and_gradient(x, grad, spec):
-    out, vjp, switches = jax.vjp(
-        lambda x: ops.max_pool_with_switches(x, spec), x, has_aux=True
-    )
+    out, vjp, switches = jax.vjp(lambda x: ops.max_pool(x, spec), x, has_aux=True)
     return out, switches, vjp(grad)[0]
 
 
@@ -399,7 +308,7 @@ def test_a_gap_between_windows_gets_no_gradient():
 def test_a_window_may_have_more_places_than_a_byte():
     x = np.arange(259.0, dtype=np.float32).reshape(1, 1, 259, 1)
     spec = MaxPool("pool", (1, 258), 1)
-    out, switches = jax.jit(ops.max_pool_with_switches, static_argnums=1)(x, spec)
+    out, switches = jax.jit(ops.max_pool, static_argnums=1)(x, spec)
     assert out.ravel().tolist() == switches.ravel().tolist() == [257, 258]
 
 
@@ -452,7 +361,7 @@ def test_without_ties_pooling_is_xlas(spec, hw):
 
     @jax.jit
     def run(x, grad):
-        ours = value_and_gradient(lambda x: ops.max_pool(x, spec), x, grad)
+        ours = value_and_gradient(lambda x: ops.max_pool(x, spec)[0], x, grad)
         return ours, value_and_gradient(plain, x, grad)
 
     x = distinct(2, *hw, 3)
@@ -461,15 +370,24 @@ def test_without_ties_pooling_is_xlas(spec, hw):
         np.testing.assert_array_equal(actual, value)
 
 
-def test_max_pool_has_the_same_values_and_gradient():
+def test_grad_of_pooling_takes_the_first_of_equals():
     x, spec = integers(2, 6, 5, 2, top=1), MaxPool("pool", 3, 2, 1)
     expected, switches = loop_pool(x, spec)
-    pooled = jax.value_and_grad(lambda x: ops.max_pool(x, spec).sum())
+    pooled = jax.value_and_grad(lambda x: ops.max_pool(x, spec)[0].sum())
     total, back = jax.jit(pooled)(x)
     assert total == expected.sum()
     np.testing.assert_array_equal(
         back, scatter(np.ones_like(expected), switches, (6, 5))
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "switch"), [([1, np.nan, 9], 1), ([np.nan, 5, np.nan], 2)]
+)
+def test_nan_wins_and_the_last_of_them(values, switch):
+    spec = MaxPool("pool", (1, 3), 1)
+    out, switches = ops.max_pool(jnp.asarray(one_map(values)), spec)
+    assert np.isnan(out).all() and switches.item() == switch
 
 
 def test_pooling_keeps_bfloat16():
@@ -484,7 +402,7 @@ def test_pooling_keeps_bfloat16():
 
 def test_pooling_maps_over_a_batch():
     x, spec = integers(3, 1, 5, 6, 2, top=1), MaxPool("pool", 3, 2, 1)
-    mapped = jax.jit(jax.vmap(lambda image: ops.max_pool_with_switches(image, spec)))(x)
+    mapped = jax.jit(jax.vmap(lambda image: ops.max_pool(image, spec)))(x)
     for ours, expected in zip(mapped, loop_pool(x[:, 0], spec), strict=True):
         np.testing.assert_array_equal(ours[:, 0], expected)
 
@@ -496,7 +414,7 @@ def test_pooling_is_pytorchs(padding):
     # Small whole numbers, most of them zero: nearly every window holds a tie.
     x = np.random.default_rng(0).integers(-6, 3, (2, 11, 14, 3)).clip(0)
     spec = MaxPool("pool", 3, 2, padding)
-    values, switches = ops.max_pool_with_switches(jnp.asarray(x, jnp.float32), spec)
+    values, switches = ops.max_pool(jnp.asarray(x, jnp.float32), spec)
     expected, indices = torch.nn.functional.max_pool2d(
         torch.from_numpy(x).permute(0, 3, 1, 2).float(),
         3,
@@ -511,54 +429,41 @@ def test_pooling_is_pytorchs(padding):
 # --- unpooling ---
 
 
-unpooled = jax.jit(ops.unpool, static_argnums=(2, 3, 4))
+unpooled = jax.jit(ops.unpool, static_argnums=(2, 3))
 
 
 @pytest.mark.parametrize(
-    ("values", "overlap", "expected"),
+    ("values", "expected"),
     [
         # Windows (0, 1) and (1, 1) share the maximum at (1, 2).
-        (([1, 2], [3, 4]), "sum", [[0, 1, 0, 0], [0, 0, 6, 0], [3, 0, 0, 0]]),
-        (([1, 2], [3, 4]), "last", [[0, 1, 0, 0], [0, 0, 4, 0], [3, 0, 0, 0]]),
-        (([1, 2], [3, 0]), "last", [[0, 1, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]]),
-        (([1, 2], [3, -5]), "last", [[0, 1, 0, 0], [0, 0, -5, 0], [3, 0, 0, 0]]),
-        (([1, 2], [3, -5]), "sum", [[0, 1, 0, 0], [0, 0, -3, 0], [3, 0, 0, 0]]),
+        (([1, 2], [3, 4]), [[0, 1, 0, 0], [0, 0, 6, 0], [3, 0, 0, 0]]),
+        (([1, 2], [3, -5]), [[0, 1, 0, 0], [0, 0, -3, 0], [3, 0, 0, 0]]),
     ],
 )
-def test_unpooling_by_hand(values, overlap, expected):
+def test_unpooling_by_hand(values, expected):
     x = one_map([1, 5, 2, 0], [3, 4, 9, 7], [8, 6, 9, 2], [0, 1, 3, 4])
     spec = MaxPool("pool", 3, 2, 1)
-    _, switches = ops.max_pool_with_switches(jnp.asarray(x), spec)
-    out = unpooled(one_map(*values), switches, spec, (4, 4), overlap)
+    _, switches = ops.max_pool(jnp.asarray(x), spec)
+    out = unpooled(one_map(*values), switches, spec, (4, 4))
     np.testing.assert_array_equal(out[0, ..., 0], [*expected, [0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize(
-    ("overlap", "expected"),
-    [
-        # All are equal, and each window's first pixel of the image gets its value:
-        # (0, 0) that of the first, (0, 1) that of the second and so on.
-        ("sum", [[1, 2, 0], [3, 4, 0], [0, 0, 0]]),
-        ("last", [[1, 2, 0], [3, 4, 0], [0, 0, 0]]),
-    ],
-)
-def test_unpooling_of_ties_by_hand(overlap, expected):
+def test_unpooling_of_ties_by_hand():
+    """All are equal: each value goes to the first pixel of its window in the image."""
     spec = MaxPool("pool", 3, 2, 1)
     x = jnp.zeros((1, 3, 3, 1))
-    _, switches = ops.max_pool_with_switches(x, spec)
-    out = unpooled(one_map([1, 2], [3, 4]), switches, spec, (3, 3), overlap)
-    np.testing.assert_array_equal(out[0, ..., 0], expected)
+    _, switches = ops.max_pool(x, spec)
+    out = unpooled(one_map([1, 2], [3, 4]), switches, spec, (3, 3))
+    np.testing.assert_array_equal(out[0, ..., 0], [[1, 2, 0], [3, 4, 0], [0, 0, 0]])
 
 
 def test_ties_of_windows_that_overlap_by_hand():
     """Stride 1: three windows of a row of zeros and a one share the one."""
     spec = MaxPool("pool", (1, 3), 1, ((0, 0), (1, 1)))
     x = jnp.asarray(one_map([0, 1, 0, 0]))
-    _, switches = ops.max_pool_with_switches(x, spec)
-    values = one_map([10, 20, 30, 40])
-    for overlap, expected in (("sum", [0, 60, 40, 0]), ("last", [0, 30, 40, 0])):
-        out = unpooled(values, switches, spec, (1, 4), overlap)
-        assert out.ravel().tolist() == expected
+    _, switches = ops.max_pool(x, spec)
+    out = unpooled(one_map([10, 20, 30, 40]), switches, spec, (1, 4))
+    assert out.ravel().tolist() == [0, 60, 40, 0]
 
 
 @settings(max_examples=9)
@@ -568,13 +473,8 @@ def test_unpooling_is_a_loop_over_windows(hw, spec, top):
     assume(fits(hw, spec))
     _, places = loop_pool(integers(2, *hw, 3, top=top), spec)
     values = integers(*places.shape, seed=1, top=1)  # many of them 0
-    summed = unpooled(values, places, spec, hw, "sum")
+    summed = unpooled(values, places, spec, hw)
     np.testing.assert_array_equal(summed, scatter(values, places, hw))
-    last = np.zeros((2, hw[0] * hw[1], 3), np.float32)
-    for n, i, j, c in np.ndindex(*places.shape):
-        last[n, places[n, i, j, c], c] = values[n, i, j, c]
-    ours = unpooled(values, places, spec, hw, "last")
-    np.testing.assert_array_equal(ours, last.reshape(2, *hw, 3))
     other = integers(2, *hw, 3, seed=2)
     picked = np.take_along_axis(
         other.reshape(2, -1, 3), places.reshape(2, -1, 3), 1
@@ -582,13 +482,12 @@ def test_unpooling_is_a_loop_over_windows(hw, spec, top):
     assert np.vdot(picked, values) == np.vdot(other, summed)
 
 
-@pytest.mark.parametrize("overlap", ["sum", "last"])
-def test_unpooling_keeps_bfloat16(overlap):
+def test_unpooling_keeps_bfloat16():
     spec = MaxPool("pool", 3, 2, 1)
     _, places = loop_pool(integers(1, 5, 5, 2), spec)
     values = jnp.asarray(integers(*places.shape, seed=1), jnp.bfloat16)
-    out = unpooled(values, places, spec, (5, 5), overlap)
-    wide = unpooled(values.astype(np.float32), places, spec, (5, 5), overlap)
+    out = unpooled(values, places, spec, (5, 5))
+    wide = unpooled(values.astype(np.float32), places, spec, (5, 5))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out.astype(np.float32), wide)
 
@@ -598,23 +497,77 @@ def test_unpooling_keeps_bfloat16(overlap):
     ("spec", "hw"),
     [(MaxPool("pool", 3, 2, 1), (9, 8)), (MaxPool("pool", (2, 3), (1, 2)), (5, 9))],
 )
-def test_overwriting_is_pytorchs(spec, hw):
+def test_unpooling_is_pytorchs_where_no_maximum_is_shared(spec, hw):
+    """`MaxUnpool2d` keeps the last of windows that share a maximum."""
     torch = pytest.importorskip("torch", reason="needs the parity extra")
     x = integers(2, *hw, 3, top=1)
     window = spec.kernel, spec.stride, (spec.padding[0][0], spec.padding[1][0])
     maps = torch.tensor(np.moveaxis(x, -1, 1).copy())
     pooled, at = torch.nn.functional.max_pool2d(maps, *window, return_indices=True)
     values = integers(2, *pooled.shape[2:], 3, seed=1, top=1)
+    _, switches = ops.max_pool(jnp.asarray(x), spec)
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(switches), -1, 1), at)
+    # Zero all windows but the last of each maximum, in row-major order.
+    flat = np.asarray(switches).reshape(2, -1, 3)
+    for n, i, c in np.ndindex(*flat.shape):
+        if flat[n, i, c] in flat[n, i + 1 :, c]:
+            values.reshape(2, -1, 3)[n, i, c] = 0
     theirs = torch.nn.MaxUnpool2d(*window)(
         torch.tensor(np.moveaxis(values, -1, 1).copy()), at, output_size=hw
     )
-    _, switches = ops.max_pool_with_switches(jnp.asarray(x), spec)
-    np.testing.assert_array_equal(np.moveaxis(np.asarray(switches), -1, 1), at)
-    ours = unpooled(values, switches, spec, hw, "last")
+    ours = unpooled(values, switches, spec, hw)
     np.testing.assert_array_equal(np.moveaxis(np.asarray(ours), -1, 1), theirs)
 
 
-# --- contrast normalisation ---
+def test_unpooling_maps_over_a_batch():
+    x, spec = integers(3, 1, 5, 6, 2, top=1), MaxPool("pool", 3, 2, 1)
+    pooled, switches = loop_pool(x[:, 0], spec)
+    apply = jax.jit(jax.vmap(lambda y, s: ops.unpool(y, s, spec, (5, 6))))
+    out = apply(pooled[:, None], switches[:, None])
+    np.testing.assert_array_equal(out[:, 0], scatter(pooled, switches, (5, 6)))
+
+
+# --- types ---
+
+
+def test_64_bit_mode_changes_no_type_and_no_value():
+    conv, pool = Conv("conv", 4, 3, padding=1), MaxPool("pool", 3, 2, 1)
+    x, kernel = integers(2, 7, 6, 16), integers(3, 3, 16, 4, seed=1)
+
+    def run(x, kernel):
+        def loss(x, kernel):
+            y = ops.conv(x, kernel, conv)
+            pooled, switches = ops.max_pool(y, pool)
+            back = ops.unpool(pooled, switches, pool, (7, 6))
+            back = ops.conv_transpose(back, kernel, conv, (7, 6))
+            normal = ops.contrast_norm(pooled, ContrastNorm("norm"))
+            return normal.sum(), (switches, y, back, normal)
+
+        grads, values = jax.grad(loss, (0, 1), has_aux=True)(x, kernel)
+        return *values, *grads
+
+    expected = jax.jit(run)(x, kernel)
+    with jax.enable_x64(True):
+        wide = jax.jit(run)(jnp.asarray(x), jnp.asarray(kernel))
+    assert [v.dtype for v in wide] == [v.dtype for v in expected]
+    assert expected[0].dtype == jnp.int32
+    for ours, value in zip(wide, expected, strict=True):
+        assert distance(np.asarray(ours), value) < 1e-6
+
+
+def test_float64_is_computed_as_such():
+    conv, pool = Conv("conv", 4, 3, padding=1), MaxPool("pool", 3, 2, 1)
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 7, 6, 16)), rng.normal(size=(3, 3, 16, 4))
+    with jax.enable_x64(True):
+        out = ops.conv(jnp.asarray(x), jnp.asarray(kernel), conv)
+        pooled, switches = ops.max_pool(out, pool)
+        back = ops.unpool(pooled, switches, pool, (7, 6))
+    assert pooled.dtype == back.dtype == np.float64 and switches.dtype == np.int32
+    assert distance(np.asarray(out), loop_conv(x, kernel, conv)) < 1e-14
+
+
+# --- contrast normalization ---
 
 
 def test_contrast_norm_of_one_pixel_by_hand():
@@ -622,7 +575,6 @@ def test_contrast_norm_of_one_pixel_by_hand():
     spec = ContrastNorm("norm", size=3, k=2.0, alpha=0.5, beta=2.0)
     # Sums of squares over each channel and its two neighbours: 5, 14, 29, 25.
     divisors = [4.5**2, 9**2, 16.5**2, 14.5**2]
-    np.testing.assert_allclose(ops.contrast_scale(x, spec).ravel(), divisors, rtol=1e-6)
     np.testing.assert_allclose(
         ops.contrast_norm(x, spec).ravel(),
         [1 / divisors[0], 2 / divisors[1], 3 / divisors[2], 4 / divisors[3]],
@@ -642,6 +594,35 @@ def test_contrast_norm_is_a_loop_over_channels(channels):
         expected[place] = x[place] / (2 + 1e-4 * squares) ** 0.75
     out = jax.jit(ops.contrast_norm, static_argnums=1)(x, spec)
     np.testing.assert_allclose(out, expected, rtol=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_contrast_norm_is_pytorchs(size):
+    """Even sizes included. PyTorch divides alpha by the size of the window."""
+    torch = pytest.importorskip("torch", reason="needs the parity extra")
+    spec = ContrastNorm("norm", size, k=1.0, alpha=0.5)
+    x = normal(2, 3, 2, 7)
+    theirs = torch.nn.functional.local_response_norm(
+        torch.tensor(np.moveaxis(x, -1, 1).copy()), size, 0.5 * size, spec.beta, 1.0
+    )
+    ours = np.moveaxis(np.asarray(ops.contrast_norm(x, spec)), -1, 1)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_contrast_norm_of_even_size_by_hand():
+    """The window of an even size has one more channel before than after."""
+    x = jnp.asarray([1, 2, 3], jnp.float32).reshape(1, 1, 1, 3)
+    spec = ContrastNorm("norm", size=2, k=0.0, alpha=1.0, beta=1.0)
+    expected = [1 / 1, 2 / (1 + 4), 3 / (4 + 9)]
+    np.testing.assert_allclose(ops.contrast_norm(x, spec).ravel(), expected, rtol=1e-6)
+
+
+def test_contrast_norm_is_one_equation():
+    """The ReLU rules know it by its name."""
+    apply = lambda x: ops.contrast_norm(x, ContrastNorm("norm"))  # noqa: E731
+    (equation,) = jax.make_jaxpr(apply)(jnp.zeros((1, 2, 2, 3))).eqns
+    assert equation.params["name"] == "contrast_norm"
 
 
 @pytest.mark.parametrize(("channels", "size"), [(4, 2), (7, 5)])

@@ -140,7 +140,7 @@ def test_one_message_lists_every_line_once():
     first, *rows = message.splitlines()
     assert "'guided'" in first and "strict=False" in first
     assert [row.rpartition(": ")[2] for row in rows] == ["tanh", "sin", "exp"]
-    lines = [int(re.search(r"\.py:(\d+)", row).group(1)) for row in rows]
+    lines = [int(re.findall(r"\.py:(\d+)", row)[0]) for row in rows]
     assert lines == [lines[0], lines[0], lines[0] + 1]
     assert "\n" not in complaint(lambda x: jnp.tanh(relu(x)))
 
@@ -313,6 +313,17 @@ def test_a_normalization_is_one_kind_of_finding(name):
 def test_the_variance_of_a_normalization_is_no_relu():
     message = complaint(NORMALIZATIONS["layer"], BATCH, strict=False)
     assert "no ReLU" in message
+
+
+def test_products_leave_the_relus_after_them_alone():
+    def fn(x):
+        gated = x * jax.nn.sigmoid(x)
+        return relu(gated.mean(0)) * relu(gated @ jnp.ones((6, 6)))
+
+    audit = Audit(jax.make_jaxpr(fn)(BATCH))
+    assert len(audit.rectifiers) == 2
+    operations = [operation for _, operation in audit.findings.values()]
+    assert operations == ["logistic", "mul of two inputs", "mul of two inputs"]
 
 
 def test_dropout_without_strict_is_differentiated():

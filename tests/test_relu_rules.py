@@ -619,24 +619,28 @@ def prepared(photograph):
     return any_model.preprocessed(any_model.fitted(load_photograph(photograph)))
 
 
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def relative_error(projections: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(projections - expected) / np.linalg.norm(expected))
 
 
 def compare(expected, image, layer, stride=1):
     """The strongest unit of a layer against what the reference says of it."""
-    found = jax.tree.map(
+    projections = jax.tree.map(
         np.asarray,
         any_model.project(any_model.load(squeezenet.WEIGHTS), image, layer, 1),
     )
-    assert found.units[0] == expected[f"{layer}/unit"]
-    np.testing.assert_array_equal(found.positions[0], expected[f"{layer}/position"])
-    np.testing.assert_allclose(found.values[0], expected[f"{layer}/value"], rtol=1e-5)
+    assert projections.units[0] == expected[f"{layer}/unit"]
+    np.testing.assert_array_equal(
+        projections.positions[0], expected[f"{layer}/position"]
+    )
+    np.testing.assert_allclose(
+        projections.values[0], expected[f"{layer}/value"], rtol=1e-5
+    )
     for rule in RULES:
-        pixels = found.pixels[rule][0, ::stride, ::stride]
-        there = expected[f"{layer}/{rule}"]
-        if there.any():
-            assert relative_error(pixels, there) <= 1e-4, rule
+        pixels = projections.pixels[rule][0, ::stride, ::stride]
+        reference = expected[f"{layer}/{rule}"]
+        if reference.any():
+            assert relative_error(pixels, reference) <= 1e-4, rule
         else:
             assert not pixels.any(), rule
 

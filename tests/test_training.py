@@ -149,11 +149,11 @@ def weights(model: ConvNet) -> dict[str, np.ndarray]:
 
 def kept_state(folder: Path, result: TrainResult) -> tuple[int, list[np.ndarray]]:
     """Number and leaves of the newest good checkpoint."""
-    params = nnx.to_pure_dict(nnx.state(result.model, nnx.Param))
+    model: Any = result.model
     template = training.TrainState(
-        params=params,
-        average=params,
-        opt_state=RECIPE.optimizer(1, 1).init(params),
+        model=model,
+        average=model,
+        opt_state=RECIPE.optimizer(1, 1).init(model),
         step=jnp.zeros((), jnp.int32),
         key=jnp.zeros(2, jnp.uint32),
         validation_error=jnp.zeros(()),
@@ -373,34 +373,31 @@ def test_a_step_is_that_of_a_plain_loop():
 
     inputs = jnp.asarray((images - images.mean(axis=0)) * 0.01, jnp.float32)
     targets = np.full((BATCH, 4), 0.1 / 4) + 0.9 * np.eye(4)[dataset.labels]
-    graph, params = nnx.split(start, nnx.Param)
 
     @jax.jit
     @jax.value_and_grad
-    def value_and_grad(params):
-        logits = nnx.merge(graph, params).features(inputs).logits
-        assert logits is not None
-        return -(targets * jax.nn.log_softmax(logits)).sum() / BATCH
+    def value_and_grad(model):
+        return -(targets * jax.nn.log_softmax(model(inputs))).sum() / BATCH
 
-    momentum = jax.tree.map(np.zeros_like, params)
-    average = params
+    model = average = start
+    momentum = jax.tree.map(np.zeros_like, model)
     clipped = 0
     for step in range(4):
-        loss, grads = value_and_grad(params)
+        loss, grads = value_and_grad(model)
         assert result.history[step]["train_loss"] == pytest.approx(float(loss), 1e-5)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
-        params = jax.tree.map(lambda w, m: w - 1e-2 * m, params, momentum)
-        for layer in ("conv1", "conv2"):
-            kernel = np.array(params[layer]["kernel"][...])
+        model = jax.tree.map(lambda w, m: w - 1e-2 * m, model, momentum)
+        for layer in (model.conv1, model.conv2):
+            kernel = np.array(layer.kernel[...])
             rms = np.sqrt((kernel**2).mean((0, 1, 2)))
             clipped += (rms > 0.1).sum()
-            params[layer]["kernel"][...] = kernel * np.minimum(1, 0.1 / rms)
+            layer.kernel[...] = kernel * np.minimum(1, 0.1 / rms)
         decay = min(0.4, (1 + step) / (10 + step))
         average = jax.tree.map(
-            lambda a, w, d=decay: d * a + (1 - d) * w, average, params
+            lambda a, w, d=decay: d * a + (1 - d) * w, average, model
         )
     assert clipped
-    expected = weights(nnx.merge(graph, average))
+    expected = weights(average)
     for name, values in weights(result.model).items():
         np.testing.assert_allclose(
             values, expected[name], rtol=1e-4, atol=1e-6, err_msg=name
@@ -528,7 +525,7 @@ def test_evaluation_does_not_depend_on_the_batch_and_drops_nothing(whole):
     model, preprocess = whole.result.model, whole.result.preprocess
     assert model.arch.layer("fc3").dropout == 0.2
     images = VALIDATION.images[:21]
-    expected = model.features(jnp.asarray(preprocess(images))).logits
+    expected = model(jnp.asarray(preprocess(images)))
     for batch_size in (1, 8, 500):
         logits = evaluate(model, preprocess, images, batch_size)
         assert (logits.dtype, logits.shape) == (np.float32, (21, 4))
@@ -572,7 +569,7 @@ def by_ten(wide: Net, images: np.ndarray, batch_size: int = 50) -> np.ndarray:
 def test_ten_crops_are_a_plain_loop(wide: Net):
     model, preprocess = wide
     images = random_images(7, 10, 12, 3)
-    logits = jax.jit(lambda x: model.features(x).logits)
+    logits = jax.jit(lambda x: model(x))
     total = np.zeros((7, 5))
     for row, column in ((0, 0), (0, 3), (4, 0), (4, 3), (2, 1)):
         for turn in (1, -1):

@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage, imread
 from matplotlib.text import Annotation
 
 from zfnet_jax import viz
+from zfnet_jax.projections import Projections
 from zfnet_jax.viz.projections import Scale
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -691,6 +692,57 @@ def test_projections_refuse(unhooked, change, named):
 
 
 # Signed maps
+
+
+def projections_of(pixels: np.ndarray, images=None) -> Projections:
+    """Projections of units 10, 11 ... with activations 0.5, 1.5 ..."""
+    count = len(pixels)
+    zeros = np.zeros((count, 4), np.int32)
+    images = np.zeros(count, np.int32) if images is None else np.int32(images)
+    units = np.arange(10, 10 + count, dtype=np.int32)
+    activations = np.arange(count, dtype=np.float32) + 0.5
+    return Projections(pixels, zeros, images, units, zeros[:, :2], activations)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_shown_projections_are_clipped_at_a_percentile(channels):
+    pixels = np.zeros((3, 40, 30, channels), np.float32)
+    pixels[0, :20] = np.random.default_rng(0).normal(size=(20, 30, channels))
+    pixels[0, 0, 0], pixels[1, 3, 4] = 100, -2
+    fig = projections_of(pixels, [0, 0, 1]).show()
+    (ax,) = fig.axes
+    (first, second, third) = ax.images
+    size = np.subtract(box(first)[2:], box(first)[:2])
+    assert size[0] >= 90 and size[1] >= 120 and not (size % (30, 40)).any()
+    values = pixels if channels == 3 else pixels.sum(3)
+    magnitudes = np.sort(np.abs(values[0][values[0] != 0]))
+    scale = np.percentile(magnitudes, 99.5)
+    assert scale < 10
+    drawn = np.asarray(first.get_array())
+    np.testing.assert_allclose(
+        drawn, np.clip(0.5 + values[0] / (2 * scale), 0, 1), atol=1e-6
+    )
+    one = np.asarray(second.get_array()).reshape(40, 30, -1)
+    assert (one[3, 4] == 0).all() and (np.delete(one.ravel(), 0) == 0.5).sum() > 1000
+    assert (np.asarray(third.get_array()) == 0.5).all()
+    pixel = size // (30, 40)
+    screen = seen(rendered(fig), second)[3 * pixel[1] : 5 * pixel[1]]
+    dark = (screen < 3).all(-1)
+    assert dark.sum() == pixel.prod()
+    text = labels(ax)
+    assert "unit 12, activation 2.5" in text and "image 1, all zero" in text
+    assert f"image 0, scale ± {scale:.3g}" in text
+    assert ("summed over 2 channels" in " ".join(text)) == (channels == 2)
+
+
+def test_many_shown_projections_are_counted():
+    fig = projections_of(np.ones((70, 3, 3, 3), np.float32)).show()
+    (ax,) = fig.axes
+    assert len(ax.images) == 64 and labels(ax)[0] == "70 projections"
+    assert any("6 more are not drawn" in line for line in labels(ax))
+    assert "scale ± 1" in labels(ax)
+    with pytest.raises(ValueError, match="no projections"):
+        projections_of(np.ones((0, 3, 3, 3), np.float32)).show()
 
 
 def test_a_heat_map_is_symmetric_about_zero():

@@ -1,5 +1,8 @@
 """Zeiler & Fergus (2013) in JAX: ZFNet, and tools to see what any network learned."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from zfnet_jax.analysis.correspondence import correspondence
 from zfnet_jax.analysis.evolution import evolution
 from zfnet_jax.analysis.invariance import invariance
@@ -21,13 +24,17 @@ from zfnet_jax.arch import (
     receptive_field,
 )
 from zfnet_jax.attribution import attribute
-from zfnet_jax.deconvnet import backproject, project
+from zfnet_jax.deconvnet import backproject
 from zfnet_jax.metrics import deletion, insertion
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import network
+from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import with_relu_rule
-from zfnet_jax.training import FAST, PAPER, train
 from zfnet_jax.weights import load, load_weights, save
+
+if TYPE_CHECKING:
+    from zfnet_jax import viz as viz
+    from zfnet_jax.training import FAST, PAPER, train
 
 __version__ = "0.1.0"
 
@@ -65,3 +72,12 @@ __all__ = [
     "train",
     "with_relu_rule",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes long to import when it is first used."""
+    if name in ("FAST", "PAPER", "train"):
+        return getattr(importlib.import_module("zfnet_jax.training"), name)
+    if name in ("gallery", "training", "viz"):
+        return importlib.import_module(f"zfnet_jax.{name}")
+    raise AttributeError(f"module 'zfnet_jax' has no attribute {name!r}")

@@ -152,6 +152,7 @@ def _closed_over(function: Any) -> dict[int, str]:
         owners += [*function.args, *function.keywords.values()]
         function = function.func
     function = inspect.unwrap(function)
+    owners.append(function)
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         owners += [*variables.nonlocals.values(), *variables.globals.values()]

@@ -1,14 +1,21 @@
 """Architectures as data: layer specifications, output shapes and receptive fields.
 
-Everything here is plain Python. The model, the deconvnet, the weight importer and the
+Plain Python, without JAX. The model, the deconvnet, the weight importer and the
 ablation table all interpret the same frozen description (Zeiler & Fergus 2013, Fig. 3).
+
+    >>> receptive_field(ZFNET, "conv2").size
+    (27, 27)
+    >>> ablate(ZFNET, remove=("fc7",)).shapes()["pool5"]
+    (6, 6, 256)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -101,10 +108,19 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class ContrastNorm:
-    """Contrast normalisation across feature maps.
+    """Contrast normalization across feature maps.
 
-    x / (k + alpha * sum of squares over `size` neighbouring channels) ** beta, with
-    the constants of Krizhevsky et al. 2012, section 3.3; Zeiler & Fergus give none.
+    x / (k + alpha * sum of squares over `size` neighboring channels) ** beta, with
+    the constants of Krizhevsky et al. 2012, section 3.3. Zeiler & Fergus give none.
+    PyTorch's `LocalResponseNorm` takes `size * alpha` for the same alpha.
+
+    Attributes:
+        name: Layer name.
+        size: Number of channels; channel c and the `size // 2` before it, and the
+            `(size - 1) // 2` after it.
+        k: Offset of the divisor.
+        alpha: Factor of the sum of squares.
+        beta: Exponent of the divisor.
     """
 
     name: str
@@ -114,7 +130,7 @@ class ContrastNorm:
     beta: float = 0.75
 
     def __post_init__(self) -> None:
-        """Refuse a neighbourhood of no channel."""
+        """Check the size."""
         _at_least_one(self.name, size=self.size)
 
 
@@ -135,7 +151,7 @@ class Dense:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no layer can be built from."""
+        """Check the sizes."""
         _at_least_one(self.name, features=self.features)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"{self.name}: dropout {self.dropout} is not in [0, 1)")
@@ -151,6 +167,15 @@ def _at_least_one(name: str, **sizes: int) -> None:
             raise ValueError(f"{name}: {what} must be at least 1, not {size}")
 
 
+def _check_name(arch: str, name: str) -> None:
+    # Names become parts of file names and of attribute paths.
+    if not re.fullmatch(r"[A-Za-z0-9._/-]+", name) or {"", ".."} & {*name.split("/")}:
+        raise ValueError(
+            f"{arch}: {name!r} cannot name a layer: names hold letters, digits and "
+            "`. _ - /` only, and no empty or `..` part"
+        )
+
+
 def _freeze(instance: object, **fields: object) -> None:
     for name, value in fields.items():
         object.__setattr__(instance, name, value)
@@ -161,15 +186,16 @@ class Architecture:
     """A sequence of layers that ends in the dense classifier `logits`.
 
     Attributes:
-        name: A short name, stored beside weights.
+        name: A short name, stored alongside weights.
         input_hw: Height and width of the input image in pixels.
         layers: Layer specifications from the image up.
         channels: Image channels.
 
     Raises:
-        ValueError: names repeat, an extent is below 1, a window is larger than its
-            padded map, padding could fill a whole pooling window, or a spatial layer
-            follows a dense one.
+        ValueError: Layer names repeat or hold other characters than letters, digits and
+            `. _ - /`, an extent is below 1, a window is larger than its padded map,
+            padding could fill a whole pooling window, or a spatial layer follows a
+            dense one.
     """
 
     name: str
@@ -178,10 +204,12 @@ class Architecture:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        """Check the whole stack once, so that no interpreter has to."""
+        """Check all layers once, so that no interpreter has to."""
         height, width = self.input_hw
         _at_least_one(self.name, height=height, width=width, channels=self.channels)
         names = [layer.name for layer in self.layers]
+        for name in names:
+            _check_name(self.name, name)
         if len(set(names)) != len(names):
             raise ValueError(f"{self.name}: layer names repeat: {', '.join(names)}")
         last = self.layers[-1] if self.layers else None
@@ -208,25 +236,23 @@ class Architecture:
         return dataclasses.replace(self, input_hw=_pair(input_hw))
 
     def layer(self, name: str) -> Layer:
-        """The specification of one layer.
+        """Specification of one layer.
 
         Raises:
-            ValueError: no such layer; the message lists those that exist.
+            ValueError: There is no such layer. The message lists those that exist.
         """
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise ValueError(
-            f"{self.name} has no layer {name!r}; it has "
-            + " ".join(layer.name for layer in self.layers)
-        )
+        names = " ".join(layer.name for layer in self.layers)
+        raise ValueError(f"{self.name} has no layer {name!r}; it has {names}")
 
     def shapes(self) -> dict[str, Shape]:
         """Output shape of every layer for one image: (h, w, c) or (features,)."""
         return {layer.name: out for layer, _, out in self.walk()}
 
     def walk(self) -> Iterator[tuple[Layer, Shape, Shape]]:
-        """Every layer with its input and output shape, from the image up."""
+        """Yield every layer with its input and output shape, from the image up."""
         shape: Shape = (*self.input_hw, self.channels)
         for layer in self.layers:
             out = _output_shape(layer, shape)
@@ -287,14 +313,14 @@ def _output_extent(layer: Conv | MaxPool, extent: int, axis: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """Which pixels, of the image or of a map, a unit of a layer sees.
+    """Pixels of the image, or of a map, that a unit of a layer depends on.
 
     All values are (rows, columns).
 
     Attributes:
         size: Extent in pixels.
-        stride: Distance in pixels between the fields of neighbouring positions.
-        start: First pixel seen by position (0, 0); negative inside the padding.
+        stride: Distance in pixels between the fields of neighboring positions.
+        start: First pixel of the field of position (0, 0); negative inside the padding.
         input_hw: Extent of the image or map.
     """
 
@@ -306,12 +332,12 @@ class ReceptiveField:
     def box(
         self, row: int, column: int, *, clip: bool = True
     ) -> tuple[int, int, int, int]:
-        """Pixels seen by position (row, column): top, left, bottom, right.
+        """Field of position (row, column): top, left, bottom, right.
 
-        Bottom and right are exclusive. With `clip` the box ends at the image border,
-        without it it may leave the image. Where a stride exceeds its kernel, some
-        pixels of the box are seen by no path; and a clipped box may hold a border that
-        is seen through padding only.
+        Bottom and right are exclusive. With `clip` the box ends at the image border;
+        otherwise it may leave the image. Where a stride exceeds its kernel, no path
+        reaches some pixels of the box. A clipped box may hold a border that is reached
+        through padding only.
         """
         top, left = (
             start + stride * position
@@ -331,7 +357,7 @@ class ReceptiveField:
         return rows[0], columns[0], rows[1], columns[1]
 
     def through(self, layer: Conv | MaxPool, input_hw: Pair) -> ReceptiveField:
-        """The field of the same unit one layer further down, in that layer's input."""
+        """Field of the same unit one layer further down, in that layer's input."""
         rows, columns = (
             (
                 (self.size[axis] - 1) * layer.stride[axis] + layer.kernel[axis],
@@ -344,18 +370,45 @@ class ReceptiveField:
         return ReceptiveField(size, stride, start, input_hw)
 
 
-def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
-    """Receptive field of a layer's units, by the exact window arithmetic.
+@runtime_checkable
+class LayerTable(Protocol):
+    """Anything that knows the receptive fields of its layers, such as a `Network`."""
 
-    A dense layer sees the whole image.
+    @property
+    def layers(self) -> Iterable[str]:
+        """Names of the layers."""
+        ...
+
+    def layer(self, name: str) -> Any:
+        """One layer, with an attribute `receptive_field`."""
+        ...
+
+
+def receptive_field(network: Architecture | LayerTable, layer: str) -> ReceptiveField:
+    """Receptive field of a layer's units, in pixels of the image.
+
+    That of an architecture's dense layer is the whole image.
 
     Args:
-        arch: The architecture.
+        network: An architecture, or a `Network`.
         layer: A layer name.
 
     Raises:
-        ValueError: the architecture has no such layer.
+        ValueError: There is no such layer, or its receptive field is unknown. The
+            message lists the layers that have one.
     """
+    if isinstance(network, Architecture):
+        return _compute_field(network, layer)
+    names = [name for name in network.layers if network.layer(name).receptive_field]
+    if layer not in names:
+        raise ValueError(
+            f"{layer!r} is no layer with a receptive field smaller than the image; "
+            f"these are: {' '.join(names)}"
+        )
+    return network.layer(layer).receptive_field
+
+
+def _compute_field(arch: Architecture, layer: str) -> ReceptiveField:
     target = arch.layer(layer)
     if isinstance(target, Dense):
         return ReceptiveField(arch.input_hw, (1, 1), (0, 0), arch.input_hw)
@@ -366,6 +419,11 @@ def receptive_field(arch: Architecture, layer: str) -> ReceptiveField:
         if isinstance(spec, Conv | MaxPool):
             field = field.through(spec, map_hw(inputs))
     return field
+
+
+def has_relu(layer: Layer) -> bool:
+    """Whether a ReLU follows a layer."""
+    return isinstance(layer, Conv) or (isinstance(layer, Dense) and layer.relu)
 
 
 def map_hw(shape: Shape) -> Pair:
@@ -379,9 +437,10 @@ def ablate(
     remove: Collection[str] = (),
     widths: Mapping[str, int] | None = None,
 ) -> Architecture:
-    """A variant with layers removed or resized, as in the paper's Table 3.
+    """Remove or resize layers, as in the paper's Table 3.
 
-    `ablate(ZFNET, remove=("fc7",))` or `ablate(ZFNET, widths={"fc6": 2048})`.
+        >>> ablate(ZFNET, remove=("fc7",), widths={"fc6": 2048}).name
+        'zfnet -fc7 fc6=2048'
 
     Args:
         arch: The architecture to vary.
@@ -389,8 +448,8 @@ def ablate(
         widths: New number of features, by layer name.
 
     Raises:
-        ValueError: a name is unknown, a width is given for a layer that has none or
-            is removed, or what remains does not fit together.
+        ValueError: A name is unknown, a width is given for a layer that has none or is
+            removed, or the remaining layers don't fit together.
     """
     widths = dict(widths or {})
     for name in itertools.chain(remove, widths):
@@ -439,7 +498,7 @@ _HEAD: tuple[Layer, ...] = (
 ZFNET = _zfnet("zfnet", contrast_norm=True)
 ZFNET_PLAIN = _zfnet("zfnet-plain", contrast_norm=False)
 
-# Krizhevsky et al. 2012, section 3.5: normalisation comes before pooling. Padding 2
+# Krizhevsky et al. 2012, section 3.5: normalization comes before pooling. Padding 2
 # makes a 224 image give their 55 x 55 map.
 ALEXNET = Architecture(
     "alexnet",
@@ -495,8 +554,8 @@ def _mini(name: str, conv1: Conv, conv2: Conv) -> Architecture:
     return Architecture(name, (32, 32), layers)
 
 
-# The paper's two networks for 32 x 32 images and two CPU cores, alike but for layers 1
-# and 2: a quarter of the widths, half of the strides of layer 1, no normalisation.
+# The paper's two networks for 32 x 32 images and two CPU cores, alike except for layers
+# 1 and 2: a quarter of the widths, half of the strides of layer 1, no normalization.
 ZFNET_MINI = _mini(
     "zfnet-mini",
     Conv("conv1", 24, kernel=5, stride=1, padding=2),

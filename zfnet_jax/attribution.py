@@ -1,8 +1,8 @@
 """Which pixels a class responds to: signed maps by three backward rules.
 
-The signal starts as 1 at the logit of a class and goes back to the pixels of each image:
-as the derivative (Simonyan, Vedaldi & Zisserman 2014, arXiv 1312.6034, section 3), or
-with another backward rule at every ReLU. `zfnet_jax.metrics` judges the maps.
+The signal starts as 1 at the logit of a class and goes back to the pixels of each
+image: as the derivative (Simonyan, Vedaldi & Zisserman 2014, arXiv 1312.6034, section
+3), or with another backward rule at every ReLU. `zfnet_jax.metrics` judges the maps.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def attribute(
         images: Preprocessed images [n, h, w, c], a source of them, or a path.
         targets: A label or a class name for all images, or one per image.
         rule: Backward rule for ReLUs, as in `with_relu_rule`. "gradient" is the
-            derivative, with 0 as the derivative of a ReLU at 0. "guided" and "deconvnet"
-            need at least one ReLU.
+            derivative, with 0 as the derivative of a ReLU at 0. "guided" and
+            "deconvnet" need at least one ReLU.
         strict: Refuse operations that "guided" and "deconvnet" say nothing about,
             instead of differentiating them. "gradient" allows any operation.
         batch_size: Images per batch.

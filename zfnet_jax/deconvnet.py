@@ -1,38 +1,28 @@
 """The deconvnet: from activations back to pixels (Zeiler & Fergus 2013, section 2.1).
 
-`forward` runs the network and keeps what the way back needs; `backward` goes down through
-the same layers by unpooling, rectification and filtering with the transposed kernels.
-Guided backpropagation and the gradient are the same way down with another rule at the
-ReLUs. `project` and `backproject` apply it to any network; for single activations of a
-`ConvNet`, `zfnet_jax.windows` computes the same values faster.
+`forward` runs the network and keeps what the way back needs; `backward` goes down
+through the same layers by unpooling, rectification and filtering with the transposed
+kernels. Guided backpropagation and the gradient are the same way down with another rule
+at the ReLUs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from zfnet_jax import ops, windows
-from zfnet_jax.arch import ContrastNorm, Conv, Dense, Layer, MaxPool, ReceptiveField
+from zfnet_jax import ops
+from zfnet_jax.arch import ContrastNorm, Conv, Dense, Layer, MaxPool, has_relu
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule, check_rule, with_relu_rule
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_BATCH_SIZE = 16
-# Activations that `project` sends down a ConvNet in one program.
-_POINTS = 64
-# Whole images that `project` sends down any other network in one program.
-_SIGNALS, _SIGNAL_PIXELS = 32, 32 * 224 * 224
 
 
 class Step(NamedTuple):
@@ -64,15 +54,17 @@ def backward(
 ) -> Float[Array, "b h w c"]:
     """From activations down to pixels: unpool, rectify, filter."""
     for layer, below, above, switches in reversed(trace):
-        if windows.has_relu(layer):
+        if has_relu(layer):
             signal = rectify(signal, above, rule)
         match layer:
             case MaxPool():
                 assert switches is not None
-                signal = ops.unpool(signal, switches, layer, below.shape[1:3])
+                hw = below.shape[1], below.shape[2]
+                signal = ops.unpool(signal, switches, layer, hw)
             case Conv():
+                hw = below.shape[1], below.shape[2]
                 kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
-                signal = ops.conv_transpose(signal, kernel, layer, below.shape[1:3])
+                signal = ops.conv_transpose(signal, kernel, layer, hw)
             case Dense():
                 kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
                 signal = (signal @ kernel.T).reshape(below.shape)
@@ -94,16 +86,6 @@ def rectify(signal: Array, above: Array, rule: Rule) -> Array:
             return jnp.where(above > 0, jnp.maximum(signal, 0), 0)
 
 
-def strongest(
-    activations: Float[np.ndarray, "b h w c"], units: Int[np.ndarray, "b u"]
-) -> Int[np.ndarray, "b u 2"]:
-    """Row and column of each unit's strongest activation, the first on a tie."""
-    batch, _, width, _ = activations.shape
-    maps = np.take_along_axis(activations, units[:, None, None], axis=-1)
-    flat = maps.reshape(batch, -1, units.shape[1]).argmax(axis=1)
-    return np.stack(np.divmod(flat, width), axis=-1)
-
-
 def backproject(
     net: Network | Any,
     images: Any,
@@ -112,7 +94,7 @@ def backproject(
     *,
     rule: Rule = "deconvnet",
 ) -> Float[Array, "b h w c"]:
-    """Project a signal in a layer back to pixels.
+    """Project a signal in a layer back to pixels; also under `jax.jit`.
 
     The signal takes the place of the layer's activations: a whole map, the activations
     above a threshold, or anything else in the layer's shape. By the rule "gradient" the
@@ -148,14 +130,15 @@ def backproject(
     """
     net, images = as_network(net, images)
     check_rule(rule)
-    images = net.images(images)
+    if not isinstance(images, Tracer):
+        images = net.images(images)
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
         raise ValueError(f"signal of shape {np.shape(signal)}: {layer} takes {shape}")
     if isinstance(net.model, ConvNet):
         return _backproject(net.model, images, signal, layer, rule)
-    activations, pull = _forward(net, images, layer, rule)
-    return _pull(pull, jnp.asarray(signal, activations.dtype)[None])[0]
+    activations, pull = pull_back(net, images, layer, rule)
+    return _pull(pull, jnp.asarray(signal, activations.dtype))
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
@@ -168,296 +151,14 @@ def _backproject(
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
-def _forward(
+def pull_back(
     net: Network, images: Array, layer: str, rule: Rule
-) -> tuple[Array, jax.tree_util.Partial]:
-    """Activations of any network's layer, and the function that pulls signals back."""
+) -> tuple[Array, Callable[[Array], tuple[Array]]]:
+    """Activations of any network's layer, and the function from a signal to pixels."""
     ruled = with_relu_rule(lambda x: net.features(x, (layer,))[layer], rule)
     return jax.vjp(ruled, jnp.asarray(images))
 
 
 @jax.jit
-def _pull(pull: jax.tree_util.Partial, signals: Array) -> Array:
-    return jax.vmap(lambda signal: pull(signal)[0])(signals)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Projections:
-    """Projections of n activations, and which activations they are.
-
-    To display one by hand, map zero to gray: `0.5 + pixels / (2 * abs(pixels).max())`.
-
-    Attributes:
-        pixels: [n, h, w, c], signed, in the units of the activation: whole images, or
-            crops of the receptive field. A crop is zero where it leaves the image.
-        boxes: int32 [n, 4], the receptive fields in pixels: top, left, bottom, right.
-            Bottom and right are exclusive; boxes may leave the image.
-        images: int32 [n], index of the image.
-        units: int32 [n], index of the feature map or dense unit.
-        positions: int32 [n, 2], row and column in the map; (0, 0) in a dense layer.
-        activations: [n], the activation that was projected.
-    """
-
-    pixels: Float[np.ndarray, "n h w c"]
-    boxes: Int[np.ndarray, "n 4"]
-    images: Int[np.ndarray, " n"]
-    units: Int[np.ndarray, " n"]
-    positions: Int[np.ndarray, "n 2"]
-    activations: Float[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        """Number of projections."""
-        return len(self.pixels)
-
-    def show(self) -> Figure:
-        """Draw the projections in a grid, each on its own scale, zero in gray."""
-        from zfnet_jax import viz
-
-        return viz.draw_projections(self.pixels, self.units)
-
-
-def project(
-    net: Network | Any,
-    images: Any,
-    layer: str,
-    units: int | Sequence[int] | Int[np.ndarray, "*b u"] | None = None,
-    positions: Sequence[int] | Int[np.ndarray, ...] | None = None,
-    *,
-    rule: Rule = "deconvnet",
-    crop: bool = False,
-) -> Projections:
-    """Project single activations of a layer back to pixels (section 2.1).
-
-    All other activations of the layer are set to zero. The chosen one keeps its value, so
-    a projection scales with its activation, and that of an inactive unit is zero.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> projections = project(model, images, "conv2", units=[3, 17], crop=True)
-        >>> projections.pixels.shape, projections.units.tolist()
-        ((4, 11, 11, 3), [3, 17, 3, 17])
-
-    Args:
-        net: A `Network`, or any model that `zf.network` takes.
-        images: Preprocessed images; they are read in batches.
-        layer: Name of the layer.
-        units: Feature maps or dense units: one, [u] for all images, or [b, u], each
-            image's own. None: each image's strongest unit.
-        positions: Row and column of the activation: (2,) for all, [b, 2] one per image,
-            or [b, u, 2] one per image and unit. None: each unit's strongest position,
-            the first in row-major order on a tie.
-        rule: Backward rule for ReLUs, as in `backproject`.
-        crop: Return the receptive fields instead of whole images.
-
-    Returns:
-        Projections over images, then units, as NumPy arrays: float32, or float64 for a
-        float64 network.
-
-    Raises:
-        ValueError: There is no such layer, unit, position or rule, or the images do not
-            fit the network.
-    """
-    net, images = as_network(net, images)
-    check_rule(rule)
-    target = net.layer(layer)
-    units = _check_units(units, layer, target.shape[-1], len(images))
-    positions = _check_positions(positions, layer, target.shape, units, len(images))
-    per_image = 1 if units is None else units.shape[1]
-    *image_hw, channels = net.image_shape
-    field = target.receptive_field or _whole(image_hw)
-    shape = len(images) * per_image, *(field.size if crop else image_hw), channels
-    pixels, parts = np.zeros(0), []
-    for start, batch, count in net.batches(images, _BATCH_SIZE):
-        activations, send_down = _start(net, batch, layer, rule)
-        chosen = slice(start, start + count)
-        points = _choose(
-            np.asarray(activations)[:count],
-            units if units is None else units[chosen],
-            positions if positions is None else positions[chosen],
-        )
-        if not parts:
-            # Pages of zeros that no window touches take no time and no memory.
-            pixels = np.zeros(shape, points.activations.dtype)
-        corners = _corners(field, points.positions)
-        for rows, patches in send_down(points):
-            is_whole = patches.shape[1:3] == tuple(image_hw)
-            for row, patch in zip(rows.tolist(), patches, strict=True):
-                corner = corners[row].tolist()
-                target_pixels = pixels[start * per_image + row]
-                _paste(
-                    patch,
-                    (0, 0) if is_whole else corner,
-                    target_pixels,
-                    corner if crop else (0, 0),
-                )
-        parts.append(points._replace(images=points.images + np.int32(start)))
-    points = windows.Points(*map(np.concatenate, zip(*parts, strict=True)))
-    corners = _corners(field, points.positions)
-    boxes = np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1)
-    return Projections(pixels, boxes, *points)
-
-
-Pixels = Iterator[tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w c"]]]
-
-
-def _start(
-    net: Network, images: np.ndarray, layer: str, rule: Rule
-) -> tuple[Array, Callable[[windows.Points], Pixels]]:
-    """Activations of a layer, and what sends points down, in parts."""
-    if isinstance(net.model, ConvNet):
-        trace = windows.forward(net.model, images, layer, rule)
-        send_down = functools.partial(_send_windows, net.model, trace, layer, rule)
-        return trace.activations, send_down
-    activations, pull = _forward(net, images, layer, rule)
-    return activations, functools.partial(_send_images, pull, activations)
-
-
-def _send_windows(
-    model: ConvNet,
-    trace: windows.Trace,
-    layer: str,
-    rule: Rule,
-    points: windows.Points,
-) -> Pixels:
-    """Pixels of the receptive fields; powers of two, so that few sizes are compiled."""
-    rows = np.arange(len(points.units))
-    for part in np.split(rows, rows[_POINTS::_POINTS]):
-        padded = np.resize(part, _power_of_two(len(part)))
-        chosen = windows.Points(*(array[padded] for array in points))
-        pixels = windows.backward(model, trace, layer, rule, chosen)
-        yield part, np.asarray(pixels)[: len(part)]
-
-
-def _send_images(
-    pull: jax.tree_util.Partial, activations: Array, points: windows.Points
-) -> Pixels:
-    """Whole images, as many together as fit memory."""
-    batch, count = len(activations), int(points.images[-1]) + 1
-    rows = np.arange(len(points.units)).reshape(count, -1)
-    together = min(_SIGNALS // batch, _power_of_two(rows.shape[1])) or 1
-    for part in np.split(rows, range(together, rows.shape[1], together), axis=1):
-        chosen = windows.Points(*(array[part] for array in points))
-        pixels = np.asarray(_pull_points(pull, activations, chosen, together))
-        yield (
-            part.T.ravel(),
-            pixels[: part.shape[1], :count].reshape(part.size, *pixels.shape[2:]),
-        )
-
-
-@functools.partial(jax.jit, static_argnames="together")
-def _pull_points(
-    pull: jax.tree_util.Partial,
-    activations: Array,
-    points: windows.Points,
-    together: int,
-) -> Array:
-    signals = jnp.zeros((together, *activations.shape), activations.dtype)
-    place = np.arange(points.units.shape[1]), points.images
-    if activations.ndim == 4:
-        place = *place, points.positions[..., 0], points.positions[..., 1]
-    signals = signals.at[*place, points.units].set(points.activations)
-    return jax.vmap(lambda signal: pull(signal)[0])(signals)
-
-
-def _choose(
-    activations: np.ndarray, units: np.ndarray | None, positions: np.ndarray | None
-) -> windows.Points:
-    """The points to project, over images and then units."""
-    maps = activations[:, None, None] if activations.ndim == 2 else activations
-    images = np.arange(len(maps), dtype=np.int32)[:, None]
-    if units is None:
-        there = maps.max((1, 2)) if positions is None else maps[images, *positions.T]
-        units = there.reshape(len(maps), -1).argmax(1)[:, None].astype(np.int32)
-    if positions is None:
-        positions = strongest(maps, units)
-    images = np.broadcast_to(images, units.shape).ravel()
-    positions = np.broadcast_to(positions, (*units.shape, 2)).reshape(-1, 2)
-    units = units.ravel()
-    values = maps[images, positions[:, 0], positions[:, 1], units]
-    return windows.Points(images, units, positions.astype(np.int32), values)
-
-
-def _check_units(
-    units: Any, layer: str, width: int, batch: int
-) -> Int[np.ndarray, "b u"] | None:
-    if units is None:
-        return None
-    array = np.atleast_1d(units)
-    shapes = "an int, [units], or each image's own, [images, units]"
-    if not np.issubdtype(array.dtype, np.integer) or 0 in array.shape:
-        raise ValueError(f"units {units!r}: expected {shapes}")
-    if array.ndim > 2 or (array.ndim == 2 and len(array) != batch):
-        raise ValueError(
-            f"units of shape {array.shape} for {batch} images: expected {shapes}"
-        )
-    outside = array[(array < 0) | (array >= width)]
-    if outside.size:
-        raise ValueError(
-            f"unit {outside[0]}: {layer} has {width} units (0 to {width - 1})"
-        )
-    return np.broadcast_to(array, (batch, array.shape[-1])).astype(np.int32)
-
-
-def _check_positions(
-    positions: Any,
-    layer: str,
-    shape: tuple[int, ...],
-    units: np.ndarray | None,
-    batch: int,
-) -> Int[np.ndarray, "b u 2"] | None:
-    """Positions [b, u, 2], or [b, 1, 2] where all units share them."""
-    if positions is None:
-        return None
-    array, per_image = np.asarray(positions), 1 if units is None else units.shape[1]
-    shapes = {(2,), (batch, 2), (batch, per_image, 2)}
-    if not np.issubdtype(array.dtype, np.integer) or array.shape not in shapes:
-        raise ValueError(
-            f"positions of shape {array.shape}: expected whole numbers (row, column), "
-            f"one per image, ({batch}, 2), or one per image and unit, "
-            f"({batch}, {per_image}, 2)"
-        )
-    array = array if array.ndim == 3 else np.broadcast_to(array, (batch, 2))[:, None]
-    height, width = shape[:2] if len(shape) == 3 else (1, 1)
-    outside = array[((array < 0) | (array >= (height, width))).any(-1)]
-    if outside.size:
-        raise ValueError(
-            f"position {tuple(outside[0].tolist())} is outside the {height} x {width} "
-            f"map of {layer}"
-        )
-    return array
-
-
-def _power_of_two(count: int) -> int:
-    """The least power of two that is no smaller."""
-    return 1 << (count - 1).bit_length()
-
-
-def _whole(image_hw: Sequence[int]) -> ReceptiveField:
-    height, width = image_hw
-    return ReceptiveField((height, width), (0, 0), (0, 0), (height, width))
-
-
-def _corners(field: ReceptiveField, positions: np.ndarray) -> Int[np.ndarray, "n 2"]:
-    """Top left pixel of each position's receptive field; it may lie outside the image."""
-    stride, start = np.array([field.stride, field.start], np.int32)
-    return positions * stride + start
-
-
-def _paste(
-    source: np.ndarray,
-    source_corner: Sequence[int],
-    target: np.ndarray,
-    target_corner: Sequence[int],
-) -> None:
-    """Copy one picture into another where they overlap, each placed by its corner."""
-    cuts: list[list[slice]] = [[], []]
-    for axis in (0, 1):
-        starts = source_corner[axis], target_corner[axis]
-        ends = starts[0] + source.shape[axis], starts[1] + target.shape[axis]
-        low, high = max(starts), max(*starts, min(ends))
-        for cut, start in zip(cuts, starts, strict=True):
-            cut.append(slice(low - start, high - start))
-    target[tuple(cuts[1])] = source[tuple(cuts[0])]
+def _pull(pull: Callable[[Array], tuple[Array]], signal: Array) -> Array:
+    return pull(signal)[0]

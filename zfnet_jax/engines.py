@@ -24,6 +24,7 @@ from zfnet_jax.arch import (
     Conv,
     Dense,
     MaxPool,
+    has_relu,
     receptive_field,
 )
 from zfnet_jax.layers import Kind, Layer, Position, Reader
@@ -40,13 +41,12 @@ _KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "no
 def _describe(arch: Architecture) -> Mapping[str, Layer]:
     layers = {}
     for spec, _, shape in arch.walk():
-        is_dense = isinstance(spec, Dense)
         layers[spec.name] = Layer(
             spec.name,
             _KINDS.get(type(spec), "dense"),
             shape,
-            isinstance(spec, Conv) or (is_dense and spec.relu),
-            None if is_dense else receptive_field(arch, spec.name),
+            has_relu(spec),
+            None if isinstance(spec, Dense) else receptive_field(arch, spec.name),
         )
     return types.MappingProxyType(layers)
 
@@ -164,6 +164,12 @@ class TracedEngine:
         given, rest = weights[: self.given], weights[self.given :]
         program, constants, results = self._trace(given, images)
         positions = {p.layer.name: p for p in self._read(program, results)}
+        for name in names:
+            if name not in positions or positions[name].layer != self.layers[name]:
+                raise RuntimeError(
+                    f"layer {name} reads differently in this context; shard_map needs "
+                    "check_vma=False"
+                )
         # A constant may depend on the number of images.
         rest = [
             a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)

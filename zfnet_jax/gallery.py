@@ -43,7 +43,7 @@ from PIL import Image
 from zfnet_jax.analysis.evolution import Evolution
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.analysis.sanity import Comparison
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 
 # Units that a layer's page shows together, and the most bytes that their pictures and
 # the text of all units may take.

@@ -47,9 +47,9 @@ def pointing_game(
     the accuracy of a method. They also count a point within 15 pixels of the object, on
     images of about 224 pixels.
 
-    Where several pixels share the maximum, the result is the share of them that hit: the
-    expected result of picking one at random. A constant map thus scores the share of the
-    image that the object covers.
+    Where several pixels share the maximum, the result is the share of them that hit:
+    the expected result of picking one at random. A constant map thus scores the share
+    of the image that the object covers.
 
         >>> mask = np.array([[[True, False, False]]])
         >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1)
@@ -58,8 +58,8 @@ def pointing_game(
     Args:
         importances: One number per pixel, as `importance` gives.
         masks: True on the object.
-        tolerance: Distance in pixels from the center of the nearest pixel of the object,
-            up to which a point is a hit.
+        tolerance: Distance in pixels, from the center of the nearest pixel of the
+            object, up to which a point is a hit.
 
     Returns:
         A number per image from 0, a miss, to 1, a hit.
@@ -102,7 +102,8 @@ class Curves:
     """How the probability of a class changes with the pixels, most important first.
 
     Attributes:
-        fractions: Share of the pixels that have changed, from 0 to 1; float [steps + 1].
+        fractions: Share of the pixels that have changed, from 0 to 1;
+            float [steps + 1].
         probabilities: Probability of the target; float [n, steps + 1].
         areas: Area under each curve over `fractions`, by the trapezoidal rule;
             float [n].

@@ -89,11 +89,15 @@ CHOOSING = {
 COMPARING = {*"eq ge gt le lt ne".split()}
 SUMMING = {*"psum psum_invariant reduce_sum reduce_window_sum".split()}
 # A softmax or a normalization applies these to a sum of exponentials or squares.
-DIVIDING = {*"abs div integer_pow log mul pow rsqrt sign sqrt square".split()}
+DIVIDING = {*"abs div integer_pow log pow rsqrt sign sqrt".split()}
+SQUARES = {"square", "product", "moment", "scale"}
 STATISTICS = {"sum of exp", "moment", "scale"}
 
-SOFTMAX = "a softmax"
 TRAINING = "call model.eval()"
+SOFTMAX = "a softmax"
+NORMALIZATION = "a normalization by the input's own statistics"
+BATCH_NORMALIZATION = f"a normalization by the statistics of the batch: {TRAINING}"
+PATTERNS = {SOFTMAX, NORMALIZATION, BATCH_NORMALIZATION}
 
 
 def bodies(eqn: core.JaxprEqn) -> list[core.ClosedJaxpr]:
@@ -263,6 +267,8 @@ class Audit:
             if x.role == "rectified":
                 return x
             source = Rectified(x.source, x.role == "negated")
+            if x.role == "scale":  # Perhaps a variance by products.
+                return dataclasses.replace(x, source=source)
             return Dependence(SIGNAL, source, "rectified")
         self._report(path, f"{name} with a constant, and not a ReLU")
         role = "clipped" if name == "min" and positive else ""
@@ -274,17 +280,19 @@ class Audit:
         """An operation that the rules say nothing about, alone or in a pattern."""
         name = eqn.primitive.name
         paths = _union(x.paths for x in signals if x.role in STATISTICS)
-        if not paths or name not in DIVIDING:
+        parts = {self.findings[part][1] for part in paths}
+        # A product with a statistic completes a pattern, and does not begin one.
+        if not parts or not (name in DIVIDING or (name == "mul" and parts <= PATTERNS)):
             self._report(path, obstacle)
-            square = name in ("square", "mul") or eqn.params.get("y") == 2
-            role = "square" if square else "exp" if name == "exp" else ""
+            role = {"exp": "exp", "mul": "product", "square": "square"}.get(name, "")
+            if eqn.params.get("y") == 2 or (
+                name == "mul" and signals[0] is signals[-1]
+            ):
+                role = "square"
             return Dependence(SIGNAL, role=role, paths=frozenset([path]))
-        if any(self.findings[part][1] in ("exp", SOFTMAX) for part in paths):
+        pattern = BATCH_NORMALIZATION if paths & self._over_batch else NORMALIZATION
+        if parts & {"exp", SOFTMAX}:
             pattern = SOFTMAX
-        elif paths & self._over_batch:
-            pattern = f"a normalization by the statistics of the batch: {TRAINING}"
-        else:
-            pattern = "a normalization by the input's own statistics"
         self.findings |= {part: (self.findings[part][0], pattern) for part in paths}
         # Applied to anything else, the pattern is complete.
         if len(signals) > 1:
@@ -299,10 +307,8 @@ class Audit:
         roles, paths = {x.role for x in signals}, _union(x.paths for x in signals)
         if name in SUMMING and roles == {"exp"}:
             role = "sum of exp"
-        elif roles <= {"square", "moment"} and (
-            name in SUMMING | LAYERS or (name in LINEAR and len(signals) > 1)
-        ):
-            role = "moment"
+        elif roles <= SQUARES and (name in SUMMING or len(signals) > 1):
+            role = "moment" if roles <= {"square", "moment"} else "scale"
             axes, operand = eqn.params.get("axes", ()), cast(Any, eqn.invars[0].aval)
             if 0 in axes and len(axes) < operand.ndim:
                 self._over_batch |= paths
@@ -346,8 +352,8 @@ def is_contrast_norm(eqn: core.JaxprEqn) -> bool:
     """Whether an equation is `ops.contrast_norm`, which is jitted under its name."""
     if eqn.primitive.name != "jit" or eqn.params["name"] != "contrast_norm":
         return False
-    shapes = [cast(Any, atom.aval).shape for atom in (*eqn.invars, *eqn.outvars)]
-    return len(shapes) == 2 and shapes[0] == shapes[1]
+    shapes = [[atom.aval for atom in atoms] for atoms in (eqn.invars, eqn.outvars)]
+    return len(shapes[0]) == 1 and shapes[0] == shapes[1]
 
 
 def _obstacle(
@@ -363,7 +369,10 @@ def _obstacle(
         first, second = signals[0].source, signals[1].source
         if name in ("max", "min") and first is second:
             return f"{name} of a value and a multiple of itself"
-        if name in ("add", "sub") and _are_opposite(first, second):
+        if name in ("add", "sub") and (
+            isinstance(second, Rectified)
+            and first == second._replace(negated=not second.negated)
+        ):
             return f"{name} of the ReLUs of x and -x, as in a leaky ReLU"
         if name in LAYERS:
             return f"{name} of two inputs (close over parameters, do not pass them)"
@@ -372,12 +381,6 @@ def _obstacle(
     if name == "div":
         return "div by an input" if operands[1].level else None
     return None if name == "mul" or name in LINEAR | LAYERS | CHOOSING else name
-
-
-def _are_opposite(first: Any, second: Any) -> bool:
-    if not (isinstance(first, Rectified) and isinstance(second, Rectified)):
-        return False
-    return first.signal is second.signal and first.negated != second.negated
 
 
 def _constant(eqn: core.JaxprEqn, operands: list[Dependence]) -> Dependence:

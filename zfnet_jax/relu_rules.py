@@ -75,8 +75,8 @@ def with_relu_rule(
     Returns:
         A function of the arguments of `fn`. It raises ValueError if no ReLU depends on
         its inputs (except by "gradient"), if the model is in training mode, and, if
-        `strict`, if the rule says
-        nothing about some operations: the message lists all of them by source line.
+        `strict`, if the rule says nothing about some operations: the message lists all
+        of them by source line.
 
     Raises:
         ValueError: There is no such rule.

@@ -42,11 +42,11 @@ class Augmentation:
     """Random views of the training images.
 
     Attributes:
-        margin: Pixels by which a crop may be shifted; reflected pixels fill the border.
-        corners: Take only the four corners and the centre, as in section 3, in place
-            of any shift.
+        margin: Largest shift of a crop in pixels. Reflected pixels fill the border.
+        corners: Take only the four corners and the center, as in section 3, instead of
+            any shift.
         cutout: Height and width of a random part of the network's input that is set to
-            the mean, as a share of the input's; 0 for none.
+            the mean, as a fraction of the input's; 0 for none.
     """
 
     margin: int
@@ -56,23 +56,24 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Everything that decides how a network is trained.
 
     Attributes:
-        name: As on the command line.
-        epochs: Passes over the training data unless told otherwise.
-        batch_size: Images a step unless told otherwise.
-        validation: Images split from the training data unless told otherwise.
-        scale: What pixels are multiplied by after the mean is subtracted.
-        init: Draws the kernels; biases start at 0.
+        name: Name on the command line.
+        epochs: Default number of passes over the training data.
+        batch_size: Default number of images per step.
+        validation: Default number of images split from the training data.
+        scale: Factor of the pixels after the mean is subtracted.
+        init: Draws the kernels. Biases start at 0.
         dropout: Probability of dropping a unit of a hidden dense layer.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Fraction of the target that is spread over all classes.
         augmentation: Random views of the images.
         average: Decay of the running average of the weights that is evaluated and
             kept; 0 keeps the last weights.
-        optimizer: Builds the optax transformation from (steps in all, steps an epoch);
-            its update takes the keyword `value`, the last validation error in 0 to 1.
-        learning_rate: The learning rate from (step, optimizer state, steps in all).
+        optimizer: Builds the optax transformation from the total number of steps and
+            the steps per epoch. Its update takes the keyword `value`, the last
+            validation error between 0 and 1.
+        learning_rate: Learning rate from (step, optimizer state, total steps).
     """
 
     name: str
@@ -159,13 +160,13 @@ def _fast_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Muon (Jordan 2024) for hidden kernels, Nesterov SGD for biases and classifier.
 
-    Orthogonalised updates do for a net without normalisation layers what those layers
-    do elsewhere: every direction of a kernel is learned at one pace.
+    Orthogonalized updates replace normalization layers: every direction of a kernel is
+    learned at the same pace.
     """
     del steps_per_epoch
 
     def kind(path: tuple[Any, ...], weight: Array) -> str:
-        hidden = weight.ndim > 1 and path[0].key != "logits"
+        hidden = weight.ndim > 1 and path[0].name != "logits"
         return "muon" if hidden else "sgd"
 
     def as_matrix(params: PyTree) -> PyTree:
@@ -238,16 +239,16 @@ class TrainState(NamedTuple):
     """Everything a step reads and writes.
 
     Attributes:
-        params: Weights by layer name.
-        average: Running average of the weights, or None without one.
+        model: The `ConvNet` that is trained.
+        average: The same with the running average of the weights, or None.
         opt_state: Momentum and schedule state.
-        step: Updates done so far, int32 [].
+        step: Number of updates so far, int32 [].
         key: Key data from which all randomness of the run is derived, uint32 [2].
         validation_error: Error on the validation images after the last epoch, 1.0
             before it.
     """
 
-    params: PyTree
+    model: PyTree
     average: PyTree
     opt_state: PyTree
     step: Int[Array, ""]
@@ -255,14 +256,14 @@ class TrainState(NamedTuple):
     validation_error: Float32[Array, ""]
 
     @property
-    def evaluated(self) -> PyTree:
-        """The weights to evaluate and to keep."""
-        return self.params if self.average is None else self.average
+    def evaluated(self) -> ConvNet:
+        """The network to evaluate and to keep."""
+        return self.model if self.average is None else self.average
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """A trained network and how it came about.
+    """A trained network and the record of its training.
 
     Attributes:
         model: The network with the weights to keep.
@@ -271,7 +272,7 @@ class TrainResult:
             with validation images, validation_loss and validation_accuracy.
         train_seconds: Time in training steps, without compilation and evaluation.
         compile_seconds: Time to compile them.
-        images_per_second: Training images a second.
+        images_per_second: Training images per second.
     """
 
     model: ConvNet
@@ -288,7 +289,7 @@ def split_validation(
     """Set `count` random images apart for validation; the same for the same seed.
 
     Raises:
-        ValueError: nothing would be left to train on.
+        ValueError: No image would be left to train on.
     """
     if not 0 <= count < len(dataset):
         raise ValueError(
@@ -338,8 +339,8 @@ def cut_out(
 
     Args:
         inputs: Preprocessed images.
-        key: Decides where.
-        share: Height and width of the part, as a share of the image's.
+        key: Key that decides the position.
+        share: Height and width of the part, as a fraction of the image's.
     """
     batch, height, width, _ = inputs.shape
 
@@ -367,7 +368,7 @@ class _Program:
         steps_per_epoch: int,
         epochs: int,
     ):
-        self.graph, self.initial = nnx.split(model, nnx.Param)
+        self.initial: PyTree = model
         self.recipe = recipe
         self.preprocess = preprocess
         self.batch_size = batch_size
@@ -384,23 +385,20 @@ class _Program:
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def start(self, seed: int) -> TrainState:
-        params = nnx.to_pure_dict(self.initial)
+        model = self.initial
         state = TrainState(
-            params=params,
-            average=jax.tree.map(jnp.copy, params) if self.recipe.average else None,
-            opt_state=self.optimizer.init(params),
+            model=model,
+            average=jax.tree.map(jnp.copy, model) if self.recipe.average else None,
+            opt_state=self.optimizer.init(model),
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(jax.random.key(seed)),
             validation_error=jnp.ones((), jnp.float32),
         )
         return self.replicate(state)
 
-    def model(self, params: PyTree) -> ConvNet:
-        return nnx.merge(self.graph, params)
-
-    def kept(self, state: TrainState) -> ConvNet:
-        """The network to evaluate and to keep, on the default device."""
-        return self.model(jax.tree.map(jnp.asarray, jax.device_get(state.evaluated)))
+    def fetch(self, state: TrainState) -> ConvNet:
+        """Fetch the network to evaluate and to keep to the default device."""
+        return jax.tree.map(jnp.asarray, jax.device_get(state.evaluated))
 
     def order(self, state: TrainState, epoch: int, count: int) -> np.ndarray:
         """The images of each step of an epoch, int32 [steps, batch]."""
@@ -409,8 +407,8 @@ class _Program:
         chosen = chosen[: self.steps_per_epoch * self.batch_size].astype(np.int32)
         return chosen.reshape(self.steps_per_epoch, self.batch_size)
 
-    def loss(self, params, images, labels, keys):
-        logits = self.model(params)(images, dropout_keys=keys)
+    def loss(self, model, images, labels, keys):
+        logits = model(images, dropout_keys=keys)
         classes = logits.shape[-1]
         targets = optax.smooth_labels(
             jax.nn.one_hot(labels, classes), self.recipe.label_smoothing
@@ -418,10 +416,10 @@ class _Program:
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (logits.argmax(-1) == labels).mean()
 
-    def gradients(self, params, images, labels, keys):
-        def local(params, images, labels, keys):
+    def gradients(self, model, images, labels, keys):
+        def local(model, images, labels, keys):
             value_and_grad = jax.value_and_grad(self.loss, has_aux=True)
-            return jax.lax.pmean(value_and_grad(params, images, labels, keys), "data")
+            return jax.lax.pmean(value_and_grad(model, images, labels, keys), "data")
 
         split, whole = PartitionSpec("data"), PartitionSpec()
         return jax.shard_map(
@@ -430,7 +428,7 @@ class _Program:
             in_specs=(whole, split, split, split),
             out_specs=whole,
             check_vma=False,
-        )(params, images, labels, keys)
+        )(model, images, labels, keys)
 
     def step(self, state: TrainState, images: Array, labels: Array):
         run_key = jax.random.wrap_key_data(state.key)
@@ -442,23 +440,23 @@ class _Program:
         if augmentation.cutout:
             inputs = cut_out(inputs, hole_key, augmentation.cutout)
         (loss, accuracy), grads = self.gradients(
-            state.params,
+            state.model,
             inputs,
             labels,
             jax.random.split(dropout_key, self.batch_size),
         )
         updates, opt_state = self.optimizer.update(
-            grads, state.opt_state, state.params, value=state.validation_error
+            grads, state.opt_state, state.model, value=state.validation_error
         )
-        params = optax.apply_updates(state.params, updates)
+        model = optax.apply_updates(state.model, updates)
         average = state.average
         if average is not None:
             # A short memory at first, so that the starting weights are soon forgotten.
-            seen = state.step.astype(jnp.float32)
-            decay = jnp.minimum(self.recipe.average, (1 + seen) / (10 + seen))
-            average = optax.incremental_update(params, average, 1 - decay)
+            steps = state.step.astype(jnp.float32)
+            decay = jnp.minimum(self.recipe.average, (1 + steps) / (10 + steps))
+            average = optax.incremental_update(model, average, 1 - decay)
         state = state._replace(
-            params=params, average=average, opt_state=opt_state, step=state.step + 1
+            model=model, average=average, opt_state=opt_state, step=state.step + 1
         )
         return state, jnp.stack([loss, accuracy])
 
@@ -471,9 +469,9 @@ class _Program:
         start: Int[Array, ""],
         stop: Int[Array, ""],
     ) -> tuple[TrainState, Float[Array, " 2"]]:
-        """Steps `start` to `stop` of an epoch; sums of their losses and accuracies.
+        """Run steps `start` to `stop` of an epoch; sum their losses and accuracies.
 
-        The sums are not finite either where the weights after the last step are not.
+        The sums are NaN if the weights after the last step are not finite.
         """
 
         def body(index: Array, carry):
@@ -483,7 +481,7 @@ class _Program:
             return state, totals + values
 
         state, totals = jax.lax.fori_loop(start, stop, body, (state, jnp.zeros(2)))
-        weights = jax.tree.leaves((state.params, state.average))
+        weights = jax.tree.leaves((state.model, state.average))
         finite = jnp.stack([jnp.isfinite(weight).all() for weight in weights]).all()
         return state, jnp.where(finite, totals, jnp.nan)
 
@@ -494,21 +492,20 @@ def evaluate(
     images: UInt8[np.ndarray, "n h w c"],
     batch_size: int = 500,
 ) -> Float32[np.ndarray, "n classes"]:
-    """Logits of one view of each image, with dropout off.
+    """Compute logits of one view of each image, with dropout off.
 
     Args:
         model: The network.
         preprocess: Its preprocessing.
         images: Images of the size that `preprocess` takes.
-        batch_size: Images at a time; it does not change the result.
+        batch_size: Images per batch. It doesn't change the result.
     """
-    graph, params = nnx.split(model)
 
     @jax.jit
-    def run(params: PyTree, batch: Array) -> Array:
-        return nnx.merge(graph, params)(preprocess(batch))
+    def run(model: ConvNet, batch: Array) -> Array:
+        return model(preprocess(batch))
 
-    return np.stack([*_batched(functools.partial(run, params), images, batch_size)])
+    return np.stack([*_batched(functools.partial(run, model), images, batch_size)])
 
 
 def class_probabilities(
@@ -519,44 +516,43 @@ def class_probabilities(
     ten_crops: bool = False,
     batch_size: int = 50,
 ) -> Iterator[Float32[np.ndarray, " classes"]]:
-    """Softmax probabilities of each image, by one view or by ten, with dropout off.
+    """Yield softmax probabilities of each image from one view or ten, without dropout.
 
-    Ten views are the corners and the centre, each also mirrored; their probabilities
+    Ten views are the corners and the center, each also mirrored. Their probabilities
     are averaged (Krizhevsky et al. 2012, section 4.1). The mean image is subtracted
-    from each crop. Images are read as they are needed, a batch ahead at most.
+    from each crop. Images are read when they are needed, at most one batch ahead.
 
     Args:
         model: The network.
         preprocess: Its preprocessing.
-        images: RGB pixels, 0 to 255; for one view of the size that `preprocess` takes,
-            for ten crops of that size larger, as `ten_crop_size` says.
+        images: RGB pixels, 0 to 255. One view takes images of the size of `preprocess`;
+            ten crops take larger ones, see `ten_crop_size`.
         ten_crops: Average over ten views.
-        batch_size: Images at a time, which need the memory of as many views; one
-            program serves all batches, and its size does not change the result.
+        batch_size: Images per batch, each of which takes the memory of one view. It
+            doesn't change the result.
 
     Raises:
         ValueError: Raised with the first result: `batch_size` is not positive, or the
-            images do not fit `preprocess` or each other.
+            images don't fit `preprocess` or each other.
     """
-    graph, params = nnx.split(model)
 
     @jax.jit
-    def run(params: PyTree, batch: Array) -> Array:
+    def run(model: ConvNet, batch: Array) -> Array:
         def view(crop: Array) -> Array:
-            return jax.nn.softmax(nnx.merge(graph, params)(preprocess(crop)))
+            return jax.nn.softmax(model(preprocess(crop)))
 
         if not ten_crops:
             return view(batch)
         crops = ten_crop(batch, preprocess.mean.shape[:2])
         return jax.lax.map(view, jnp.moveaxis(crops, 1, 0)).mean(0)
 
-    yield from _batched(functools.partial(run, params), images, batch_size)
+    yield from _batched(functools.partial(run, model), images, batch_size)
 
 
 def _batched(
     run: Callable[[np.ndarray], Array], images: Iterable[np.ndarray], batch_size: int
 ) -> Iterator[np.ndarray]:
-    """What a program gives for each image; every batch is of the first one's size."""
+    """Yield the result of each image; every batch is padded to the first one's size."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, not {batch_size}")
     images, size = iter(images), 0
@@ -569,7 +565,7 @@ def _batched(
 def loss_and_accuracy(
     logits: Float32[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
 ) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the share of images classified correctly."""
+    """Mean cross-entropy in nats, and the fraction of images classified correctly."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return float(losses.mean()), float((logits.argmax(-1) == labels).mean())
 
@@ -591,32 +587,32 @@ def train(
     on_progress: Callable[[float, Mapping[str, int | float]], None] = lambda *_: None,
     on_epoch: Callable[[int, ConvNet, Preprocessing], None] | None = None,
 ) -> TrainResult:
-    """Train a network from scratch, or go on from its newest good checkpoint.
+    """Train a network from scratch, or resume from its newest good checkpoint.
 
     Args:
-        arch: The architecture; its classifier takes the width of the dataset. Images
-            of another size than its input are resized on the device.
+        arch: The architecture. Its classifier gets the number of classes of the
+            dataset, and images of another size are resized on the device.
         dataset: Training images.
-        validation: Images to measure after each epoch; never trained on.
-        recipe: How to train.
-        epochs: Passes over the data; the recipe's own number if None.
-        batch_size: Images a step, the recipe's own number if None; what does not fill
-            a last batch is left out of that epoch.
+        validation: Images to evaluate after each epoch, never trained on.
+        recipe: The recipe.
+        epochs: Passes over the data, if not the recipe's number.
+        batch_size: Images per step, if not the recipe's number. Images that don't fill
+            a last batch are left out of that epoch.
         seed: Determines weights, data order, augmentation and dropout.
         dtype: Type of the computation, float32 or bfloat16.
         target_accuracy: Stop after the epoch whose validation accuracy reaches this.
-        checkpoints: Folder for one checkpoint an epoch; None keeps none.
-        resume: Go on from the newest good checkpoint, if there is one.
-        on_damaged: Called with a line for each newer checkpoint that is damaged.
-        on_progress: Called about ten times an epoch with the number of epochs done and
+        checkpoints: Folder for one checkpoint per epoch; None keeps none.
+        resume: Resume from the newest good checkpoint, if there is one.
+        on_damaged: Called with one line for each newer checkpoint that is damaged.
+        on_progress: Called about ten times per epoch with the number of epochs done and
             the running values.
-        on_epoch: Called after each epoch with the number of epochs done, the network
-            as it would be kept, and its preprocessing; before the checkpoint.
+        on_epoch: Called after each epoch, before the checkpoint, with the number of
+            epochs done, the network to keep, and its preprocessing.
 
     Raises:
-        ValueError: the arguments do not fit each other or the checkpoint.
-        NonFiniteLossError: the loss is not finite.
-        DamagedFileError: resuming, and every checkpoint is damaged.
+        ValueError: The arguments don't fit each other or the checkpoint.
+        NonFiniteLossError: The loss is not finite.
+        DamagedFileError: Every checkpoint to resume from is damaged.
     """
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = recipe.batch_size if batch_size is None else batch_size
@@ -698,7 +694,7 @@ def train(
             "learning_rate": float(rate),
         }
         if validation is not None:
-            logits = evaluate(program.kept(state), preprocess, validation.images)
+            logits = evaluate(program.fetch(state), preprocess, validation.images)
             loss, accuracy = loss_and_accuracy(logits, validation.labels)
             record |= {"validation_loss": loss, "validation_accuracy": accuracy}
             error = program.replicate(np.float32(1 - accuracy))
@@ -706,7 +702,7 @@ def train(
         history.append(record)
         on_progress(epoch + 1.0, record)
         if on_epoch is not None:
-            on_epoch(epoch + 1, program.kept(state), preprocess)
+            on_epoch(epoch + 1, program.fetch(state), preprocess)
         if checkpoints is not None:
             metadata = {
                 "run": run_is,
@@ -717,7 +713,7 @@ def train(
 
     trained = len(history) * steps_per_epoch * batch_size
     return TrainResult(
-        model=program.kept(state),
+        model=program.fetch(state),
         preprocess=preprocess,
         history=history,
         train_seconds=train_seconds,
@@ -746,6 +742,6 @@ def _same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in wanted if saved.get(name) != wanted[name]]
     if differing:
         raise ValueError(
-            "the checkpoint is of another run: "
+            "the checkpoint belongs to another run: "
             + ", ".join(f"{n} was {saved.get(n)}, now {wanted[n]}" for n in differing)
         )

@@ -1,9 +1,9 @@
-"""Receptive-field windows: the values of full maps, computed where they matter.
+"""Receptive-field windows: the values of whole maps, computed where they matter.
 
-One activation reaches the pixels of its receptive field and no others, and a square that
-covers pixels changes only the activations that see it. Both are windows of one size per
-layer: cut out of the maps of one forward pass, recomputed, pasted back. The results equal
-those of whole maps to rounding; `deconvnet.backward` and the model's own pass define them.
+One activation reaches only the pixels of its receptive field, and a square of pixels
+changes only the activations that see it. Either way a layer is a window of one size per
+item: cut out of the maps of a forward pass, recomputed, pasted. Results equal those of
+whole maps to rounding; `deconvnet.backward` and the model's own pass define them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt
+from jaxtyping import Array, Float, Int, Shaped
 
 from zfnet_jax import cpu, ops
 from zfnet_jax.arch import (
@@ -30,6 +30,8 @@ from zfnet_jax.arch import (
     MaxPool,
     Pair,
     Shape,
+    has_relu,
+    map_hw,
 )
 from zfnet_jax.model import Affine, ConvNet
 from zfnet_jax.relu_rules import Rule
@@ -51,10 +53,10 @@ class Windows:
         corners: int32 [n, 2], first row and column; windows may leave the map.
         size: Rows and columns of every window.
         map_hw: Rows and columns of the map.
-        bounds: Least and greatest row, least and greatest column of all corners.
+        bounds: Least and greatest row, and least and greatest column, of all corners.
     """
 
-    corners: Int[Array | np.ndarray, "n 2"]
+    corners: Any
     size: Pair
     map_hw: Pair
     bounds: tuple[Pair, Pair]
@@ -62,128 +64,120 @@ class Windows:
     @classmethod
     def whole(cls, map_hw: Pair, count: int) -> Windows:
         """The whole map for each item."""
-        corners = np.zeros((count, 2), np.int32)
-        return cls(corners, map_hw, map_hw, ((0, 0), (0, 0)))
+        return cls(np.zeros((count, 2), np.int32), map_hw, map_hw, ((0, 0), (0, 0)))
 
     @classmethod
-    def cover(cls, low: np.ndarray, high: np.ndarray, map_hw: Pair) -> Windows:
-        """The smallest windows within the map that hold the boxes [low, high)."""
+    def cover(cls, low: np.ndarray, high: np.ndarray, hw: Pair, inside=True) -> Windows:
+        """The smallest windows that hold the boxes [low, high)."""
         size = (high - low).max(0)
-        corners = np.minimum(low, np.array(map_hw) - size).astype(np.int32)
-        return cls(corners, _pair(size), map_hw, _bounds(corners))
+        corners = (np.minimum(low, hw - size) if inside else low).astype(np.int32)
+        rows, columns = np.stack([corners.min(0), corners.max(0)], 1).tolist()
+        return cls(corners, tuple(size.tolist()), hw, (tuple(rows), tuple(columns)))
 
     @property
     def is_whole(self) -> bool:
-        """Whether each window is its whole map."""
+        """Whether every window is the whole map."""
         return self.size == self.map_hw and self.bounds == ((0, 0), (0, 0))
 
-    def see(self, layer: Conv | MaxPool, map_hw: Pair) -> Windows:
-        """Windows of the layer's input, of shape `map_hw`, that these windows see."""
-        stride, before = np.array(layer.stride), np.array(layer.padding)[:, 0]
-        size = (np.array(self.size) - 1) * stride + layer.kernel
-        low, high = np.array(self.bounds).T * stride - before
-        corners = self.corners * np.int32(stride) - np.int32(before)
-        bounds = _pair((low[0], high[0])), _pair((low[1], high[1]))
-        return Windows(corners, _pair(size), map_hw, bounds)
-
-    def inside(self) -> Bool[Array, "n h w 1"]:
-        """True at the pixels of each window that lie inside the map."""
+    def see(self, layer: Conv | MaxPool, hw: Pair) -> Windows:
+        """The windows of the layer's input, of extent `hw`, that these windows see."""
         rows, columns = (
-            (at >= 0) & (at < extent)
-            for at, extent in zip(self._pixels(), self.map_hw, strict=True)
+            ((size - 1) * step + kernel, low * step - before, high * step - before)
+            for size, step, kernel, (before, _), (low, high) in zip(
+                self.size,
+                layer.stride,
+                layer.kernel,
+                layer.padding,
+                self.bounds,
+                strict=True,
+            )
         )
-        return rows[:, :, None, None] & columns[:, None, :, None]
+        before = np.array(layer.padding, np.int32)[:, 0]
+        corners = self.corners * np.array(layer.stride, np.int32) - before
+        return Windows(corners, (rows[0], columns[0]), hw, (rows[1:], columns[1:]))
 
-    def _pixels(self) -> list[Array]:
-        return [
-            self.corners[:, axis, None] + np.arange(self.size[axis], dtype=np.int32)
-            for axis in (0, 1)
+    def cut(
+        self, maps: Shaped[Array, "b ..."], images: Array, outside: float = 0
+    ) -> Shaped[Array, "n ..."]:
+        """Each window of its image's map; `outside` where it leaves the map."""
+        if self.is_whole:
+            return maps[images]
+        padded, corners = self.pad(maps, outside)
+        size = (1, *self.size, maps.shape[-1])
+
+        def cut_one(item: tuple[Array, Array]) -> Array:
+            image, corner = item
+            return lax.dynamic_slice(padded, (image, *corner, np.int32(0)), size)[0]
+
+        # A loop copies rows; XLA's gather, under `vmap`, places each element anew.
+        return lax.map(cut_one, (images, corners))
+
+    def pad(self, maps: Array, outside: float) -> tuple[Array, Any]:
+        """Maps that hold all windows, and the corners in them.
+
+        A slice that leaves its map would be moved inside.
+        """
+        edges = [
+            (max(0, -low), max(0, high + size - extent))
+            for (low, high), size, extent in zip(
+                self.bounds, self.size, self.map_hw, strict=True
+            )
         ]
+        origin = np.array(edges, np.int32)[:, 0]
+        edges = ((0, 0), *edges, (0, 0))
+        return jnp.pad(maps, edges, constant_values=outside), self.corners + origin
 
+    def paste(self, patches: Float[Array, "n h w c"]) -> Float[Array, "n H W c"]:
+        """Each window in a map of zeros, without what lies outside the map."""
+        height, width = self.map_hw
+        padded = jnp.pad(patches, ((0, 0), (height, height), (width, width), (0, 0)))
 
-def _pair(values: Any) -> Pair:
-    first, second = values
-    return int(first), int(second)
+        def paste_one(patch: Array, corner: Array) -> Array:
+            start = (height - corner[0], width - corner[1], np.int32(0))
+            return lax.dynamic_slice(patch, start, (height, width, patch.shape[-1]))
 
+        return jax.vmap(paste_one)(padded, self.corners)
 
-def _bounds(corners: np.ndarray) -> tuple[Pair, Pair]:
-    low, high = corners.min(0), corners.max(0)
-    return _pair((low[0], high[0])), _pair((low[1], high[1]))
-
-
-def affect(
-    layer: Conv | MaxPool, low: np.ndarray, high: np.ndarray, out_hw: Pair
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [low, high) of the layer's output that see boxes of its input."""
-    stride, before = np.array(layer.stride), np.array(layer.padding)[:, 0]
-    low = ((low + before - layer.kernel) // stride + 1).clip(0, np.array(out_hw) - 1)
-    return low, ((high - 1 + before) // stride + 1).clip(low + 1, out_hw)
-
-
-def cut(
-    maps: Shaped[Array, "b h w c"],
-    windows: Windows,
-    images: Int[Array, " n"],
-    outside: float = 0,
-) -> Shaped[Array, "n H W c"]:
-    """Each window of its image's map; `outside` where it leaves the map."""
-    if windows.is_whole:
-        return maps[images]
-    padded, origin = _pad(maps, windows, outside)
-    size = (1, *windows.size, maps.shape[-1])
-
-    def cut_one(item: tuple[Array, Array]) -> Array:
-        image, corner = item
-        start = (image, corner[0], corner[1], np.int32(0))
-        return lax.dynamic_slice(padded, start, size)[0]
-
-    # A loop copies rows; under `vmap` XLA's gather computes the place of every element.
-    return lax.map(cut_one, (images, windows.corners + origin))
-
-
-def _pad(maps: Array, windows: Windows, outside: float) -> tuple[Array, np.ndarray]:
-    """Maps that hold every window, since a slice that leaves its map is moved inside."""
-    edges = [
-        (max(0, -low), max(0, high + size - extent))
-        for (low, high), size, extent in zip(
-            windows.bounds, windows.size, windows.map_hw, strict=True
+    def clear_outside(
+        self, patches: Float[Array, "n h w c"]
+    ) -> Float[Array, "n h w c"]:
+        """Set what lies outside the map to zero: padding has no pixels."""
+        rows, columns = (
+            (place >= 0) & (place < extent)
+            for place, extent in (
+                (self.corners[:, axis, None] + np.arange(self.size[axis]), extent)
+                for axis, extent in enumerate(self.map_hw)
+            )
         )
-    ]
-    padded = jnp.pad(maps, ((0, 0), *edges, (0, 0)), constant_values=outside)
-    return padded, np.array([before for before, _ in edges], np.int32)
-
-
-def paste(
-    patches: Float[Array, "n h w c"], windows: Windows
-) -> Float[Array, "n H W c"]:
-    """Each window at its place in a map of zeros, without what lies outside the map."""
-    height, width = windows.map_hw
-    padded = jnp.pad(patches, ((0, 0), (height, height), (width, width), (0, 0)))
-
-    def paste_one(patch: Array, corner: Array) -> Array:
-        start = (height - corner[0], width - corner[1], np.int32(0))
-        return lax.dynamic_slice(patch, start, (height, width, patch.shape[-1]))
-
-    return jax.vmap(paste_one)(padded, windows.corners)
+        return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], patches, 0)
 
 
 # Projection: windows grow on the way down from one activation.
 
 
 class Trace(NamedTuple):
-    """A forward pass, as far as the way back needs it; by layer name.
+    """A forward pass, as far as the way back needs it; dicts are by layer name.
 
     Attributes:
         activations: Output of the layer to project.
-        places: Switches, as positions in their pooling windows.
+        places: Switches as positions in their pooling windows.
         active: True where a ReLU was active, if the rule asks for it.
-        inputs: Input of each contrast normalization, if the rule differentiates it.
+        inputs: Inputs of contrast normalizations, if the rule differentiates them.
     """
 
     activations: Float[Array, "b ..."]
-    places: dict[str, UInt[Array, "b h w c"]]
-    active: dict[str, Bool[Array, "b ..."]]
-    inputs: dict[str, Float[Array, "b h w c"]]
+    places: dict[str, Array]
+    active: dict[str, Array]
+    inputs: dict[str, Array]
+
+
+class Points(NamedTuple):
+    """Activations to project: image, unit, position [n, 2] and value of each."""
+
+    images: Any
+    units: Any
+    positions: Any
+    activations: Any
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
@@ -191,40 +185,31 @@ def forward(
     model: ConvNet, images: Float[Array, "b h w c"], layer: str, rule: Rule
 ) -> Trace:
     """Activations of `layer`, and what `backward` needs."""
-    dtype = _precision(model)
+    dtype = jnp.promote_types(model.dtype, jnp.float32)
     features, switches = model.features(images, until=layer)
-    places, active, inputs = {}, {}, {}
+    trace = Trace(features[layer].astype(dtype), {}, {}, {})
     below = images
-    for spec, shape, _ in _layers(model, layer):
+    for spec, inputs, _ in _layers(model.arch, layer):
+        name = spec.name
         if isinstance(spec, MaxPool):
-            places[spec.name] = cpu.pool.window_places(
-                switches[spec.name], spec, shape[1]
-            )
+            width = map_hw(inputs)[1]
+            places = cpu.pool.window_places(switches[name], spec, width)
+            trace.places[name] = places
         elif isinstance(spec, ContrastNorm) and rule == "gradient":
-            inputs[spec.name] = below.astype(dtype)
+            trace.inputs[name] = below.astype(dtype)
         elif has_relu(spec) and rule != "deconvnet":
-            active[spec.name] = features[spec.name] > 0
-        below = features[spec.name]
-    return Trace(below.astype(dtype), places, active, inputs)
-
-
-class Points(NamedTuple):
-    """Activations to project: the image, unit, position and value of each."""
-
-    images: Int[Array | np.ndarray, " n"]
-    units: Int[Array | np.ndarray, " n"]
-    positions: Int[Array | np.ndarray, "n 2"]
-    activations: Float[Array | np.ndarray, " n"]
+            trace.active[name] = features[name] > 0
+        below = features[name]
+    return trace
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
 def backward(
-    model: ConvNet, trace: Trace, layer: str, rule: Rule, points: Points
+    model: ConvNet, trace: Trace, points: Points, layer: str, rule: Rule
 ) -> Float[Array, "n h w c"]:
-    """Project single activations to the pixels of their receptive fields.
+    """Project a power of two of single activations to their receptive fields.
 
-    Receptive fields that hold as many pixels as the image give whole images instead.
-    The number of points is a power of two.
+    A receptive field of as many pixels as the image gives the whole image instead.
     """
 
     def descend(
@@ -235,7 +220,7 @@ def backward(
     ) -> Array:
         for index, (spec, inputs, _) in enumerate(layers):
             below = _below(spec, inputs, windows)
-            together = _fit(spec, inputs, windows, below)
+            together = _count_in_cache(spec, inputs[-1], windows, below)
             if len(images) > together:
                 # Windows grow on the way down, so fewer and fewer go on together.
                 groups = jax.tree.map(
@@ -245,106 +230,87 @@ def backward(
                 rest = layers[index:]
                 pixels = lax.map(lambda group, rest=rest: descend(rest, *group), groups)
                 return pixels.reshape(-1, *pixels.shape[2:])
-            signal = _layer_backward(
-                model, trace, rule, spec, inputs, signal, windows, below, images
-            )
+            signal = step(spec, inputs, signal, windows, below, images)
             windows = below
         return signal
 
-    layers = _layers(model, layer)[::-1]
+    def step(
+        spec: Layer,
+        inputs: Shape,
+        signal: Array,
+        windows: Windows,
+        below: Windows,
+        images: Array,
+    ) -> Array:
+        """One layer of `deconvnet.backward`."""
+        if has_relu(spec) and rule != "gradient":
+            signal = jax.nn.relu(signal)
+        if has_relu(spec) and rule != "deconvnet":
+            active = windows.cut(trace.active[spec.name], images)
+            signal = jnp.where(active, signal, 0)
+        if isinstance(spec, ContrastNorm):
+            if rule != "gradient":
+                return signal
+            x = windows.cut(trace.inputs[spec.name], images)
+            return jax.vjp(lambda x: ops.contrast_norm(x, spec), x)[1](signal)[0]
+        if isinstance(spec, Dense):
+            kernel = getattr(model, spec.name).kernel[...].astype(signal.dtype)
+            return (signal @ kernel.T).reshape(-1, *inputs)
+        window, name, size = spec, spec.name, below.size
+        if not windows.is_whole:
+            # A window sees the padding of the map; it has none of its own.
+            window = dataclasses.replace(spec, padding=0)
+            size = windows.see(spec, below.map_hw).size
+        if isinstance(window, Conv):
+            kernel = getattr(model, name).kernel[...].astype(signal.dtype)
+            signal = ops.conv_transpose(signal, kernel, window, size)
+        else:
+            places = windows.cut(trace.places[name], images)
+            signal = cpu.pool.unpool_windows(signal, places, window, size)
+        if not below.is_whole:
+            return below.clear_outside(signal)
+        if not windows.is_whole:
+            return windows.see(spec, below.map_hw).paste(signal)
+        return signal
+
+    layers = _layers(model.arch, layer)[::-1]
     shape = layers[0][2]
     signal = jax.nn.one_hot(points.units, shape[-1], dtype=points.activations.dtype)
     signal *= points.activations[:, None]
     windows = Windows.whole((1, 1), len(signal))
     if len(shape) == 3:
-        height, width, _ = shape
-        bounds = (0, height - 1), (0, width - 1)
-        windows = Windows(points.positions, (1, 1), (height, width), bounds)
+        bounds = (0, shape[0] - 1), (0, shape[1] - 1)
+        windows = Windows(points.positions, (1, 1), map_hw(shape), bounds)
         signal = signal[:, None, None]
     return descend(layers, signal, windows, points.images)
 
 
-def _layers(model: ConvNet, until: str) -> list[tuple[Layer, Shape, Shape]]:
-    walked = list(model.arch.walk())
-    names = [spec.name for spec, *_ in walked]
-    return walked[: names.index(until) + 1]
-
-
-def _precision(model: ConvNet) -> jnp.dtype:
-    return jnp.promote_types(model.dtype, jnp.float32)
-
-
-def has_relu(spec: Layer) -> bool:
-    """Whether a ReLU follows the layer's affine map."""
-    return isinstance(spec, Conv) or (isinstance(spec, Dense) and spec.relu)
+def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:
+    layers = list(arch.walk())
+    return layers[: [spec.name for spec, *_ in layers].index(until) + 1]
 
 
 def _below(spec: Layer, inputs: Shape, windows: Windows) -> Windows:
-    """Windows of the layer's input; the whole input where that holds no more pixels."""
+    """Windows of a layer's input; the whole input where that holds no more pixels."""
     if isinstance(spec, ContrastNorm) or len(inputs) == 1:
         return windows
-    hw = inputs[0], inputs[1]
+    hw, count = map_hw(inputs), len(windows.corners)
     if isinstance(spec, Dense) or windows.is_whole:
-        return Windows.whole(hw, len(windows.corners))
+        return Windows.whole(hw, count)
     below = windows.see(spec, hw)
-    if math.prod(below.size) >= math.prod(hw):
-        return Windows.whole(hw, len(windows.corners))
-    return below
+    is_larger = math.prod(below.size) >= math.prod(hw)
+    return Windows.whole(hw, count) if is_larger else below
 
 
-def _fit(spec: Layer, inputs: Shape, windows: Windows, below: Windows) -> int:
-    """Number of activations whose work fits the cache; a power of two."""
+def _count_in_cache(
+    spec: Layer, channels: int, windows: Windows, below: Windows
+) -> int:
+    """Number of activations whose work in a layer fits the cache; a power of two."""
     pixels = math.prod(below.size)
     if isinstance(spec, Conv):
         pixels = max(pixels, math.prod(windows.size) * math.prod(spec.kernel))
-    room = _CACHE_BYTES // (4 * pixels * inputs[-1])
+    room = _CACHE_BYTES // (4 * pixels * channels)
     return 1 << (max(1, room).bit_length() - 1)
-
-
-def _layer_backward(
-    model: ConvNet,
-    trace: Trace,
-    rule: Rule,
-    spec: Layer,
-    inputs: Shape,
-    signal: Array,
-    windows: Windows,
-    below: Windows,
-    images: Array,
-) -> Array:
-    """One layer of `deconvnet.backward`, from windows of its output to its input."""
-    name = spec.name
-    if has_relu(spec):
-        if rule != "gradient":
-            signal = jax.nn.relu(signal)
-        if rule != "deconvnet":
-            active = trace.active[name]
-            active = (
-                active[images] if active.ndim == 2 else cut(active, windows, images)
-            )
-            signal = jnp.where(active, signal, 0)
-    if isinstance(spec, ContrastNorm):
-        if rule != "gradient":
-            return signal
-        x = cut(trace.inputs[name], windows, images)
-        return jax.vjp(lambda x: ops.contrast_norm(x, spec), x)[1](signal)[0]
-    if isinstance(spec, Dense):
-        kernel = getattr(model, name).kernel[...].astype(signal.dtype)
-        return (signal @ kernel.T).reshape(-1, *inputs)
-    seen = below
-    if not windows.is_whole:
-        # The padding of a window is not that of the map: it is part of what it sees.
-        seen = windows.see(spec, below.map_hw)
-        spec = dataclasses.replace(spec, padding=0)
-    if isinstance(spec, Conv):
-        kernel = getattr(model, name).kernel[...].astype(signal.dtype)
-        signal = ops.conv_transpose(signal, kernel, spec, seen.size)
-    else:
-        places = cut(trace.places[name], windows, images)
-        signal = cpu.pool.unpool_windows(signal, places, spec, seen.size)
-    if not below.is_whole:
-        return jnp.where(below.inside(), signal, 0)
-    return signal if windows.is_whole else paste(signal, seen)
 
 
 # Occlusion: windows of what a square changes grow on the way up.
@@ -371,26 +337,27 @@ class Stage(NamedTuple):
 
 
 def plan_occlusion(
-    arch: Architecture, low: Int[np.ndarray, "n 2"], high: Int[np.ndarray, "n 2"]
+    arch: Architecture, low: np.ndarray, high: np.ndarray
 ) -> list[Stage]:
-    """Stages that recompute what a change of the pixels [low, high) changes above."""
-    below, changed = "image", Windows.cover(low, high, arch.input_hw)
-    stages = []
+    """Stages that recompute what changes of the pixels [low, high) change above."""
+    below, changed, stages = "image", Windows.cover(low, high, arch.input_hw), []
     for spec, inputs, outputs in arch.walk():
+        if isinstance(spec, Dense):
+            whole = Windows.whole(map_hw(inputs), len(low))
+            stages.append(Stage(None, below, changed, whole, whole, whole))
+            break
         if isinstance(spec, ContrastNorm):
             stages.append(Stage(spec, below, changed, changed, changed, changed))
-        elif isinstance(spec, Dense):
-            out = Windows.whole(changed.map_hw, len(low))
-            stages.append(Stage(None, below, changed, out, out, out))
-            break
         else:
-            low, high = affect(spec, low, high, outputs[:2])
-            out = Windows.cover(low, high, outputs[:2])
-            seen = out.see(spec, inputs[:2])
+            out_hw, stride = np.array(map_hw(outputs)), np.array(spec.stride)
+            before = np.array(spec.padding)[:, 0]
+            low = ((low + before - spec.kernel) // stride + 1).clip(0, out_hw - 1)
+            high = ((high - 1 + before) // stride + 1).clip(low + 1, out_hw)
+            out = Windows.cover(low, high, map_hw(outputs))
+            seen = out.see(spec, map_hw(inputs))
             corners = np.minimum(changed.corners, seen.corners)
-            ends = [each.corners + each.size for each in (changed, seen)]
-            size = _pair((np.maximum(*ends) - corners).max(0))
-            canvas = Windows(corners, size, inputs[:2], _bounds(corners))
+            ends = np.maximum(changed.corners + changed.size, seen.corners + seen.size)
+            canvas = Windows.cover(corners, ends, map_hw(inputs), inside=False)
             stages.append(Stage(spec, below, changed, seen, canvas, out))
             changed = out
         below = spec.name
@@ -404,58 +371,51 @@ def recompute(
     patches: Float[Array, "n h w c"],
     rows: Int[np.ndarray, " n"],
 ) -> Float[Array, "n ..."]:
-    """Outputs of a stage for the squares `rows`, from what they change of its input."""
+    """Outputs of a stage for the items `rows`, from what changes of its input."""
     spec, below, changed, seen, canvas, _ = stage
     if isinstance(spec, ContrastNorm):
         return _normalize(patches, spec)
     affine = getattr(model, spec.name) if isinstance(spec, Conv) else None
-    corners = [windows.corners[rows] for windows in (canvas, changed, seen)]
-    canvas = dataclasses.replace(canvas, corners=corners[0])
-    seen_at = corners[2] - corners[0]
-    changed_at = corners[1] - corners[0]
-    return _recompute(
-        affine, features[below], patches, canvas, changed_at, seen_at, seen.size, spec
-    )
+    offsets = [(each.corners - canvas.corners)[rows] for each in (changed, seen)]
+    canvas = dataclasses.replace(canvas, corners=canvas.corners[rows])
+    return _apply(affine, features[below], patches, canvas, offsets, seen.size, spec)
+
+
+# One program per stage: in a larger one XLA would redo slices in the next layer.
+@functools.partial(jax.jit, static_argnames=("size", "spec"))
+def _apply(
+    affine: Affine | None,
+    below: Array,
+    patches: Array,
+    canvas: Windows,
+    offsets: list[Array],
+    size: Pair,
+    spec: Conv | MaxPool | None,
+) -> Array:
+    outside = -np.inf if isinstance(spec, MaxPool) else 0
+    padded, corners = canvas.pad(below, outside)
+    zero, channels = np.int32(0), below.shape[-1]
+
+    def cut_one(item: tuple[Array, Array, Array, Array]) -> Array:
+        patch, corner, changed, seen = item
+        pixels = (*canvas.size, channels)
+        pixels = lax.dynamic_slice(padded[0], (*corner, zero), pixels)
+        pixels = lax.dynamic_update_slice(pixels, patch, (*changed, zero))
+        return lax.dynamic_slice(pixels, (*seen, zero), (*size, channels))
+
+    inputs = lax.map(cut_one, (patches, corners, *offsets))
+    if spec is None:
+        return inputs.reshape(len(inputs), -1)
+    spec = dataclasses.replace(spec, padding=0)
+    if isinstance(spec, MaxPool):
+        return ops.max_pool(inputs, spec)[0]
+    assert affine is not None
+    kernel, bias = (x[...].astype(inputs.dtype) for x in (affine.kernel, affine.bias))
+    is_cpu = jax.default_backend() == "cpu"
+    convolve = cpu.conv.conv_windows if is_cpu else ops.conv
+    return jax.nn.relu(convolve(inputs, kernel, spec) + bias)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
 def _normalize(patches: Array, spec: ContrastNorm) -> Array:
     return ops.contrast_norm(patches, spec)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "spec"))
-def _recompute(
-    affine: Affine | None,
-    below: Array,
-    patches: Array,
-    canvas: Windows,
-    changed_at: Array,
-    seen_at: Array,
-    size: Pair,
-    spec: Conv | MaxPool | None,
-) -> Array:
-    """Cut what a layer sees out of the map below, with its changes, and apply it."""
-    outside = -np.inf if isinstance(spec, MaxPool) else 0
-    padded, origin = _pad(below, canvas, outside)
-    zero, channels = np.int32(0), below.shape[-1]
-
-    def cut_one(item: tuple[Array, Array, Array, Array]) -> Array:
-        patch, corner, changed, seen = item
-        around = lax.dynamic_slice(padded[0], (*corner, zero), (*canvas.size, channels))
-        around = lax.dynamic_update_slice(around, patch, (*changed, zero))
-        return lax.dynamic_slice(around, (*seen, zero), (*size, channels))
-
-    corners = canvas.corners + origin
-    inputs = lax.map(cut_one, (patches, corners, changed_at, seen_at))
-    match spec:
-        case None:
-            return inputs.reshape(len(inputs), -1)
-        case MaxPool():
-            return ops.max_pool(inputs, dataclasses.replace(spec, padding=0))[0]
-        case Conv():
-            assert affine is not None
-            kernel, bias = (
-                x[...].astype(inputs.dtype) for x in (affine.kernel, affine.bias)
-            )
-            spec = dataclasses.replace(spec, padding=0)
-            return jax.nn.relu(ops.conv(inputs, kernel, spec) + bias)

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import zfnet_jax as zf
+from tests.networks import IMAGE_SHAPE, residual_nnx
 from tests.references.deconvnet_cases import draw_state
+from zfnet_jax.analysis import mining
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessed
@@ -89,14 +93,12 @@ def test_equals_a_search_of_every_activation(model, images, k):
         live = ~top.dead
         np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
         np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
-        flat = maps.reshape(COUNT, -1, *maps.shape[1:-1][1:], maps.shape[-1])
-        for unit in range(len(top.images)):
-            assert len(set(top.images[unit])) == min(k, COUNT)
-            if maps.ndim == 4:
-                at = top.images[unit], *top.positions[unit].T, unit
-                np.testing.assert_allclose(
-                    top.activations[unit], flat[at], rtol=1e-5, atol=1e-6
-                )
+        for unit, chosen in enumerate(top.images):
+            assert len(set(chosen)) == len(chosen)
+            at = tuple(top.positions[unit].T) if maps.ndim == 4 else ()
+            np.testing.assert_allclose(
+                top.activations[unit], maps[chosen, *at, unit], rtol=1e-5, atol=1e-6
+            )
         peaks = maps.reshape(COUNT, -1, maps.shape[-1]).max(1)
         np.testing.assert_allclose(top.mean, peaks.mean(0), rtol=1e-5)
         np.testing.assert_allclose(top.active, (peaks > 0).mean(0))
@@ -215,12 +217,10 @@ def test_devices_and_x64_do_not_matter():
 
 def test_a_plain_function_gives_the_same(model, images):
     result = top_activations(model, images, k=3)
-    plain = network(lambda x: model(x), SMALL.input_hw + (3,))
+    plain = network(lambda x: model(x), (*SMALL.input_hw, 3))
     others = top_activations(plain, images, k=3)
-    kinds = {top.activations.shape[0]: name for name, top in others.items()}
-    assert len(others) == len(result) and len(kinds) == len(result)  # other names
-    for top in result.values():
-        other = others[kinds[len(top.activations)]]
+    assert list(others) == ["conv1", "conv1.pool", "conv2", "fc3", "logits"]
+    for top, other in zip(result.values(), others.values(), strict=True):
         np.testing.assert_allclose(
             other.activations, top.activations, rtol=1e-5, atol=1e-6
         )
@@ -229,14 +229,41 @@ def test_a_plain_function_gives_the_same(model, images):
         np.testing.assert_array_equal(other.active, top.active)
 
 
-def test_a_network_compiles_once(model, images):
-    from zfnet_jax.analysis import mining
+def test_any_model_and_a_folder_of_photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    height, width, _ = IMAGE_SHAPE
+    for index in range(40):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
+    net = network(
+        residual_nnx(), IMAGE_SHAPE, preprocess=lambda x: x / np.float32(64) - 2
+    )
+    images = net.images(net.load_images(tmp_path))
+    result = top_activations(net, tmp_path, k=4, batch_size=1)
+    maps = net.activations(images)
+    assert list(result) == list(net.layers) == list(maps)
+    for layer, top in result.items():
+        assert_same(top, top_activations(net, images, layer, k=4)[layer])
+        expected = search(maps[layer], 4)
+        np.testing.assert_allclose(
+            top.activations, expected[..., 0], rtol=1e-4, atol=1e-5
+        )
+        live = ~top.dead
+        np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
+        np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
+    top = result["block2"]
+    ours, theirs = (top.project(net, source, [3, 8]) for source in (tmp_path, images))
+    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    np.testing.assert_allclose(ours.activations, top.activations[[3, 8]].ravel(), 1e-4)
 
+
+def test_a_network_compiles_once(model, images):
+    search: Any = mining._search
     top_activations(model, images, "conv1")
-    before = mining._search._cache_size()
+    before = search._cache_size()
     other = zf.load_weights(draw_state(SMALL, seed=5), SMALL)
     top_activations(other, images[:40], "conv1", batch_size=3)
-    assert mining._search._cache_size() == before
+    assert search._cache_size() == before
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,27 @@
-"""Measures against scipy and scikit-image, and comparisons with known answers."""
-
-import functools
+"""Comparisons of pictures with known answers."""
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
 import skimage.filters
-import skimage.metrics
-from flax import nnx
 
 import zfnet_jax as zf
+from tests.networks import residual_form, residual_images
 from tests.references.deconvnet_cases import draw_state
 from tests.references.small_network import SMALL
-from zfnet_jax.analysis import (
+from zfnet_jax.analysis.sanity import (
     cascade,
     controls,
-    edges,
-    randomisation,
+    find_edges,
+    sanity,
     similarity,
-    spearman,
-    ssim,
 )
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.attribution import attribute
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -42,78 +40,25 @@ def model():
     return zf.load_weights(state, SMALL)
 
 
-def built(*layers, hw=16) -> zf.ConvNet:
-    arch = Architecture("built", (hw, hw), layers)
+def build(*layers, hw=16) -> zf.ConvNet:
+    arch = Architecture("tiny", (hw, hw), layers)
     return zf.load_weights(draw_state(arch), arch)
 
 
 def features(model: zf.ConvNet, images, layer: str) -> np.ndarray:
-    found = jax.jit(lambda x: model.features(x, until=layer).features[layer])(images)
-    return np.asarray(found)
+    return network(model).activations(images, layer)[layer]
 
 
 # Measures
 
 
-@pytest.mark.parametrize("count", [2, 3, 50, 3072])
-@pytest.mark.parametrize("levels", [2, 9, None])
-def test_ranks_correlate_as_by_scipy(count, levels):
-    rng = np.random.default_rng(count)
-    a, b = rng.normal(size=(2, count)).astype(np.float32)
-    b += a
-    if levels:
-        a, b = (np.rint(levels * x / 4).astype(np.float32) for x in (a, b))
-        a[: count // 2] *= -0.0  # equal to 0
-        a[-1], b[-1] = 9, 9
-    expected = scipy.stats.spearmanr(a, b)[0]
-    assert spearman(a, b) == pytest.approx(expected, abs=1e-12)
-
-
-def test_ranks_by_hand():
-    a = np.array([1.0, 2.0, 2.0, 5.0])
-    # About their mean -1.5, 0, 0, 1.5 and 1.5, 0.5, -0.5, -1.5: -4.5 / sqrt(4.5 * 5).
-    b = np.array([9.0, 3.0, 2.0, -1.0])
-    assert spearman(a, b) == pytest.approx(-4.5 / np.sqrt(22.5))
-    assert spearman(a, a**3) == pytest.approx(1)
-    assert spearman(a, -a) == pytest.approx(-1)
-    assert spearman(a, np.ones(4)) == spearman(np.ones(4), np.ones(4)) == 0
-
-
-@pytest.mark.parametrize("hw", [(32, 32), (11, 17), (7, 9)])
-def test_ssim_is_scikit_images(hw):
-    rng = np.random.default_rng(1)
-    a = rng.random((3, *hw)).astype(np.float32)
-    b = np.clip(a + rng.normal(0, 0.2, a.shape), 0, 1).astype(np.float32)
-    b[2] = rng.random(hw)
-    got = np.asarray(ssim(a, b))
-    for x, y, here in zip(a, b, got, strict=True):
-        # It refuses images smaller than its window.
-        pad = [(6 if extent < 11 else 0,) * 2 for extent in hw]
-        x, y = (np.pad(v.astype(np.float64), pad, "symmetric") for v in (x, y))
-        measured = skimage.metrics.structural_similarity(
-            x,
-            y,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            data_range=1.0,
-            full=True,
-        )
-        rows, columns = (
-            slice(before, before + extent)
-            for (before, _), extent in zip(pad, hw, strict=True)
-        )
-        expected = np.asarray(measured[1])[rows, columns]
-        np.testing.assert_allclose(here, expected, atol=1e-4)
-
-
 def test_edges_are_scikit_images(images):
-    for image, got in zip(images, np.asarray(edges(images)), strict=True):
+    for image, got in zip(images, np.asarray(find_edges(images)), strict=True):
         expected = np.stack([skimage.filters.sobel(x) for x in image.T], -1)
         # It divides by 4, and by the root of the number of directions.
         expected = 4 * np.sqrt(2) * expected.swapaxes(0, 1)
         np.testing.assert_allclose(got, expected, atol=1e-4)
-    assert not np.asarray(edges(np.ones((1, 5, 6, 3), np.float32))).any()
+    assert not np.asarray(find_edges(np.ones((1, 5, 6, 3), np.float32))).any()
 
 
 def test_a_picture_is_like_itself_whatever_its_scale(images):
@@ -140,106 +85,149 @@ def test_only_pixels_inside_count(images):
     assert cut.signed[0] == pytest.approx(expected)
 
 
-# Layers drawn anew
+# Layers that are destroyed
 
 
-def test_the_cascade_replaces_what_it_says_and_nothing_else(model):
-    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
-    stages = list(cascade(model, 3))
+def weights(net, layer: str) -> list[np.ndarray]:
+    arrays = []
+    net.map_weights(layer, lambda array: arrays.append(np.asarray(array)) or array)
+    return arrays
+
+
+def test_the_cascade_redraws_layers_from_the_top_and_nothing_else(model):
+    net = network(model)
     names = ["logits", "fc3", "conv2", "conv1"]
+    before = {name: weights(net, name) for name in names}
+    stages = list(cascade(net, 3))
     assert [name for name, _ in stages] == names
-    for count, (_, drawn) in enumerate(stages, 1):
+    for count, (_, stage) in enumerate(stages, 1):
         for name in names:
-            own, old = getattr(drawn, name), before[name]
             # A layer is drawn once and stays as it is at later stages.
-            first = getattr(stages[names.index(name)][1], name)
-            for new, was, then in (
-                (own.kernel[...], old["kernel"], first.kernel[...]),
-                (own.bias[...], old["bias"], first.bias[...]),
-            ):
-                replaced = name in names[:count]
-                assert (np.asarray(new) == was).all() != replaced
-                assert not replaced or (np.asarray(new) == np.asarray(then)).all()
-    after = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model)))
-    jax.tree.map(np.testing.assert_array_equal, before, after)
-    again = dict(cascade(model, 3))["conv1"].conv1.kernel[...]
-    other = dict(cascade(model, 4))["conv1"].conv1.kernel[...]
-    np.testing.assert_array_equal(stages[-1][1].conv1.kernel[...], again)
-    assert (np.asarray(again) != np.asarray(other)).all()
+            first = weights(stages[names.index(name)][1], name)
+            own = weights(stage, name)
+            assert len(own) == 2
+            for new, old, then in zip(own, before[name], first, strict=True):
+                assert (new == old).all() == (name not in names[:count])
+                assert name not in names[:count] or (new == then).all()
+    for name in names:
+        for new, old in zip(weights(net, name), before[name], strict=True):
+            np.testing.assert_array_equal(new, old)
+    last, again, other = (
+        weights(list(cascade(net, seed))[-1][1], "conv1")[1] for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(last, again)
+    assert (last != other).all()
 
 
 def test_a_layer_keeps_its_mean_and_deviation():
-    wide = built(Dense("fc1", 200), Dense("logits", 3, relu=False))
-    wide.fc1.kernel[...] = 2 + wide.fc1.kernel[...]
-    drawn = dict(cascade(wide))["fc1"].fc1
-    for name in ("kernel", "bias"):
-        new, old = (np.asarray(getattr(x, name)[...]) for x in (drawn, wide.fc1))
-        assert new.mean() == pytest.approx(old.mean(), abs=0.05)
+    wide = build(Dense("fc1", 200), Dense("logits", 3, relu=False))
+    wide.fc1.kernel[...] = 0.02 + wide.fc1.kernel[...]
+    redrawn = dict(cascade(network(wide)))["fc1"]
+    pairs = zip(weights(network(wide), "fc1"), weights(redrawn, "fc1"), strict=True)
+    for old, new in pairs:
+        assert new.dtype == old.dtype and (new != old).all()
+        assert new.mean() == pytest.approx(old.mean(), abs=float(old.std()) / 5)
         assert new.std() == pytest.approx(old.std(), rel=0.15)
 
 
-def test_pictures_are_those_of_the_class_at_each_stage(model, images):
+def test_variances_stay_positive():
+    """A residual network's normalization is shuffled, and no picture is NaN."""
+    arguments, keywords, _ = residual_form("function")
+    net = network(*arguments, **keywords)
+    images = residual_images()
+    result = sanity(net, images, 3, rules=["gradient"], shown=2)
+    assert result.columns[:3] == ("trained", "fc", "block2.shortcut")
+    assert "stem.pool" not in result.columns and result.columns[-2] == "stem"
+    assert np.isfinite(result.pictures["gradient"]).all()
+    # Each array is either drawn anew, or it keeps its values, none of them negative.
+    last = list(cascade(net))[-1][1]
+    for layer in result.columns[1:-1]:
+        for old, new in zip(weights(net, layer), weights(last, layer), strict=True):
+            assert (old < 0).any() != (np.sort(old, None) == np.sort(new, None)).all()
+
+
+def test_pictures_are_attributions_of_the_class_at_each_stage(model, images):
     classes = np.array([0, 1, 2, 3, 4, 5, 6])
-    found = randomisation(model, images, classes, 5, shown=2)
-    assert found.columns == ("trained", "logits", "fc3", "conv2", "conv1", "edges")
-    stages = [model, *(drawn for _, drawn in cascade(model, 5))]
-    methods = (zf.deconvnet, zf.guided_backprop, zf.saliency)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def pictures(graph, weights):
-        net = nnx.merge(graph, weights)
-        return [m(lambda x: net.features(x).logits, images, classes) for m in methods]
-
-    made = [pictures(*nnx.split(net)) for net in stages]
-    for index, rule in enumerate(RULES):
-        assert found.pictures[rule].shape == (6, 2, 16, 16, 3)
-        maps = [np.asarray(by_rule[index]) for by_rule in made]
-        for column, expected in enumerate(maps):
+    result = sanity(model, images, classes, seed=5, shown=2)
+    assert result.columns == ("trained", "logits", "fc3", "conv2", "conv1", "edges")
+    net = network(model)
+    stages = [net, *(stage for _, stage in cascade(net, 5))]
+    contours = np.asarray(find_edges(images))
+    for rule in RULES:
+        assert result.pictures[rule].shape == (2, 6, 16, 16, 3)
+        maps = [attribute(stage, images, classes, rule=rule) for stage in stages]
+        for column, expected in enumerate([*maps, contours]):
             np.testing.assert_allclose(
-                found.pictures[rule][column], expected[:2], atol=1e-5
+                result.pictures[rule][:, column], expected[:2], rtol=1e-4, atol=1e-5
             )
             known = similarity(maps[0], expected)
             for name in ("signed", "magnitude", "ssim"):
-                got = getattr(found.similarity[rule], name)[column]
-                np.testing.assert_allclose(got, getattr(known, name), atol=0.01)
+                measure = getattr(result.similarity[rule], name)
+                assert measure.shape == (7, 6)
+                np.testing.assert_allclose(
+                    measure[:, column], getattr(known, name), atol=0.01
+                )
             np.testing.assert_array_equal(
-                found.empty[rule][column], ~expected.any((1, 2, 3))
+                result.empty[rule][:, column], ~expected.any((1, 2, 3))
             )
-        contours = np.asarray(edges(images))
-        np.testing.assert_allclose(found.pictures[rule][-1], contours[:2], rtol=1e-5)
-        known = similarity(maps[0], contours).magnitude
-        np.testing.assert_allclose(
-            found.similarity[rule].magnitude[-1], known, atol=0.01
-        )
 
 
 def test_batches_do_not_matter(model, images, monkeypatch):
     done = []
     whole = controls(model, images, "conv2", rules=RULES[:1], shown=5)
-    monkeypatch.setattr("zfnet_jax.analysis.sanity._TOGETHER", 3)
+    monkeypatch.setattr("zfnet_jax.analysis.sanity._BATCH_SIZE", 3)
     parts = controls(
-        model, images, "conv2", rules=RULES[:1], shown=5, progress=done.append
+        model,
+        images,
+        "conv2",
+        rules=RULES[:1],
+        shown=5,
+        progress=lambda *numbers: done.append(numbers),
     )
-    assert done == [3, 6, 7]
-    for a, b in zip(*(x.similarity["deconvnet"] for x in (whole, parts)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-    for x, y in zip(whole.pictures.values(), parts.pictures.values(), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)
+    assert done == [(3, 7), (6, 7), (7, 7)]
+    assert_same(parts, whole)
 
 
-def test_a_linear_network_drawn_anew_gives_an_unrelated_picture(images):
+def assert_same(one, other) -> None:
+    for rule, pictures in one.pictures.items():
+        np.testing.assert_allclose(pictures, other.pictures[rule], atol=1e-5)
+        for a, b in zip(one.similarity[rule], other.similarity[rule], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_a_plain_function_gives_the_same(model, images):
+    names = [f"class {index}" for index in range(model.arch.num_classes)]
+    plain = network(lambda x: model(x), (16, 16, 3), class_names=names)
+    result = sanity(plain, images[:3], "class 2", shown=3)
+    expected = sanity(model, images[:3], 2, shown=3)
+    assert result.columns == expected.columns
+    assert_same(result, expected)
+    for layer in ("conv2", "fc3"):
+        result = controls(plain, images[:3], layer, shown=3)
+        assert_same(result, controls(model, images[:3], layer, shown=3))
+
+
+def test_64_bit_mode_changes_nothing(model, images):
+    few = images[:3]
+    expected = sanity(model, few, 2, shown=3), controls(model, few, "conv2", shown=3)
+    with jax.enable_x64(True):
+        wide = few.astype(np.float64)
+        assert_same(sanity(model, wide, 2, shown=3), expected[0])
+        assert_same(controls(model, wide, "conv2", shown=3), expected[1])
+
+
+def test_a_destroyed_linear_network_gives_an_unrelated_picture(images):
     """Its picture is the kernel: 768 values drawn anew correlate by chance, ± 0.036."""
-    linear = built(Dense("logits", 4, relu=False))
-    found = randomisation(linear, images, np.arange(7) % 4)
-    for rule in RULES:
-        signed = found.similarity[rule].signed
-        np.testing.assert_allclose(signed[0], 1, atol=1e-6)
-        assert (np.abs(signed[1]) < 4 / np.sqrt(768)).all()
+    linear = build(Dense("logits", 4, relu=False))
+    result = sanity(linear, images, np.arange(7) % 4, rules=["gradient"])
+    signed = result.similarity["gradient"].signed
+    np.testing.assert_allclose(signed[:, 0], 1, atol=1e-6)
+    assert (np.abs(signed[:, 1]) < 4 / np.sqrt(768)).all()
 
 
 def test_upper_layers_that_do_not_matter_change_nothing(images):
     """One positive number goes down through a single map, whatever its size."""
-    model = built(
+    model = build(
         Conv("conv1", 3, 3, padding=1),
         Conv("conv2", 1, 16),
         Dense("logits", 4, relu=False),
@@ -247,22 +235,23 @@ def test_upper_layers_that_do_not_matter_change_nothing(images):
     model.conv2.bias[...] = jnp.full(1, 100.0)  # active in every image
     kernel = model.logits.kernel
     kernel[...] = jnp.asarray(1 + 0.01 * np.asarray(kernel[...]))
-    found = randomisation(model, images, np.arange(7) % 4, shown=1)
-    assert found.columns[1:3] == ("logits", "conv2")
+    result = sanity(model, images, np.arange(7) % 4, shown=1)
+    assert result.columns[1:3] == ("logits", "conv2")
     for rule in RULES:
-        assert (found.pictures[rule][0] != found.pictures[rule][1]).any()
-        np.testing.assert_allclose([x[1] for x in found.similarity[rule]], 1, atol=1e-4)
-        assert (found.similarity[rule].signed[2] < 0.9).all()
+        trained, logits = result.pictures[rule][0, :2]
+        assert (trained != logits).any()
+        measures = np.stack(result.similarity[rule])
+        np.testing.assert_allclose(measures[..., 1], 1, atol=1e-4)
+        assert (measures[0, :, 2] < 0.9).all()
 
 
 # What takes a unit's place
 
 
 def test_controls_are_what_they_are_called(model, images):
-    layer = "conv2"
-    rule = "guided"
-    found = controls(model, images, layer, 2, rules=[rule], shown=7)
-    assert found.columns == (
+    layer, rule = "conv2", "guided"
+    result = controls(model, images, layer, seed=2, rules=[rule], shown=7)
+    assert result.columns == (
         "unit",
         "random there",
         "random everywhere",
@@ -273,68 +262,67 @@ def test_controls_are_what_they_are_called(model, images):
     maps = features(model, images, layer)
     assert ((maps > 0).sum(-1).max((1, 2)) > 1).all()
     for i in range(3):
-        place = np.unravel_index(maps[i].argmax(), maps.shape[1:])
-        row, column, unit = (int(x) for x in place)
+        position = np.unravel_index(maps[i].argmax(), maps.shape[1:])
+        row, column, unit = (int(x) for x in position)
         rivals = maps[:, row, column, unit].copy()
         rivals[i] = -1
-        rival = int(rivals.argmax())
-        pictures = found.pictures[rule][:, i]
+        pictures = result.pictures[rule][i]
         own, others = (
             zf.project(
                 model,
                 images[j][None],
                 layer,
                 range(maps.shape[-1]),
-                [(row, column)],
+                (row, column),
                 rule=rule,
             )
-            for j in (i, rival)
+            for j in (i, int(rivals.argmax()))
         )
-        value = own.values[unit]
+        value = own.activations[unit]
         np.testing.assert_allclose(pictures[0], own.pixels[unit] / value, atol=1e-5)
-        value = others.values[unit] or 1
+        value = others.activations[unit] or 1
         np.testing.assert_allclose(pictures[4], others.pixels[unit] / value, atol=1e-5)
         candidates = [
-            np.abs(pictures[3] - own.pixels[u] / own.values[u]).max()
-            for u in np.flatnonzero(own.values > 0)
+            np.abs(pictures[3] - own.pixels[u] / own.activations[u]).max()
+            for u in np.flatnonzero(own.activations > 0)
             if u != unit
         ]
         assert min(candidates) < 1e-5
         top, left, bottom, right = zf.receptive_field(SMALL, layer).box(row, column)
         outside = np.ones((16, 16), bool)
         outside[top:bottom, left:right] = False
-        drawn = pictures[:, outside]
-        assert not drawn[[0, 1, 3, 4]].any() and drawn[2].any()
+        beyond = pictures[:, outside]
+        assert not beyond[[0, 1, 3, 4]].any() and beyond[2].any()
 
 
 def test_without_switches_a_deconvnet_picture_knows_no_image(images):
-    """By the deconvnet's rule nothing but pooling is of the image."""
-    model = built(
+    """By the deconvnet's rule only pooling depends on the image."""
+    model = build(
         Conv("conv1", 4, 3, padding=1),
         Conv("conv2", 5, 3, padding=1),
         Dense("logits", 4, relu=False),
     )
-    found = controls(model, images, "conv2", rules=RULES[:1])
-    likeness = found.similarity["deconvnet"]
-    np.testing.assert_allclose([x[4] for x in likeness], 1, atol=1e-4)
-    assert (likeness.signed[3] < 0.9).all()
+    result = controls(model, images, "conv2", rules=RULES[:1])
+    measures = np.stack(result.similarity["deconvnet"])
+    np.testing.assert_allclose(measures[..., 4], 1, atol=1e-4)
+    assert (measures[0, :, 3] < 0.9).all()
 
 
 def test_with_a_single_unit_random_numbers_are_that_unit(images):
-    model = built(
+    model = build(
         Conv("conv1", 4, 3, padding=1),
         MaxPool("pool1", 2, 2),
         Conv("conv2", 1, 3, padding=1),
         Dense("logits", 4, relu=False),
     )
-    found = controls(model, images, "conv2", rules=RULES[:1])
-    for measure in found.similarity["deconvnet"]:
-        np.testing.assert_allclose(measure[[1, 3]], 1, atol=1e-4)
+    result = controls(model, images, "conv2", rules=RULES[:1])
+    for measure in result.similarity["deconvnet"]:
+        np.testing.assert_allclose(measure[:, [1, 3]], 1, atol=1e-4)
 
 
-def test_a_dense_layer_is_one_place(model, images):
-    found = controls(model, images, "fc3", rules=RULES[2:], shown=3)
-    assert found.columns == (
+def test_a_dense_layer_is_one_position(model, images):
+    result = controls(model, images, "fc3", rules=RULES[2:], shown=3)
+    assert result.columns == (
         "unit",
         "random there",
         "another unit",
@@ -344,8 +332,8 @@ def test_a_dense_layer_is_one_place(model, images):
     strongest = features(model, images, "fc3").argmax(1)[:, None]
     own = zf.project(model, images, "fc3", strongest, rule="gradient")
     np.testing.assert_allclose(
-        found.pictures["gradient"][0],
-        (own.pixels / own.values[:, None, None, None])[:3],
+        result.pictures["gradient"][:, 0],
+        (own.pixels / own.activations[:, None, None, None])[:3],
         atol=1e-5,
     )
 
@@ -353,16 +341,16 @@ def test_a_dense_layer_is_one_place(model, images):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: randomisation(m, x, np.full(7, 10)), "classes must be 7 .* 9"),
-        (lambda m, x: randomisation(m, x, np.arange(3)), "classes must be 7"),
-        (lambda m, x: randomisation(m, x[:0], np.arange(0)), "no images"),
-        (lambda m, x: controls(m, x[:1], "conv2"), "two images at least, not 1"),
+        (lambda m, x: sanity(m, x, np.full(7, 10)), "target 10: .* classes 0 to 9"),
+        (lambda m, x: sanity(m, x, np.arange(3)), "3 targets for 7 images"),
+        (lambda m, x: sanity(m, x[:0], 0), "no images"),
+        (lambda m, x: sanity(m, x, 0, rules=["lrp"]), "rule 'lrp' is not one of"),
+        (lambda m, x: sanity(lambda x: x.mean((1, 2)), x, 0), "no layer .* weights"),
+        (lambda m, x: controls(m, x[:1], "conv2"), "at least two images, not 1"),
         (lambda m, x: controls(m, x, "conv9"), "no layer 'conv9'"),
     ],
 )
-def test_what_cannot_be_is_refused(model, images, call, message, monkeypatch):
-    import jaxtyping
-
+def test_bad_input_is_refused(model, images, call, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         call(model, images)
@@ -370,8 +358,8 @@ def test_what_cannot_be_is_refused(model, images, call, message, monkeypatch):
 
 def test_the_same_seed_gives_the_same_numbers(model, images):
     a, b, other = (
-        controls(model, images, "conv2", seed, rules=RULES[:1], shown=1)
+        controls(model, images, "conv2", seed=seed, rules=RULES[:1], shown=1)
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(a.pictures["deconvnet"], b.pictures["deconvnet"])
-    assert (a.pictures["deconvnet"][1] != other.pictures["deconvnet"][1]).any()
+    assert (a.pictures["deconvnet"][:, 1] != other.pictures["deconvnet"][:, 1]).any()

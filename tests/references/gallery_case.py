@@ -14,7 +14,7 @@ from zfnet_jax import gallery
 from zfnet_jax.analysis.evolution import Evolution
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.analysis.sanity import Comparison, Similarity
-from zfnet_jax.deconvnet import Projections
+from zfnet_jax.projections import Projections
 
 K, COUNT, IMAGE, CELL = 4, 30, (12, 12), (8, 8)
 RULES = ("deconvnet", "guided", "gradient")

@@ -30,12 +30,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Int8, Int64, Shaped
 
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.results import Result
 
 _BATCH_SIZE = 32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Correspondence:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Correspondence(Result):
     """How alike the features of one layer change when a part is hidden.
 
     Attributes:

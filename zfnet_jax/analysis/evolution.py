@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from zfnet_jax.analysis.mining import project_strongest, top_activations
-from zfnet_jax.deconvnet import Projections
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
 
 
@@ -132,7 +132,7 @@ def evolution(
         >>> result
         Evolution(conv5: 96 units, epochs 1, 5)
         >>> result.project(models, images, units=[3]).pixels.shape
-        (2, 32, 32, 3)
+        (2, 39, 39, 3)
     """
     nets = _sort(networks, images)
     tops = []
@@ -148,8 +148,10 @@ def evolution(
         layer: Evolution(
             layer,
             tuple(nets),
-            *(stack(layer, x)[:, :, 0] for x in ("activations", "images", "positions")),
-            stack(layer, "dead"),
+            activations=stack(layer, "activations")[:, :, 0],
+            images=stack(layer, "images")[:, :, 0],
+            positions=stack(layer, "positions")[:, :, 0],
+            dead=stack(layer, "dead"),
         )
         for layer in tops[0]
     }

@@ -20,6 +20,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Float32
 
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.results import Result
 
 Transform = Literal["translate", "scale", "rotate"]
 Border = Literal["reflect", "edge", "zero"]
@@ -29,8 +30,8 @@ _MODES = {"reflect": "reflect", "edge": "nearest", "zero": "constant"}
 _BATCH_SIZE = 32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Invariance:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Invariance(Result):
     """Effect of a transformation on n images.
 
     Attributes:

@@ -19,9 +19,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
-from zfnet_jax.deconvnet import Projections, project
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
+from zfnet_jax.projections import Projections, project
 from zfnet_jax.relu_rules import Rule
 
 # Images that go through the network together, whatever the batch size and the number of
@@ -205,11 +205,11 @@ def top_activations(
         >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
         >>> top = zf.top_activations(model, images, ["conv2", "conv5"], k=4)
         >>> top["conv5"]
-        TopActivations(conv5: 96 units, k=4, 0 dead)
+        TopActivations(conv5: 96 units, k=4, 2 dead)
         >>> top["conv5"].positions[17, 0].shape  # of unit 17's strongest activation
         (2,)
         >>> top["conv5"].project(model, images, units=[17, 3]).pixels.shape
-        (8, 32, 32, 3)
+        (8, 39, 39, 3)
     """
     net, images = as_network(net, images)
     names = net.select(layers)
@@ -286,8 +286,13 @@ def _search(
         features = net.features(images, layers)
         return {name: _peaks(maps) for name, maps in features.items()}
 
+    # Not `check_vma`: it puts operations into the program that layers are read from.
     peaks = jax.shard_map(
-        search_part, mesh=mesh, in_specs=(_WHOLE, _SPLIT), out_specs=_SPLIT
+        search_part,
+        mesh=mesh,
+        in_specs=(_WHOLE, _SPLIT),
+        out_specs=_SPLIT,
+        check_vma=False,
     )(net, batch)
     order = jnp.arange(len(batch), dtype=jnp.int32)
     merged = {}
@@ -338,8 +343,7 @@ def _summarize(
     activations, images, places = map(np.asarray, best)
     width = layer.shape[1] if len(layer.shape) == 3 else 1
     active, mean = (sums.sum(0) / count.sum()).astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        class_means = sums[:, 1] / count[:, None]
+    class_means = sums[:, 1] / np.where(count, count, np.nan)[:, None]
     shown = slice(None) if has_labels else slice(0)
     return TopActivations(
         layer.name,

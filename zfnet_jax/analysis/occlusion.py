@@ -1,4 +1,4 @@
-"""Occlusion: a square slides over an image and the network answers (section 4.2, Fig. 7).
+"""Occlusion: a square slides over an image (section 4.2, Fig. 7).
 
 For a `ConvNet` only what a square can change is recomputed (`zfnet_jax.windows`); any
 other network runs once per position of the square. Both give the same numbers.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,16 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 from zfnet_jax import windows
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.results import Result
 
 Pair = tuple[int, int]
 
-# Squares that go through a convolution together: their windows stay in the cache. The
-# dense layers, whose weights do not fit it, take more squares at once.
-_TOGETHER, _GROUPS = 48, 16
-# Covered images that run through any other network together.
-_BATCH_SIZE = 32
+# Positions that are computed together: windows of a ConvNet, images of other networks.
+_WINDOWS, _IMAGES = 256, 32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Occlusion:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Occlusion(Result):
     """Responses of a network to images with a square of them covered.
 
     Arrays over positions are [n, rows, cols]: the image, then the place of the square.
@@ -98,7 +96,7 @@ def occlusion(
     *,
     size: int | Pair,
     stride: int | Pair,
-    fill: float | Float[Array | np.ndarray, ...] = 0.0,
+    fill: float | Array | np.ndarray = 0.0,
     units: int | Sequence[int] | Int[np.ndarray, " n"] | None = None,
     layer: str | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -126,8 +124,8 @@ def occlusion(
         fill: Value of covered pixels, in the units of `images`: a number, or an array
             that broadcasts to the shape of an image. The 0 of images that were
             preprocessed by subtracting the mean is the mean image.
-        units: Feature map of `layer` whose activity is summed: one for all images or one
-            per image. None: the map with the strongest activation in each image.
+        units: Feature map of `layer` whose activity is summed: one for all images or
+            one per image. None: the map with the strongest activation in each image.
         layer: A layer with feature maps; None: the last convolution.
         progress: Called with the number of positions done and their total.
 
@@ -151,28 +149,38 @@ def occlusion(
         ) from None
     layer = _check_layer(net, layer)
     given = _check_units(units, layer, net.layer(layer).shape[-1], len(images))
-    targets = net.targets(targets, len(images))
+    labels = net.targets(targets, len(images))
     tops, lefts = (
         np.minimum(np.arange(-(-(extent - side) // step) + 1) * step, extent - side)
         for extent, side, step in zip((height, width), size, stride, strict=True)
     )
     corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), -1)
     corners = corners.reshape(-1, 2).astype(np.int32)
+    needed, respond, stages = (layer, net.output), _respond, None
     if isinstance(net.model, ConvNet):
-        respond = _plan_windows(net.model, corners, size, layer)
-    else:
-        respond = functools.partial(_respond, net, corners, size, layer)
+        needed = tuple(net.layers)
+        stages = windows.plan_occlusion(net.model.arch, corners, corners + size)
+        respond = functools.partial(_respond_by_windows, stages=stages)
 
-    responses = []
-    total = len(images) * len(corners)
+    responses, total = [], len(images) * len(corners)
     for start, image, _ in net.batches(images, 1):
-        maps = _features(net, image, (layer, net.output))
-        clean_maps, clean_logits = (np.asarray(maps[x][0]) for x in (layer, net.output))
-        unit = clean_maps.max((0, 1)).argmax() if given is None else given[start]
-        done = start * len(corners)
-        report = functools.partial(_report, progress, done, total)
-        logits, activity = respond(image, cover, np.int32(unit), report)
-        clean_activity = clean_maps[..., unit].sum(dtype=np.float32)
+        features = _features(net, image, needed)
+        clean_map, clean_logits = (
+            np.asarray(features[name][0]) for name in (layer, net.output)
+        )
+        unit = clean_map.max((0, 1)).argmax() if given is None else given[start]
+        clean_activity = clean_map[..., unit].sum(dtype=np.float32)
+        features["image"] = jnp.asarray(image, features[layer].dtype)
+        parts = []
+        for rows in _split(len(corners), _WINDOWS if stages else _IMAGES):
+            squares = Squares(corners[rows], size, cover)
+            part = respond(net, features, squares, rows, layer, np.int32(unit))
+            parts.append(jax.tree.map(np.asarray, part))
+            if progress is not None:
+                progress(start * len(corners) + int(rows[-1]) + 1, total)
+        logits, activity = (
+            np.concatenate(x)[: len(corners)] for x in zip(*parts, strict=True)
+        )
         responses.append((logits, activity, unit, clean_logits, clean_activity))
     logits, activity, chosen, clean_logits, clean_activity = map(
         np.stack, zip(*responses, strict=True)
@@ -185,7 +193,7 @@ def occlusion(
         lefts=lefts,
         size=size,
         logits=logits,
-        probability=np.asarray(jax.nn.softmax(logits))[each, ..., targets],
+        probability=np.asarray(jax.nn.softmax(logits))[each, ..., labels],
         label=logits.argmax(-1).astype(np.int32),
         activity=activity.reshape(shape),
         layer=layer,
@@ -211,7 +219,7 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
     return float(positive[mask].sum() / total) if total > 0 else math.nan
 
 
-def _pair(name: str, value: int | Pair) -> Pair:
+def _pair(name: str, value: Any) -> Pair:
     rows, columns = (value, value) if np.ndim(value) == 0 else value
     if min(rows, columns) < 1:
         raise ValueError(f"{name} must be at least 1 pixel, not {value}")
@@ -221,7 +229,7 @@ def _pair(name: str, value: int | Pair) -> Pair:
 def _check_layer(net: Network, layer: str | None) -> str:
     if layer is None:
         layer = next(
-            (x.name for x in reversed(net.layers.values()) if x.kind == "conv"), None
+            (x.name for x in [*net.layers.values()][::-1] if x.kind == "conv"), None
         )
         if layer is None:
             raise ValueError("the network has no convolution: name a layer with maps")
@@ -246,9 +254,18 @@ def _check_units(
     return np.broadcast_to(array, count)
 
 
-def _report(progress, before: int, total: int, done: int) -> None:
-    if progress is not None:
-        progress(before + done, total)
+def _split(count: int, together: int) -> list[Int[np.ndarray, " k"]]:
+    """Indices in parts of one size; the last part repeats the last index."""
+    parts = -(-count // together)
+    return np.split(np.arange(parts * -(-count // parts)).clip(max=count - 1), parts)
+
+
+class Squares(NamedTuple):
+    """Squares to cover: corners [b, 2], their size and the image that covers."""
+
+    corners: Int[np.ndarray, "b 2"]
+    size: Pair
+    cover: Float32[np.ndarray, "h w c"]
 
 
 @functools.partial(jax.jit, static_argnames="layers")
@@ -256,33 +273,22 @@ def _features(net: Network, images: Array, layers: tuple[str, ...]) -> dict[str,
     return net.features(images, layers)
 
 
-# Any network: one pass per position.
-
-
 def _respond(
     net: Network,
-    corners: np.ndarray,
-    size: Pair,
+    features: Mapping[str, Array],
+    squares: Squares,
+    rows: np.ndarray,
     layer: str,
-    image: np.ndarray,
-    cover: np.ndarray,
     unit: np.int32,
-    report: Callable[[int], None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and activity at each position of the square."""
-    together = min(len(corners), _BATCH_SIZE)
-    parts = []
-    for start in range(0, len(corners), together):
-        part = np.resize(corners[start : start + together], (together, 2))
-        covered = _respond_batch(net, image[0], cover, part, unit, size, layer)
-        parts.append(jax.tree.map(np.asarray, covered))
-        report(min(start + together, len(corners)))
-    logits, activity = map(np.concatenate, zip(*parts, strict=True))
-    return logits[: len(corners)], activity[: len(corners)]
+) -> tuple[Array, Array]:
+    """Logits and activity of any network: one pass per square."""
+    del rows
+    corners, size, cover = squares
+    return _run_covered(net, features["image"][0], cover, corners, unit, size, layer)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "layer"))
-def _respond_batch(
+def _run_covered(
     net: Network,
     image: Array,
     cover: Array,
@@ -291,58 +297,43 @@ def _respond_batch(
     size: Pair,
     layer: str,
 ) -> tuple[Array, Array]:
-    is_covered = [
+    rows, columns = (
         (pixel >= corners[:, axis, None])
         & (pixel < corners[:, axis, None] + size[axis])
         for axis, pixel in enumerate(map(np.arange, image.shape[:2]))
-    ]
-    is_covered = is_covered[0][:, :, None, None] & is_covered[1][:, None, :, None]
+    )
+    is_covered = rows[:, :, None, None] & columns[:, None, :, None]
     batch = jnp.where(is_covered, cover.astype(image.dtype), image)
-    maps = net.features(batch, (layer, net.output))
-    activity = maps[layer][..., unit].astype(jnp.float32).sum((1, 2))
-    return maps[net.output].astype(jnp.float32), activity
+    features = net.features(batch, (layer, net.output))
+    activity = features[layer][..., unit].astype(jnp.float32).sum((1, 2))
+    return features[net.output].astype(jnp.float32), activity
 
 
-# A ConvNet: only what the square changes.
-
-
-def _plan_windows(model: ConvNet, corners: np.ndarray, size: Pair, layer: str):
-    """A function that responds as `_respond` does."""
-    stages = windows.plan_occlusion(model.arch, corners, corners + size)
-    groups = -(-len(corners) // _TOGETHER)
-    order = np.arange(groups * -(-len(corners) // groups)).clip(max=len(corners) - 1)
-
-    def respond(image, cover, unit, report):
-        features = _clean(model, image)
-        pixels = jnp.asarray(cover, model.dtype)
-        flat, logits, activity = [], [], []
-        for rows in np.split(order, groups):
-            patches = _cover(pixels, corners[rows], size)
-            for stage in stages:
-                patches = windows.recompute(model, stage, features, patches, rows)
-                if stage.layer is not None and stage.layer.name == layer:
-                    start = stage.out.corners[rows]
-                    clean = features[layer][0]
-                    activity.append(_activity(clean, patches, start, unit))
-            flat.append(patches)
-            if len(flat) == _GROUPS or len(activity) == groups:
-                logits.append(_classify(model, tuple(flat)))
-                flat = []
-        return (
-            np.concatenate(logits)[: len(corners)],
-            np.concatenate(activity)[: len(corners)],
-        )
-
-    return respond
-
-
-@jax.jit
-def _clean(model: ConvNet, image: Array) -> dict[str, Array]:
-    return {"image": image.astype(model.dtype), **model.features(image).features}
+def _respond_by_windows(
+    net: Network,
+    features: Mapping[str, Array],
+    squares: Squares,
+    rows: np.ndarray,
+    layer: str,
+    unit: np.int32,
+    *,
+    stages: Sequence[windows.Stage],
+) -> tuple[Array, Array]:
+    """As `_respond`, for a ConvNet: only what the squares change is computed."""
+    cover = jnp.asarray(squares.cover, features["image"].dtype)
+    patches = _cut_squares(cover, squares.corners, squares.size)
+    activity = None
+    for stage in stages:
+        patches = windows.recompute(net.model, stage, features, patches, rows)
+        if stage.layer is not None and stage.layer.name == layer:
+            starts = stage.out.corners[rows]
+            activity = _sum_map(features[layer][0], patches, starts, unit)
+    assert activity is not None
+    return _classify(net.model, patches), activity
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _cover(cover: Array, corners: Array, size: Pair) -> Array:
+def _cut_squares(cover: Array, corners: Array, size: Pair) -> Array:
     def cut_one(corner: Array) -> Array:
         return lax.dynamic_slice(
             cover, (*corner, np.int32(0)), (*size, cover.shape[-1])
@@ -352,7 +343,7 @@ def _cover(cover: Array, corners: Array, size: Pair) -> Array:
 
 
 @jax.jit
-def _activity(clean: Array, patches: Array, starts: Array, unit: Array) -> Array:
+def _sum_map(clean: Array, patches: Array, starts: Array, unit: Array) -> Array:
     """Sum of one map with its changes."""
 
     def sum_one(item: tuple[Array, Array]) -> Array:
@@ -364,5 +355,5 @@ def _activity(clean: Array, patches: Array, starts: Array, unit: Array) -> Array
 
 
 @jax.jit
-def _classify(model: ConvNet, flat: tuple[Array, ...]) -> Array:
-    return model.classify(jnp.concatenate(flat))
+def _classify(model: ConvNet, flat: Array) -> Array:
+    return model.classify(flat).astype(jnp.float32)

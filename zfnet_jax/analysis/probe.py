@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Float, Float32, Int
 
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.results import Result
 
 Classifier = Literal["svm", "softmax"]
 
@@ -34,8 +35,8 @@ _BLOCK = 4096
 _LEAST_VARIANCE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Probe:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Probe(Result):
     """A linear classifier on frozen features.
 
     Attributes:
@@ -55,8 +56,8 @@ class Probe:
     gap: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LinearFit:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LinearFit(Result):
     """Linear classifiers for p penalties.
 
     Attributes:

@@ -23,6 +23,7 @@ from zfnet_jax.deconvnet import backproject
 from zfnet_jax.metrics import importance, spearman, ssim
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule
+from zfnet_jax.results import Result
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 _BATCH_SIZE = 32
@@ -44,8 +45,8 @@ class Similarity(NamedTuple):
     ssim: Float64[np.ndarray, "*shape"]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Pictures of n images compared with the first of each, by backward rule.
 
     Attributes:
@@ -141,30 +142,31 @@ def cascade(net: Network, seed: int = 0) -> Iterator[tuple[str, Network]]:
     """
     count = 0
     for layer in reversed(net.layers):
-        redraw = _Redraw(np.random.default_rng([seed, count]))
-        redrawn = net.map_weights(layer, redraw)
-        if redraw.arrays:
+        redrawn = _redraw(net, layer, _rng(seed, count))
+        if redrawn is not None:
             net, count = redrawn, count + 1
             yield layer, net
     if not count:
         raise ValueError("no layer of the network has weights to destroy")
 
 
-@dataclasses.dataclass
-class _Redraw:
-    """Draws arrays of weights anew, and counts them."""
-
-    rng: np.random.Generator
-    arrays: int = 0
-
-    def __call__(self, values: Any) -> Array:
-        self.arrays += 1
-        old = np.asarray(values, np.float64)
+def _redraw(net: Network, layer: str, rng: np.random.Generator) -> Network | None:
+    """The network with a layer's weights drawn anew; None if it has no weights."""
+    arrays: list[Any] = []
+    net.map_weights(layer, lambda array: arrays.append(array) or array)
+    if not arrays:
+        return None
+    redrawn = {}
+    # The largest first: the order of the arrays depends on how a model stores them.
+    for index in sorted(range(len(arrays)), key=lambda index: -arrays[index].size):
+        old = np.asarray(arrays[index], np.float64)
         if (old >= 0).all():
-            new = self.rng.permutation(old.ravel()).reshape(old.shape)
+            new = rng.permutation(old.ravel()).reshape(old.shape)
         else:
-            new = old.mean() + old.std() * self.rng.standard_normal(old.shape)
-        return jnp.asarray(new, values.dtype)
+            new = old.mean() + old.std() * rng.standard_normal(old.shape)
+        redrawn[index] = jnp.asarray(new, arrays[index].dtype)
+    values = (redrawn[index] for index in range(len(arrays)))
+    return net.map_weights(layer, lambda _: next(values))
 
 
 def controls(
@@ -264,7 +266,7 @@ def controls(
 
 
 def _rng(seed: int, index: int) -> np.random.Generator:
-    """The generator of one image, whatever its batch."""
+    """The random numbers of one image, whatever its batch, or of one layer."""
     return np.random.default_rng([seed, index])
 
 

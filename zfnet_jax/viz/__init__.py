@@ -21,10 +21,11 @@ from zfnet_jax.viz.projections import (
     outside,
     overlay,
     projection_grid,
+    show_projections,
 )
 from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
-from zfnet_jax.viz.top_features import top_features
+from zfnet_jax.viz.top_activations import top_features
 from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "projection_grid",
     "save_figure",
     "shares_chart",
+    "show_projections",
     "similarity_curves",
     "top_classes",
     "top_features",

@@ -41,6 +41,8 @@ SCALES: dict[Scale, str] = {
 
 # Pictures in a grid and maps alone are enlarged to about so many pixels.
 _PATCH_SIDE, _MAP_SIDE = 128, 256
+# Pictures of `show_projections` are at least this large, and at most this many.
+_LEAST_SIDE, _MOST_PICTURES = 96, 64
 
 
 def display_projections(
@@ -74,6 +76,71 @@ def display_projections(
         members = groups[scale] == group
         shown[members], used[members] = display(values[members])
     return shown, used
+
+
+def show_projections(
+    pixels: Float[AnyArray, "n h w c"],
+    units: Integer[AnyArray, " n"],
+    activations: Float[AnyArray, " n"],
+    images: Integer[AnyArray, " n"],
+) -> Figure:
+    """Draw projections in a grid, each on its own scale, where zero is mid-gray.
+
+    Black and white are minus and plus the scale below each picture: the 99.5th
+    percentile of the magnitudes that are not zero, so that a few pixels cannot leave
+    the rest gray and a crop has the scale of the whole image. Of more than three
+    channels, or two, the sum is drawn.
+
+    Args:
+        pixels: Projections; at most 64 are drawn.
+        units: The unit of each.
+        activations: The activation of each.
+        images: The image of each.
+    """
+    total = len(pixels)
+    pixels = np.asarray(pixels, np.float64)[:_MOST_PICTURES]
+    if not len(pixels):
+        raise ValueError("there are no projections to show")
+    channels = pixels.shape[3]
+    if channels != 3:
+        pixels = pixels.sum(3)
+    scales = [_robust_scale(x) for x in pixels]
+    captions = [
+        f"unit {unit}, activation {activation:.3g}"
+        for unit, activation in zip(units, activations, strict=True)
+    ][: len(pixels)]
+    notes = [f"scale ± {scale:.3g}" if scale else "all zero" for scale in scales]
+    if len(np.unique(images)) > 1:
+        pairs = zip(images, notes, strict=False)
+        notes = [f"image {image}, {note}" for image, note in pairs]
+
+    height, width = pixels.shape[1:3]
+    text = max(text_width(text, SMALL) for text in (*captions, *notes))
+    # As wide as the captions allow.
+    factor = max(-(-_LEAST_SIDE // max(height, width)), text // max(height, width))
+    size = enlarged(height, width, factor * max(height, width))
+    line = SMALL + 4
+    cell = size[0] + 2 * line + GAP, max(size[1], text) + GAP
+    grid = grid_of(len(pixels), cell, SHEET_WIDTH)
+    note = "Zero is mid-gray; black and white are minus and plus the scale"
+    if channels not in (1, 3):
+        note += f"; summed over {channels} channels"
+    if total > len(pixels):
+        note += f"; {total - len(pixels)} more are not drawn"
+    title = "1 projection" if total == 1 else f"{total} projections"
+    fig, ax, top = blank_sheet(title, note, grid.height, grid.width)
+    colors = {} if channels == 3 else {"cmap": "gray", "norm": Normalize(0, 1)}
+    for index, (x, y) in enumerate(grid.corners(top, MARGIN)):
+        picture, _ = display(pixels[index], scales[index])
+        place(ax, picture, x, y, size, **colors)
+        write(ax, captions[index], x, y + size[0] + 4, SMALL)
+        write(ax, notes[index], x, y + size[0] + 4 + line, SMALL, color=FAINT)
+    return fig
+
+
+def _robust_scale(x: np.ndarray) -> float:
+    nonzero = np.abs(x[x != 0])
+    return float(np.percentile(nonzero, 99.5)) if nonzero.size else 0.0
 
 
 def projection_grid(

@@ -1,0 +1,30 @@
+"""The base of all results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class Result:
+    """A dataclass of arrays that shows their shapes and not their values."""
+
+    def __repr__(self) -> str:
+        """Name each field with the dtype and shape of its array."""
+        fields = ", ".join(
+            f"{field.name}={_summarize(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        )
+        return f"{type(self).__name__}({fields})"
+
+
+def _summarize(value: Any) -> str:
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
+        return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k!r}: {_summarize(v)}' for k, v in value.items())}}}"
+    return repr(value)
