@@ -97,7 +97,7 @@ class Windows:
         return Windows(corners, (rows[0], columns[0]), hw, (rows[1:], columns[1:]))
 
     def cut(
-        self, maps: Shaped[Array, "b ..."], images: Array, outside: float = 0
+        self, maps: Shaped[Array, "b ..."], images: Array, outside: float = 0.0
     ) -> Shaped[Array, "n ..."]:
         """Each window of its image's map; `outside` where it leaves the map."""
         if self.is_whole:
