@@ -22,10 +22,12 @@ from tests.references.deconvnet_cases import (
     draw_state,
     photographs,
 )
-from zfnet_jax import deconvnet, windows
+from zfnet_jax import projections as projecting
+from zfnet_jax import windows
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
-from zfnet_jax.deconvnet import Projections, backproject, project
+from zfnet_jax.deconvnet import backproject
 from zfnet_jax.networks import network
+from zfnet_jax.projections import Projections, project
 
 RULES = ("deconvnet", "guided", "gradient")
 
@@ -537,7 +539,7 @@ def test_the_forward_pass_runs_once(monkeypatch):
         return counted
 
     monkeypatch.setattr(windows, "forward", count(windows.forward))
-    monkeypatch.setattr(deconvnet, "_forward", count(deconvnet._forward))
+    monkeypatch.setattr(projecting, "pull_back", count(projecting.pull_back))
     model, images = build(ODD), draw_images(ODD, 2)
     for net in (model, as_function(model)):
         runs.clear()

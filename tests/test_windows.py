@@ -21,7 +21,8 @@ from tests.test_deconvnet import (
 )
 from zfnet_jax import cpu, ops
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool, receptive_field
-from zfnet_jax.deconvnet import backproject, project
+from zfnet_jax.deconvnet import backproject
+from zfnet_jax.projections import project
 from zfnet_jax.windows import Windows, plan_occlusion, recompute
 
 
