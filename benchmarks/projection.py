@@ -2,14 +2,14 @@
 
     pip install -e ".[parity]" && python -m benchmarks.projection
 
-Both sides project one activation of each unit, of one 224 x 224 image of noise, through
-ZFNET without contrast normalisation, which Captum has no rule for, to pictures of the
-whole image, in float32 on as many threads as there are processors: ours the strongest,
-Captum the one in the middle, each with weights drawn at random, which its time does not
-depend on. Our time for each of many units holds the one forward pass that they share;
-Captum runs one for each, and is timed on a few units. The sides take turns, after a
-warm-up, and the ratio Captum / ours is taken turn by turn, so that a machine whose
-speed drifts still gives a fair figure: above 1 ours is faster.
+Both sides project one activation per unit of one 224 x 224 image of noise to whole
+pictures, in float32 on all processors. The network is ZFNET without contrast
+normalization, for which Captum has no rule, with random weights. Ours projects the
+strongest activation and Captum the one in the middle, which takes the same time. Our
+time per unit includes a share of the one forward pass; Captum runs a forward pass per
+unit and is timed on a few units. The sides take turns after a warm-up, and the ratio
+Captum / ours is taken turn by turn, so a drifting machine still gives a fair figure.
+Above 1 ours is faster.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from flax import nnx
 
 import zfnet_jax as zf
 from benchmarks.torch_network import torch_network
+from zfnet_jax.deconvnet import project
 
 _LAYERS = ("conv5", "conv4", "conv3", "conv2", "conv1")
 
@@ -40,57 +41,58 @@ class Options:
     """Time projections against Captum."""
 
     layers: tuple[str, ...] = _LAYERS
-    """Which layers."""
+    """Layers to project."""
     turns: int = 7
-    """How often the two sides take turns."""
+    """Turns of the two sides."""
     neurons: int = 4
-    """Units that Captum projects in one turn, one after the other."""
+    """Units that Captum projects per turn, one after the other."""
 
 
 def captum_side(
     arch: zf.Architecture, image: np.ndarray, layer: str
 ) -> Callable[[list[tuple[int, int, int]]], None]:
-    """A function that projects some neurons, each (unit, row, column)."""
+    """A function that projects neurons, each (unit, row, column)."""
     network = torch_network(arch)
-    attribute = NeuronDeconvolution(network, network.get_submodule(f"{layer}_relu"))
+    method = NeuronDeconvolution(network, network.get_submodule(f"{layer}_relu"))
     x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().requires_grad_()
 
-    def project(neurons: list[tuple[int, int, int]]) -> None:
+    def attribute_each(neurons: list[tuple[int, int, int]]) -> None:
         for neuron in neurons:
             with warnings.catch_warnings():
-                # That it sets hooks on ReLUs, at every call.
+                # Captum announces its hooks on ReLUs at every call.
                 warnings.simplefilter("ignore")
-                attribute.attribute(x, neuron)
+                method.attribute(x, neuron)
 
-    return project
+    return attribute_each
 
 
 def timed(work: Callable[[Any], object], units: Sized) -> float:
-    """Seconds a unit."""
+    """Seconds per unit."""
     began = time.perf_counter()
     work(units)
     return (time.perf_counter() - began) / len(units)
 
 
 def main(options: Options) -> None:
-    """Print one row for each layer and number of units."""
+    """Print one row per layer and number of units."""
     print(f"{'layer':>6} {'units':>5} {'Captum':>9} {'ours':>10}  ratio (min..max)")
     arch = zf.ZFNET_PLAIN
     model = zf.ConvNet(arch, rngs=nnx.Rngs(0))
     image = np.random.default_rng(0).standard_normal((1, 224, 224, 3), np.float32)
     for layer in options.layers:
         theirs = captum_side(arch, image, layer)
-        ours = functools.partial(zf.project, model, image, layer)
+        ours = functools.partial(project, model, image, layer)
         shape = arch.shapes()[layer]
         assert len(shape) == 3
         rows, columns, width = shape
         neurons = [(unit, rows // 2, columns // 2) for unit in range(options.neurons)]
         for units in (np.arange(width), np.arange(1)):
-            few = neurons[: len(units)]
-            theirs(few[:1])
+            sample = neurons[: len(units)]
+            theirs(sample[:1])
             ours(units)
             pairs = [
-                (timed(theirs, few), timed(ours, units)) for _ in range(options.turns)
+                (timed(theirs, sample), timed(ours, units))
+                for _ in range(options.turns)
             ]
             ratios = [a / b for a, b in pairs]
             their_ms = 1e3 * statistics.median(a for a, _ in pairs)
