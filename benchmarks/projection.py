@@ -1,109 +1,181 @@
-"""Time projections against Captum's NeuronDeconvolution, side by side.
+"""Time projections against Captum, side by side.
 
     pip install -e ".[parity]" && python -m benchmarks.projection
 
-Both sides project one activation per unit of one 224 x 224 image of noise to whole
-pictures, in float32 on all processors. The network is ZFNET without contrast
-normalization, for which Captum has no rule, with random weights. Ours projects the
-strongest activation and Captum the one in the middle, which takes the same time. Our
-time per unit includes a share of the one forward pass; Captum runs a forward pass per
-unit and is timed on a few units. The sides take turns after a warm-up, and the ratio
-Captum / ours is taken turn by turn, so a drifting machine still gives a fair figure.
-Above 1 ours is faster.
+Both sides project single activations of one image of noise to pictures of the whole
+image, in float32 on as many threads as there are processors, and with the same random
+weights where the network is not a `ConvNet`. Three networks:
+
+- zfnet: ZFNET without contrast normalization, which Captum has no rule for, at
+  224 x 224. All units of a layer, and one, by the deconvnet's rule.
+- squeezenet: SqueezeNet v1.0 at 227 x 227, a plain function. 32 units, three rules.
+- residual: a small residual network at 224 x 224, an NNX module. 32 units, three rules.
+
+Ours projects the strongest activation of each unit and Captum the one in the middle of
+the map. Times are per unit: ours includes the forward pass that all units share, Captum
+runs one for each and is timed on a few units. The sides take turns, after a warm-up.
+The ratio Captum / ours is taken turn by turn: above 1, ours is faster.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
+import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from captum.attr import NeuronDeconvolution
+from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackprop
 from flax import nnx
 
 import zfnet_jax as zf
 from benchmarks.torch_network import torch_network
-from zfnet_jax.deconvnet import project
+from benchmarks.turns import take_turns
+from experiments.any_model import squeezenet
+from tests import networks
+from tests.references import make_residual, make_squeezenet
+from zfnet_jax.relu_rules import Rule
 
-_LAYERS = ("conv5", "conv4", "conv3", "conv2", "conv1")
+METHODS: dict[Rule, Any] = {
+    "deconvnet": NeuronDeconvolution,
+    "guided": NeuronGuidedBackprop,
+    "gradient": NeuronGradient,
+}
+_UNITS = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Time projections against Captum."""
 
-    layers: tuple[str, ...] = _LAYERS
-    """Layers to project."""
+    networks: tuple[str, ...] = ("zfnet", "squeezenet", "residual")
+    """Networks: zfnet, squeezenet, residual."""
+    layers: tuple[str, ...] = ("conv5", "conv4", "conv3", "conv2", "conv1")
+    """Layers of zfnet."""
     turns: int = 7
-    """Turns of the two sides."""
+    """Turns of each side."""
     neurons: int = 4
-    """Units that Captum projects per turn, one after the other."""
+    """Units that Captum projects in one turn, one after the other."""
 
 
 def captum_side(
-    arch: zf.Architecture, image: np.ndarray, layer: str
-) -> Callable[[list[tuple[int, int, int]]], None]:
-    """A function that projects neurons, each (unit, row, column)."""
-    network = torch_network(arch)
-    method = NeuronDeconvolution(network, network.get_submodule(f"{layer}_relu"))
+    model: Any, module: Any, image: np.ndarray, rules: Sequence[Rule]
+) -> Callable[[Sequence[tuple[int, int, int]]], None]:
+    """A function that projects some neurons, each (unit, row, column), by each rule."""
+    torch.set_num_threads(os.cpu_count() or 1)
     x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().requires_grad_()
+    attributions = [METHODS[rule](model, module) for rule in rules]
 
-    def attribute_each(neurons: list[tuple[int, int, int]]) -> None:
-        for neuron in neurons:
-            with warnings.catch_warnings():
-                # Captum announces its hooks on ReLUs at every call.
-                warnings.simplefilter("ignore")
-                method.attribute(x, neuron)
+    def project(neurons: Sequence[tuple[int, int, int]]) -> None:
+        for attribution in attributions:
+            for neuron in neurons:
+                with warnings.catch_warnings():
+                    # Captum announces its hooks at every call.
+                    warnings.simplefilter("ignore")
+                    attribution.attribute(x, neuron)
 
-    return attribute_each
-
-
-def timed(work: Callable[[Any], object], units: Sized) -> float:
-    """Seconds per unit."""
-    began = time.perf_counter()
-    work(units)
-    return (time.perf_counter() - began) / len(units)
+    return project
 
 
-def main(options: Options) -> None:
-    """Print one row per layer and number of units."""
-    print(f"{'layer':>6} {'units':>5} {'Captum':>9} {'ours':>10}  ratio (min..max)")
-    arch = zf.ZFNET_PLAIN
-    model = zf.ConvNet(arch, rngs=nnx.Rngs(0))
-    image = np.random.default_rng(0).standard_normal((1, 224, 224, 3), np.float32)
+def compare(
+    title: str,
+    net: zf.ConvNet | Any,
+    image: np.ndarray,
+    layer: str,
+    theirs: Callable[[Sequence[tuple[int, int, int]]], None],
+    rules: Sequence[Rule],
+    units: Sequence[int],
+    options: Options,
+) -> None:
+    """Print a row."""
+    rows, columns, _ = zf.network(net).layer(layer).shape
+    neurons = [(u, rows // 2, columns // 2) for u in units[: options.neurons]]
+
+    def ours() -> None:
+        for rule in rules:
+            zf.project(net, image, layer, units, rule=rule)
+
+    result = take_turns(functools.partial(theirs, neurons), ours, options.turns)
+    # A turn of ours does more units than one of Captum's.
+    ratios = np.array(result.ratios) * len(units) / len(neurons)
+    print(
+        f"{title:>28} {len(units):>5} {1e3 * result.theirs / len(neurons):>9.1f} ms "
+        f"{1e3 * result.ours / len(units):>9.3f} ms  "
+        f"{np.median(ratios):.1f} ({ratios.min():.1f}..{ratios.max():.1f})",
+        flush=True,
+    )
+
+
+def noise(side: int) -> np.ndarray:
+    """float32 [1, side, side, 3]."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((1, side, side, 3), np.float32)
+
+
+def compare_zfnet(options: Options) -> None:
+    """All units of each layer, and one, by the deconvnet's rule."""
+    arch, image = zf.ZFNET_PLAIN, noise(224)
+    model, other = zf.ConvNet(arch, rngs=nnx.Rngs(0)), torch_network(arch)
     for layer in options.layers:
-        theirs = captum_side(arch, image, layer)
-        ours = functools.partial(project, model, image, layer)
-        shape = arch.shapes()[layer]
-        assert len(shape) == 3
-        rows, columns, width = shape
-        neurons = [(unit, rows // 2, columns // 2) for unit in range(options.neurons)]
-        for units in (np.arange(width), np.arange(1)):
-            sample = neurons[: len(units)]
-            theirs(sample[:1])
-            ours(units)
-            pairs = [
-                (timed(theirs, sample), timed(ours, units))
-                for _ in range(options.turns)
-            ]
-            ratios = [a / b for a, b in pairs]
-            their_ms = 1e3 * statistics.median(a for a, _ in pairs)
-            our_ms = 1e3 * statistics.median(b for _, b in pairs)
-            print(
-                f"{layer:>6} {len(units):>5} {their_ms:>6.1f} ms {our_ms:>7.3f} ms  "
-                f"{statistics.median(ratios):.1f} "
-                f"({min(ratios):.1f}..{max(ratios):.1f})",
-                flush=True,
+        module = other.get_submodule(f"{layer}_relu")
+        theirs = captum_side(other, module, image, ["deconvnet"])
+        for units in (range(arch.shapes()[layer][-1]), range(1)):
+            compare(
+                f"ZFNET_PLAIN {layer}",
+                model,
+                image,
+                layer,
+                theirs,
+                ["deconvnet"],
+                list(units),
+                options,
             )
 
 
+def compare_squeezenet(options: Options) -> None:
+    """32 units of inner layers by three rules."""
+    image, weights = noise(227), networks.random_squeezenet_weights()
+    net = zf.network(squeezenet, image.shape[1:], params=weights)
+    other = make_squeezenet.network(weights)
+    for layer in ("fire5", "fire9"):
+        rules = list(METHODS)
+        theirs = captum_side(other, getattr(other, layer), image, rules)
+        units = list(range(_UNITS))
+        title = f"SqueezeNet {layer}, 3 rules"
+        compare(title, net, image, layer, theirs, rules, units, options)
+
+
+def compare_residual(options: Options) -> None:
+    """32 units of the last block by three rules."""
+    image = noise(224)
+    net = zf.network(networks.residual_nnx(16), image.shape[1:])
+    other = make_residual.network(16).float()
+    rules = list(METHODS)
+    theirs = captum_side(other, other.block2.relu2, image, rules)
+    units = list(range(_UNITS))
+    title = "residual block2, 3 rules"
+    compare(title, net, image, "block2", theirs, rules, units, options)
+
+
+def main(options: Options) -> None:
+    """Print one row per network, layer and number of units."""
+    print(f"{'layer':>28} {'units':>5} {'Captum':>12} {'ours':>12}  ratio (min..max)")
+    for name in options.networks:
+        match name:
+            case "zfnet":
+                compare_zfnet(options)
+            case "squeezenet":
+                compare_squeezenet(options)
+            case "residual":
+                compare_residual(options)
+            case _:
+                sys.exit(f"no network {name!r}: zfnet, squeezenet or residual")
+
+
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    main(tyro.cli(Options))

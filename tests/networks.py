@@ -29,15 +29,19 @@ from jax import lax
 IMAGE_SHAPE = (34, 26, 3)
 CLASSES = 10
 
-# Kernel size, input and output channels of each convolution. All are without bias.
-CONVS = {
-    "stem": (7, 3, 8),
-    "block1.conv1": (3, 8, 8),
-    "block1.conv2": (3, 8, 8),
-    "block2.conv1": (3, 8, 16),
-    "block2.conv2": (3, 16, 16),
-    "block2.shortcut": (1, 8, 16),
-}
+
+def convolutions(width: int = 8) -> dict[str, tuple[int, int, int]]:
+    """Kernel size, input and output channels of each; all are without bias."""
+    return {
+        "stem": (7, 3, width),
+        "block1.conv1": (3, width, width),
+        "block1.conv2": (3, width, width),
+        "block2.conv1": (3, width, 2 * width),
+        "block2.conv2": (3, 2 * width, 2 * width),
+        "block2.shortcut": (1, width, 2 * width),
+    }
+
+
 NORMS = {
     "stem": "stem_norm",
     "block1.conv1": "block1.norm1",
@@ -51,12 +55,12 @@ RECTIFIED = ("stem", "block1.conv1", "block1", "block2.conv1", "block2")
 
 
 @functools.cache
-def residual_weights() -> dict[str, np.ndarray]:
+def residual_weights(width: int = 8) -> dict[str, np.ndarray]:
     """The weights by path, such as "block1.conv1.kernel": HWIO float32."""
     # RandomState is the generator whose numbers NumPy keeps for good.
     rng = np.random.RandomState(0)
     weights = {}
-    for name, (size, inputs, outputs) in CONVS.items():
+    for name, (size, inputs, outputs) in convolutions(width).items():
         bound = math.sqrt(6 / (size * size * inputs))
         weights[f"{name}.kernel"] = rng.uniform(
             -bound, bound, (size, size, inputs, outputs)
@@ -68,7 +72,7 @@ def residual_weights() -> dict[str, np.ndarray]:
             ("var", 0.5, 2.0),
         ):
             weights[f"{NORMS[name]}.{part}"] = rng.uniform(low, high, outputs)
-    weights["fc.kernel"] = rng.uniform(-0.5, 0.5, (16, CLASSES))
+    weights["fc.kernel"] = rng.uniform(-0.5, 0.5, (2 * width, CLASSES))
     weights["fc.bias"] = rng.uniform(-0.5, 0.5, CLASSES)
     return {name: value.astype(np.float32) for name, value in weights.items()}
 
@@ -167,12 +171,12 @@ class NnxBlock(nnx.Module):
 
 
 class NnxResidual(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.stem = _nnx_conv(3, 8, 7, 2, rngs)
-        self.stem_norm = nnx.BatchNorm(8, rngs=rngs)
-        self.block1 = NnxBlock(8, 8, 1, rngs)
-        self.block2 = NnxBlock(8, 16, 2, rngs)
-        self.fc = nnx.Linear(16, CLASSES, rngs=rngs)
+    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
+        self.stem = _nnx_conv(3, width, 7, 2, rngs)
+        self.stem_norm = nnx.BatchNorm(width, rngs=rngs)
+        self.block1 = NnxBlock(width, width, 1, rngs)
+        self.block2 = NnxBlock(width, 2 * width, 2, rngs)
+        self.fc = nnx.Linear(2 * width, CLASSES, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = nnx.relu(self.stem_norm(self.stem(images)))
@@ -180,9 +184,9 @@ class NnxResidual(nnx.Module):
         return self.fc(self.block2(self.block1(x)).mean((1, 2)))
 
 
-def residual_nnx() -> NnxResidual:
-    model = NnxResidual(nnx.Rngs(0))
-    for path, value in residual_weights().items():
+def residual_nnx(width: int = 8) -> NnxResidual:
+    model = NnxResidual(width, nnx.Rngs(0))
+    for path, value in residual_weights(width).items():
         functools.reduce(getattr, path.split("."), model)[...] = jnp.asarray(value)
     model.eval()
     return model
@@ -346,7 +350,7 @@ def residual_keras() -> Any:
     layers = keras.layers
 
     def conv(x, name, stride=1):
-        size, _, outputs = CONVS[name]
+        size, _, outputs = convolutions()[name]
         padding = "same"
         if size == 7:
             # As `keras.applications` does it.

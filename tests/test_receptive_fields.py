@@ -1,4 +1,4 @@
-"""Receptive fields read off a function: by `arch.py`, and by gradients."""
+"""Receptive fields of functions against `arch.py` and the support of gradients."""
 
 import jax
 import jax.numpy as jnp

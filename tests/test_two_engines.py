@@ -96,7 +96,7 @@ def same(engines) -> Same:
 
 
 def both(engines, same: Same, tool) -> None:
-    """`tool` is called with a network, and with the name there of a `ConvNet`'s layer."""
+    """Run a tool on each network, with what gives a layer its name there."""
     fast, traced = engines
     results = tool(fast, str), tool(traced, same.names.__getitem__)
     same(*results)

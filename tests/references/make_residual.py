@@ -18,9 +18,9 @@ import numpy as np
 
 from tests.networks import (
     CLASSES,
-    CONVS,
     NORMS,
     RECTIFIED,
+    convolutions,
     residual_images,
     residual_weights,
 )
@@ -29,19 +29,21 @@ STORE = Path(__file__).with_name("residual.npz")
 RULES = ("deconvnet", "guided", "gradient")
 
 
-def network():
+def network(width: int = 8):
     """The residual network as modules, one per ReLU, as Captum's hooks need it."""
     import torch
     from torch import nn
 
+    convs = convolutions(width)
+
     def conv(name: str, stride: int = 1) -> nn.Conv2d:
-        size, inputs, outputs = CONVS[name]
+        size, inputs, outputs = convs[name]
         return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
 
     class Block(nn.Module):
         def __init__(self, name: str, stride: int) -> None:
             super().__init__()
-            _, _, outputs = CONVS[f"{name}.conv1"]
+            _, _, outputs = convs[f"{name}.conv1"]
             self.conv1 = conv(f"{name}.conv1", stride)
             self.norm1 = nn.BatchNorm2d(outputs)
             self.relu1 = nn.ReLU()
@@ -63,18 +65,18 @@ def network():
         def __init__(self) -> None:
             super().__init__()
             self.stem = conv("stem", 2)
-            self.stem_norm = nn.BatchNorm2d(8)
+            self.stem_norm = nn.BatchNorm2d(width)
             self.relu = nn.ReLU()
             self.pool = nn.MaxPool2d(3, 2, 1)
             self.block1 = Block("block1", 1)
             self.block2 = Block("block2", 2)
-            self.fc = nn.Linear(16, CLASSES)
+            self.fc = nn.Linear(2 * width, CLASSES)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.pool(self.relu(self.stem_norm(self.stem(x))))
             return self.fc(self.block2(self.block1(x)).mean((2, 3)))
 
-    weights = {n: torch.tensor(x) for n, x in residual_weights().items()}
+    weights = {n: torch.tensor(x) for n, x in residual_weights(width).items()}
     state = {"fc.weight": weights["fc.kernel"].T, "fc.bias": weights["fc.bias"]}
     for name, norm in NORMS.items():
         state[f"{name}.weight"] = weights[f"{name}.kernel"].permute(3, 2, 0, 1)

@@ -9,6 +9,7 @@ under each rule every STRIDE-th row and column of the projection, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ LAYERS = ("fire5", "logits")
 STRIDE = 6
 
 
-def network() -> Any:
-    """SqueezeNet v1.0 of modules, each ReLU its own, as Captum's hooks need it."""
+def network(weights: Mapping[str, np.ndarray] | None = None) -> Any:
+    """SqueezeNet v1.0 as modules, one per ReLU, as Captum's hooks need it."""
     import torch
     from torch import nn
 
-    weights = safetensors.numpy.load_file(WEIGHTS)
+    if weights is None:
+        weights = safetensors.numpy.load_file(WEIGHTS)
 
     def conv(name: str, stride: int = 1, padding: int = 0) -> nn.Sequential:
         weight, bias = (
