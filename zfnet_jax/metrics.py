@@ -52,7 +52,7 @@ def pointing_game(
     of the image that the object covers.
 
         >>> mask = np.array([[[True, False, False]]])
-        >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1)
+        >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1.0)
         array([1.])
 
     Args:
