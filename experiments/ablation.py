@@ -2,19 +2,19 @@
 
     python -m experiments.ablation --data-dir FOLDER
 
-Both of the paper's networks in a form for 32 x 32 images (ZFNET_MINI, ALEXNET_MINI: a
-quarter of the widths, layer 1 with half the stride), with layers removed or resized as
-in the table, are trained alike from several seeds: Adam, dropout 0.5, random crops and
-flips. For each row the training error, without augmentation and dropout, and the error
-on validation images that were set apart; beside the paper's numbers, with the rank
+Both of the paper's networks, adapted to 32 x 32 images (ZFNET_MINI, ALEXNET_MINI: a
+quarter of the widths, layer 1 with half the stride), are trained with layers removed or
+resized as in the table. All are trained alike from several seeds: Adam, dropout 0.5,
+random crops and flips. For each row: the training error, without augmentation and
+dropout, and the error on validation images, next to the paper's numbers, with the rank
 correlation of the two orders.
 
-Expected with no other option (5,000 training images, 12 epochs, 3 seeds), in one to one
-and a half hours on two CPU cores: ZFNet 47% validation error and AlexNet 49%, wider
-layers better and narrower ones worse, as in the paper; but removed layers help, since
-so short a training favours shallow networks. What is finished is kept in --out/runs,
-and a second run of the same code goes on from there. --limit 500 takes about two
-minutes, of an epoch and a seed, and shows no more than that it runs.
+Expected by default (5,000 training images, 12 epochs, 3 seeds), in 60 to 90 minutes on
+two CPU cores: ZFNet 47% validation error and AlexNet 49%; wider layers are better and
+narrower ones worse, as in the paper. Removed layers help, since so short a training
+favors shallow networks. Finished trainings are kept in --out/runs, and a second run of
+the same code continues from there. `--limit 500` takes about two minutes, of one epoch
+and one seed: it shows that the command runs, and no more.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from experiments.common import (
     load_dataset,
     main,
 )
-from zfnet_jax import training, viz
-from zfnet_jax.analysis import spearman
+from zfnet_jax import training
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
+from zfnet_jax.metrics import spearman
 
 OnProgress = Callable[[float, Mapping[str, float]], None]
 
@@ -75,17 +75,17 @@ def _optimizer(
 
 
 def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The paper's scale for layer 1, so that its filters show what was learned.
+    """The paper's scale for layer 1, where learned filters then stand out; He's above.
 
-    He's for the others, without which a signal of pixels within about 2 would fade.
+    With the paper's scale in all layers, pixels of about -2 to 2 would fade.
     """
     sees_pixels = len(shape) == 4 and shape[2] == 3
     he = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
     return (nnx.initializers.normal(1e-2) if sees_pixels else he)(key, shape, dtype)
 
 
-# The paper's dropout, crops and batches at a budget of minutes: 70 epochs of its SGD
-# are out of reach, and Adam gets further in a few.
+# The paper's dropout, crops and batches on a budget of minutes: in so short a training
+# Adam gets further than the paper's SGD.
 MINI = training.Recipe(
     name="mini",
     epochs=12,
@@ -107,11 +107,11 @@ class Row:
     """A row of Table 3 from one of the two networks.
 
     Attributes:
-        change: As the paper names it.
-        base: The network that it starts from.
-        remove: Layers left out.
-        widths: Layers resized, to a quarter of the paper's widths.
+        change: The paper's name for the change.
+        base: The network that is changed.
         paper: Training top-1, validation top-1 and validation top-5 error in percent.
+        remove: Layers to remove.
+        widths: Layers to resize, to a quarter of the paper's widths.
     """
 
     change: str
@@ -127,7 +127,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Short, and unique."""
+        """Short and unique name."""
         return f"{self.base.name.removesuffix('-mini')}: {self.change}"
 
 
@@ -158,22 +158,22 @@ TABLE_3 = (
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """On how many images to train, and for how long."""
+    """Number of images and epochs to train on."""
 
     train_images: int = 5_000
-    """Training images."""
+    """Number of training images."""
     validation_images: int = 2_000
-    """Images set apart from the training set, never trained on."""
+    """Number of images of the training set that are only validated on."""
     epochs: int | None = None
-    """Passes over the training images; if not given, 12, or 1 with --limit."""
+    """Passes over the training images; by default 12, or 1 with --limit."""
     dataset: Literal["cifar10", "shapes"] = "cifar10"
-    """Where images come from; shapes are generated and need no download."""
+    """Source of the images; shapes are generated and need no download."""
     data_dir: Path | None = None
     """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
     limit: int | None = None
-    """At most so many training images, and so many validation images."""
+    """Use at most N training images and N validation images."""
     seed: int = 0
-    """The first seed; it also determines which images are set apart."""
+    """The first seed; it also determines which images are validated on."""
 
     @property
     def passes(self) -> int:
@@ -183,20 +183,21 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Options(Budget):
-    """Train every row of Table 3 and put its errors beside the paper's."""
+    """Train every row of Table 3 and compare its errors with the paper's."""
 
     seeds: int | None = None
-    """How many seeds each row is trained from, counted from --seed on; if not given, 3,
-    or 1 with --limit."""
+    """Number of seeds per row, from --seed on; by default 3, or 1 with --limit."""
     out: Path = Path("results/ablation")
-    """Folder for results; finished trainings that it holds are not repeated."""
+    """Folder for results; finished trainings in it are not repeated."""
 
 
 def run(options: Options) -> None:
-    """Train, measure, draw and write everything down."""
+    """Train, measure, draw and write the results."""
+    from zfnet_jax import viz
+
     at_least(1, options, "seeds")
     results = Results(options.out)
-    train, validation = apart(options)
+    train, validation = split(options)
     epochs = options.passes
     runs = results.path / "runs"
     runs.mkdir(exist_ok=True)
@@ -206,28 +207,28 @@ def run(options: Options) -> None:
     errors: dict[str, list[dict[str, float]]] = {row.name: [] for row in TABLE_3}
     with Progress("training", len(work), unit="network") as progress:
         for done, (row, seed) in enumerate(work, 1):
-            of = {
+            origin = {
                 "architecture": repr(row.arch),
                 "data": train.digest() + validation.digest(),
                 "code": code_digest(__file__),
                 "epochs": epochs,
                 "seed": seed,
             }
-            key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
-            found = _known(runs / f"{key}.json")
-            if found is None:
-                found = errors_of(
+            key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
+            measured = _read_errors(runs / f"{key}.json")
+            if measured is None:
+                measured = measure_errors(
                     row.arch,
                     train,
                     validation,
                     epochs,
                     seed,
-                    part_of(progress, done - 1, epochs),
+                    follow(progress, done - 1, epochs),
                 )
-                results.json(f"runs/{key}.json", {"errors": found, "row": row.name})
-            errors[row.name].append(found)
-            progress.update(done, row=row.name, validation_error=found["validation"])
-    rows = {row.name: described(row, errors[row.name]) for row in TABLE_3}
+                results.json(f"runs/{key}.json", {"errors": measured, "row": row.name})
+            errors[row.name].append(measured)
+            progress.update(done, row=row.name, validation_error=measured["validation"])
+    rows = {row.name: describe(row, errors[row.name]) for row in TABLE_3}
     figure, _ = viz.ablation_chart(
         f"Table 3 at {train.images.shape[1]} x {train.images.shape[2]}: "
         f"{len(train):,} images, {counted(epochs, 'epoch')}, "
@@ -241,7 +242,7 @@ def run(options: Options) -> None:
             },
             "here": {
                 column: np.array(
-                    [[found[column] for found in errors[row.name]] for row in TABLE_3]
+                    [[x[column] for x in errors[row.name]] for row in TABLE_3]
                 )
                 for column in _COLUMNS[:2]
             },
@@ -249,7 +250,7 @@ def run(options: Options) -> None:
     )
     results.figure("ablation", figure)
     order = {
-        base.name: agreement([row for row in TABLE_3 if row.base is base], rows)
+        base.name: correlate([row for row in TABLE_3 if row.base is base], rows)
         for base in (ALEXNET_MINI, ZFNET_MINI)
     }
     results.metrics(
@@ -272,8 +273,8 @@ def run(options: Options) -> None:
     print(f"figure in {results.path}")
 
 
-def apart(options: Budget) -> tuple[Dataset, Dataset]:
-    """Training images, and others of the same half of the dataset to validate on."""
+def split(options: Budget) -> tuple[Dataset, Dataset]:
+    """Training and validation images, both from the training set."""
     at_least(1, options, "epochs", "train_images", "validation_images")
     at_least(1, options, "limit")
     at_least(0, options, "seed")
@@ -283,10 +284,10 @@ def apart(options: Budget) -> tuple[Dataset, Dataset]:
     if count + held > len(dataset):
         raise UsageError(
             f"--train-images {count} and --validation-images {held}: there are "
-            f"{len(dataset)} in all"
+            f"{len(dataset)} in total"
         )
     if count < MINI.batch_size:
-        raise UsageError(f"training takes {MINI.batch_size} images at least")
+        raise UsageError(f"training needs at least {MINI.batch_size} images")
     chosen = np.random.default_rng(options.seed).permutation(len(dataset))
     return (
         dataset.take(np.sort(chosen[:count])),
@@ -294,8 +295,8 @@ def apart(options: Budget) -> tuple[Dataset, Dataset]:
     )
 
 
-def part_of(progress: Progress, finished: int, epochs: int) -> OnProgress:
-    """What `training.train` calls to move a bar of networks."""
+def follow(progress: Progress, finished: int, epochs: int) -> OnProgress:
+    """A callback for `training.train` that moves a bar of networks."""
 
     def show(done: float, values: Mapping[str, float]) -> None:
         # A network counts as finished once it is measured.
@@ -305,7 +306,7 @@ def part_of(progress: Progress, finished: int, epochs: int) -> OnProgress:
     return show
 
 
-def errors_of(
+def measure_errors(
     arch: Architecture,
     train: Dataset,
     validation: Dataset,
@@ -313,7 +314,7 @@ def errors_of(
     seed: int,
     on_progress: OnProgress,
 ) -> dict[str, float]:
-    """Train one network: its top-1 errors, and top-5 on validation, in percent."""
+    """Train a network; its top-1 errors, and top-5 on validation, in percent."""
     result = training.train(
         arch, train, recipe=MINI, epochs=epochs, seed=seed, on_progress=on_progress
     )
@@ -321,21 +322,21 @@ def errors_of(
     # One program for both.
     images = np.concatenate([train.images, validation.images])
     logits = training.evaluate(result.model, result.preprocess, images)
-    known, new = np.split(logits, [len(train)])
+    parts = np.split(logits, [len(train)])
 
-    def misses(logits: np.ndarray, data: Dataset, top: int) -> float:
+    def error(logits: np.ndarray, data: Dataset, top: int) -> float:
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
         return 100 * float(1 - (best == data.labels[:, None]).any(1).mean())
 
     return {
-        "train": misses(known, train, 1),
-        "validation": misses(new, validation, 1),
-        "validation_top5": misses(new, validation, 5),
+        "train": error(parts[0], train, 1),
+        "validation": error(parts[1], validation, 1),
+        "validation_top5": error(parts[1], validation, 5),
     }
 
 
-def _known(file: Path) -> dict[str, float] | None:
-    """What an earlier run found, if it is there and whole."""
+def _read_errors(file: Path) -> dict[str, float] | None:
+    """Errors that an earlier run wrote; None if the file is missing or damaged."""
     try:
         errors = json.loads(file.read_text())["errors"]
         return {name: float(errors[name]) for name in _COLUMNS}
@@ -346,27 +347,27 @@ def _known(file: Path) -> dict[str, float] | None:
 _COLUMNS = ("train", "validation", "validation_top5")
 
 
-def described(row: Row, found: list[dict[str, float]]) -> dict[str, object]:
-    """A row's errors: the paper's, and ours by column, a value for each seed."""
+def describe(row: Row, errors: list[dict[str, float]]) -> dict[str, object]:
+    """Metrics of a row: the paper's errors, and ours with a value per seed."""
     return {
         "paper": dict(zip(_COLUMNS, row.paper, strict=True)),
-        "errors": {name: [errors[name] for errors in found] for name in _COLUMNS},
+        "errors": {name: [x[name] for x in errors] for name in _COLUMNS},
     }
 
 
-def agreement(rows: list[Row], found: Mapping[str, Any]) -> dict[str, float]:
+def correlate(rows: list[Row], metrics: Mapping[str, Any]) -> dict[str, float]:
     """Spearman's rank correlation of the paper's errors and our means, by column."""
     return {
         column: spearman(
-            np.array([found[row.name]["paper"][column] for row in rows]),
-            np.array([np.mean(found[row.name]["errors"][column]) for row in rows]),
+            np.array([metrics[row.name]["paper"][column] for row in rows]),
+            np.array([np.mean(metrics[row.name]["errors"][column]) for row in rows]),
         )
         for column in _COLUMNS
     }
 
 
 def table(rows: Mapping[str, Any]) -> str:
-    """Training and validation errors, mean and spread, beside the paper's."""
+    """Training and validation errors, mean and spread, next to the paper's."""
     lines = [f"{'':40}  {'train':>12}  paper  {'validation':>12}  paper"]
     for name, row in rows.items():
         cells = []

@@ -2,28 +2,28 @@
 
     python -m experiments.correspondence --boxes experiments/boxes/cifar10_dogs.csv
 
-In each of several images of the same kind one part is masked, and Δ tells how much the
-signs of the changes differ between images, at the paper's layers 5 and 7: 0 for all
-alike, 1 for none. Beside each part: random boxes of its size, as in the paper, and
-mixed parts, one or another in each image, each with the p of a permutation test. A part
-below the random boxes changes features more alike than any other place does; only one
-that is below the mixed parts too is told from the other parts by the network. Without
---boxes: the corners of generated shapes.
+One part is masked in each of several images of the same kind. Δ measures how much the
+signs of the feature changes differ between images, at the paper's layers 5 and 7: 0 if
+all are the same, 1 if none are. Each part is compared with random boxes of its size, as
+in the paper, and with mixed parts, a random one in each image; a permutation test gives
+each p-value. A part below the random boxes changes features more alike than other
+positions do; the network distinguishes it from the other parts only if it is below the
+mixed parts too. Without --boxes: the corners of generated shapes.
 
 Expected with the shipped weights and these ten dogs: 20 to 50 seconds. At fc7 every
 part is far below the random boxes (Δ 0.24 against 0.31, p 0.005) and none below the
 mixed parts (0.24): hiding any part of a face changes fc7 alike. At pool5 no part is
-below the random boxes. So few images show large differences only.
+below the random boxes. With so few images only large differences show.
 
 A CSV file of boxes has the header image,part,top,left,bottom,right and a line for each
-image and part; every image has all parts. `image` is a file, from the folder of the CSV
-file or from --images, or the number of a test image of the dataset. Edges are pixels of
+image and part; every image has all parts. `image` is a file in the folder of the CSV
+file or of --images, or the number of a test image of the dataset. Edges are pixels of
 that image as it is stored (a photograph upright), counted from its upper left corner;
-bottom and right are the first pixel beyond. The middle square of a photograph is
-resized to the network, and the boxes with it.
+bottom and right are exclusive. The center square of a photograph is resized to the
+network, and the boxes with it.
 
 experiments/boxes holds the eyes and noses of ten dogs of CIFAR-10, and of ten dogs of
-the public sample of ImageNet with one image a class (--images FOLDER); left and right
+the public sample of ImageNet with one image per class (--images FOLDER); left and right
 are the dog's own.
 """
 
@@ -50,18 +50,18 @@ from experiments.common import (
     enough,
     load_dataset,
     main,
+    mean_picture,
     named_layers,
     silent_decoders,
     trained_on,
     weights_digest,
 )
-from zfnet_jax import viz
-from zfnet_jax.analysis import (
+from zfnet_jax.analysis.correspondence import (
     Correspondence,
-    box_fault,
+    check_box,
     correspondence,
-    masked,
-    random_boxes,
+    draw_boxes,
+    mask_boxes,
 )
 from zfnet_jax.data import (
     SHAPES,
@@ -74,7 +74,7 @@ from zfnet_jax.data import (
 from zfnet_jax.weights import Pretrained
 
 _COLUMNS = ("image", "part", "top", "left", "bottom", "right")
-_DRAWN, _SHAPES = 10, 20
+_MOST_DRAWN, _SHAPES = 10, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,30 +83,37 @@ class Options(ImageOptions):
 
     boxes: Path | None = None
     """CSV file of the parts' boxes, with the header image,part,top,left,bottom,right
-    (image: a file or the number of a test image; pixels as stored, ends exclusive); if
-    not given, corners of generated shapes."""
+    (image: a file or the number of a test image; pixels as stored, bottom and right
+    exclusive); by default the corners of generated shapes."""
     images: Path | None = None
-    """Folder of the images that the CSV file names, if not its own."""
+    """Folder of the images that the CSV file names; by default its own."""
     shape: Literal["arrow", "heart"] | None = None
-    """Without --boxes: which shape; arrow if not given."""
+    """Shape to use without --boxes; arrow by default."""
     layers: str | None = None
-    """Layers, as in conv5,fc7; if not given, the paper's 5 and 7: what the first dense
-    layer takes, and the last hidden layer."""
+    """Layers, as in conv5,fc7; by default the paper's 5 and 7: the input of the first
+    dense layer, and the last hidden layer."""
     draws: int = 200
-    """How many times random boxes are drawn for each part."""
+    """Draws of random boxes per part."""
     dataset: Literal["cifar10", "shapes"] | None = None
-    """Of which the CSV file numbers test images; if not given, what the network was
-    trained on."""
+    """Source of the test images that the CSV file numbers; by default what the network
+    was trained on."""
     limit: int | None = None
-    """Take only the first N images of the CSV file, or N shapes instead of 20."""
+    """Use only the first N images of the CSV file, or N shapes instead of 20."""
     seed: int = 0
-    """Of the random boxes."""
+    """Seed for the random boxes."""
     out: Path = Path("results/correspondence")
     """Folder for results; files of the same names are replaced."""
 
 
 class Annotated(NamedTuple):
-    """Images of one size, and by the part's name where it is in each of them."""
+    """Images of one size and the boxes of their parts.
+
+    Attributes:
+        names: Name of each image.
+        images: Pixels, before preprocessing.
+        boxes: By the part's name, its box in each image, in pixels of the network.
+        source: Origin of the images.
+    """
 
     names: list[str]
     images: np.ndarray
@@ -122,26 +129,26 @@ class Row(NamedTuple):
 
 
 def run(options: Options) -> None:
-    """Mask, compare, draw and write everything down."""
+    """Mask, compare, draw and write the results."""
     at_least(1, options, "draws")
     at_least(2, options, "limit")
     at_least(0, options, "seed")
     if options.boxes is None:
         if options.images is not None:
-            raise UsageError("--images is of a CSV file: give it with --boxes")
+            raise UsageError("--images is the folder of a CSV file: give --boxes too")
         if options.dataset == "cifar10":
-            raise UsageError("no parts of cifar10 are known: give them with --boxes")
+            raise UsageError("the parts of cifar10 are not known: give them by --boxes")
     elif options.shape is not None:
-        raise UsageError("--shape is of generated shapes: leave --boxes out")
+        raise UsageError("--shape is for generated shapes: omit it with --boxes")
     results = Results(options.out)
     table = None if options.boxes is None else read_boxes(options.boxes)
     net = options.network()
-    found = (
-        shapes(net, options.shape or "arrow", options.limit or _SHAPES)
+    annotated = (
+        make_annotated(net, options.shape or "arrow", options.limit or _SHAPES)
         if table is None
-        else gathered(net, table, options)
+        else load_annotated(net, table, options)
     )
-    arch, parts = net.model.arch, found.boxes
+    arch, names, parts = net.model.arch, annotated.names, annotated.boxes
     with Progress(
         "masking",
         len(parts) * (1 + options.draws),
@@ -149,28 +156,28 @@ def run(options: Options) -> None:
         every=1 + options.draws,
     ) as progress:
         by_layer = correspondence(
-            net.model,
-            np.asarray(net.preprocess(found.images)),
+            net,
+            net.preprocess(annotated.images),
             parts,
-            None if options.layers is None else named_layers(arch, options.layers),
+            layers=options.layers and named_layers(arch, options.layers),
             draws=options.draws,
             seed=options.seed,
             progress=progress.update,
         )
-    draw(results, net, found, by_layer, options.seed)
+    draw(results, net, annotated, by_layer, options.seed)
     results.metrics(
         {
             "architecture": arch.name,
-            "data": found.source,
-            "images": len(found.names),
+            "data": annotated.source,
+            "images": len(names),
             "draws": options.draws,
             "boxes": {
-                part: dict(zip(found.names, boxes, strict=True))
+                part: dict(zip(names, boxes, strict=True))
                 for part, boxes in parts.items()
             },
             "layers": {
                 layer: {
-                    "parts": described(x),
+                    "parts": describe(x),
                     "mixed": x.mixed.mean(),
                     "mixed_spread_over_draws": x.mixed.std(),
                 }
@@ -180,7 +187,7 @@ def run(options: Options) -> None:
     )
     results.config(options)
     digests = {
-        "images": hashlib.sha256(found.images.tobytes()).hexdigest(),
+        "images": hashlib.sha256(annotated.images.tobytes()).hexdigest(),
         "weights": weights_digest(options.weights),
     }
     if options.boxes is not None:
@@ -188,18 +195,18 @@ def run(options: Options) -> None:
     results.manifest(seed=options.seed, digests=digests)
     print(as_text(by_layer))
     print(
-        f"{len(found.names)} images, {counted(options.draws, 'draw')}; "
+        f"{len(names)} images, {counted(options.draws, 'draw')}; "
         f"figures in {results.path}"
     )
 
 
 def read_boxes(file: Path) -> dict[str, dict[str, Row]]:
-    """By image, then by part, the boxes of a CSV file.
+    """Read the boxes of a CSV file, by image and then by part.
 
     Raises:
-        DataNotFoundError: there is no such file.
-        UsageError: it is malformed, an image has a part twice or not at all, or there
-            are fewer than two images; the message names the line.
+        DataNotFoundError: There is no such file.
+        UsageError: The file is malformed, an image has a part twice or not at all, or
+            there are fewer than two images; the message names the line.
     """
     if not file.is_file():
         raise DataNotFoundError(f"there is no file {file} of boxes")
@@ -208,7 +215,7 @@ def read_boxes(file: Path) -> dict[str, dict[str, Row]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{file}, line {line}: it is not UTF-8") from error
+        raise UsageError(f"{file}, line {line}: not UTF-8") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     table: dict[str, dict[str, Row]] = {}
     header: list[str] | None = None
@@ -232,14 +239,14 @@ def read_boxes(file: Path) -> dict[str, dict[str, Row]]:
             image, part = values["image"], values["part"]
             if not image or not part:
                 raise UsageError(f"{where}: no {'part' if image else 'image'} is named")
-            # The same image under two names.
+            # An image may have several names.
             image = str(int(image) if is_number(image) else Path(image))
-            of_image = table.setdefault(image, {})
-            if part in of_image:
+            rows = table.setdefault(image, {})
+            if part in rows:
                 raise UsageError(
-                    f"{where}: {part} of {image} is also in line {of_image[part].line}"
+                    f"{where}: {part} of {image} is also in line {rows[part].line}"
                 )
-            of_image[part] = Row(reader.line_num, _edges(values, where))
+            rows[part] = Row(reader.line_num, _edges(values, where))
     except csv.Error as error:
         raise UsageError(f"{file}, line {reader.line_num}: {error}") from error
     if not table:
@@ -251,7 +258,7 @@ def read_boxes(file: Path) -> dict[str, dict[str, Row]]:
             raise UsageError(f"{file}, line {line}: {image} has no {missing[0]}")
     if len(table) < 2:
         raise UsageError(
-            f"{file}, line {reader.line_num}: two images at least are compared, not 1"
+            f"{file}, line {reader.line_num}: at least two images are needed, not 1"
         )
     return {
         image: {part: rows[part] for part in parts} for image, rows in table.items()
@@ -259,7 +266,7 @@ def read_boxes(file: Path) -> dict[str, dict[str, Row]]:
 
 
 def is_number(image: str) -> bool:
-    """Whether an image is the number of one, and no file."""
+    """Whether the name of an image is a number and not a file."""
     return image.isascii() and image.isdecimal() and len(image) < 10
 
 
@@ -276,14 +283,15 @@ def _edges(values: Mapping[str, str], where: str) -> tuple[int, int, int, int]:
     return top, left, bottom, right
 
 
-def gathered(
+def load_annotated(
     net: Pretrained, table: Mapping[str, Mapping[str, Row]], options: Options
 ) -> Annotated:
-    """The images that a CSV file names, and its boxes, both as the network sees them.
+    """The images that a CSV file names, and its boxes in pixels of the network.
 
     Raises:
-        DataNotFoundError: there is no such image.
-        UsageError: a box is not in its image, or nothing of it is left.
+        DataNotFoundError: There is no such image.
+        UsageError: A box is not in its image, or outside the part that the network
+            sees.
     """
     assert options.boxes is not None
     file, folder = options.boxes, options.images or options.boxes.parent
@@ -320,14 +328,18 @@ def gathered(
         images.append(fitted(stored[image], kept))
         for part, row in rows.items():
             where = f"{file}, line {row.line}"
-            if fault := box_fault(row.box, size):
-                raise UsageError(f"{where}: {fault}")
-            box = carried(row.box, size, kept, input_hw)
-            if fault := box_fault(box.tolist(), input_hw):
+            try:
+                check_box(row.box, size)
+            except ValueError as error:
+                raise UsageError(f"{where}: {error}") from error
+            box = convert_box(row.box, size, kept, input_hw)
+            try:
+                check_box(box.tolist(), input_hw)
+            except ValueError as error:
                 raise UsageError(
-                    f"{where}: of the middle square, at the network's "
-                    f"{input_hw[0]} x {input_hw[1]} pixels, {fault}"
-                )
+                    f"{where}: in the center square, at the network's "
+                    f"{input_hw[0]} x {input_hw[1]} pixels, {error}"
+                ) from error
             boxes.setdefault(part, []).append(box)
     return Annotated(
         list(table),
@@ -337,36 +349,36 @@ def gathered(
     )
 
 
-def shapes(net: Pretrained, name: str, count: int) -> Annotated:
+def make_annotated(net: Pretrained, name: str, count: int) -> Annotated:
     """Generated shapes of one class, and their corners."""
     hw = net.preprocess.mean.shape[:2]
     total = count * len(SHAPES)
     indices, corners = shape_parts(name, total, hw, seed=1)
-    drawn = make_shapes(total, hw, seed=1).take(indices)
+    shapes = make_shapes(total, hw, seed=1).take(indices)
+    input_hw = net.model.arch.input_hw
     boxes = {
-        part: np.stack([carried(box, hw, hw, net.model.arch.input_hw) for box in rows])
+        part: np.stack([convert_box(box, hw, hw, input_hw) for box in rows])
         for part, rows in corners.items()
     }
     return Annotated(
         [str(index) for index in indices],
-        drawn.images,
+        shapes.images,
         boxes,
-        f"{name}s among {drawn.source}",
+        f"{name}s among {shapes.source}",
     )
 
 
-def carried(
+def convert_box(
     box: Sequence[int] | np.ndarray,
     stored: tuple[int, int],
     kept: tuple[int, int],
     input_hw: tuple[int, int],
 ) -> np.ndarray:
-    """Where a box of an image as stored lies in the network's image.
+    """Convert a box from pixels of a stored image to pixels of the network.
 
-    The image's middle square is resized until the middle of it, of size `kept`, can be
-    cut out, as by `fitted`, and that is resized to `input_hw`. A pixel belongs to the
-    box if its centre does; what is cut off is lost. All in whole numbers, without
-    rounding.
+    The center square of the image is resized, its center of size `kept` cut out, as by
+    `fitted`, and that is resized to `input_hw`. A pixel belongs to the box if its
+    center does. The arithmetic is in whole numbers, without rounding.
     """
     side, large = min(stored), max(kept)
     edges = []
@@ -375,7 +387,7 @@ def carried(
         inside = (int(edge) - (stored[axis] - side) // 2) * large
         inside -= (large - kept[axis]) // 2 * side
         numerator, denominator = inside * input_hw[axis], side * kept[axis]
-        # The first centre at or after the edge: ceil(edge - 1/2).
+        # The first center at or after the edge: ceil(edge - 1/2).
         first = -((denominator - 2 * numerator) // (2 * denominator))
         edges.append(min(max(first, 0), input_hw[axis]))
     return np.array(edges)
@@ -384,37 +396,38 @@ def carried(
 def draw(
     results: Results,
     net: Pretrained,
-    found: Annotated,
+    annotated: Annotated,
     by_layer: Mapping[str, Correspondence],
     seed: int,
 ) -> None:
-    """The masked images, and how alike features change."""
-    preprocess, arch = net.preprocess, net.model.arch
-    shown = slice(_DRAWN)
-    pictures = preprocess.pictures(found.images[shown])
-    mean = preprocess.pictures(np.rint(preprocess.mean).astype(np.uint8)[None])[0]
-    part, boxes = next(iter(found.boxes.items()))
-    # Those of the first draw; places are drawn for all images.
-    drawn = random_boxes(boxes, arch.input_hw, 1, seed)[0]
+    """Draw the masked images, and how alike features change."""
+    from zfnet_jax import viz
+
+    arch, count = net.model.arch, len(annotated.names)
+    shown = slice(_MOST_DRAWN)
+    pictures = net.preprocess.pictures(annotated.images[shown])
+    mean = mean_picture(net)
+    part, boxes = next(iter(annotated.boxes.items()))
+    random = draw_boxes(boxes, arch.input_hw, 1, seed)[0]
     masks = {
         name: places[shown]
-        for name, places in {**found.boxes, f"random, as {part}": drawn}.items()
+        for name, places in {**annotated.boxes, f"random, as {part}": random}.items()
     }
-    of = f"{len(pictures)} of " if len(pictures) < len(found.names) else ""
+    of = f"{len(pictures)} of " if len(pictures) < count else ""
     figure, _ = viz.masked_images(
-        f"What is masked: {of}{len(found.names)} images",
-        [Path(name).stem for name in found.names[shown]],
+        f"What is masked: {of}{count} images",
+        [Path(name).stem for name in annotated.names[shown]],
         pictures,
         {
-            name: np.asarray(masked(pictures, places, mean))
+            name: np.asarray(mask_boxes(pictures, places, fill=mean))
             for name, places in masks.items()
         },
         masks,
     )
     results.figure("masked_images", figure)
     figure, _ = viz.correspondence_chart(
-        f"How alike hiding a part changes {len(found.names)} images, {arch.name}",
-        list(found.boxes),
+        f"How alike hiding a part changes {count} images, {arch.name}",
+        list(annotated.boxes),
         {layer: x.delta for layer, x in by_layer.items()},
         {layer: x.spread for layer, x in by_layer.items()},
         {layer: x.random for layer, x in by_layer.items()},
@@ -424,32 +437,32 @@ def draw(
     results.figure("correspondence", figure)
 
 
-def described(found: Correspondence) -> dict[str, dict[str, float]]:
-    """What the metrics say of a layer, by part."""
+def describe(result: Correspondence) -> dict[str, dict[str, float]]:
+    """Metrics of a layer, by part."""
     columns = {
-        "delta": found.delta,
-        "spread_over_pairs": found.spread,
-        "changed": found.changed,
-        "random": found.random.mean(1),
-        "random_spread_over_draws": found.random.std(1),
-        "random_changed": found.random_changed,
-        "p_random": found.p_random,
-        "p_mixed": found.p_mixed,
+        "delta": result.delta,
+        "spread_over_pairs": result.spread,
+        "changed": result.changed,
+        "random": result.random.mean(1),
+        "random_spread_over_draws": result.random.std(1),
+        "random_changed": result.random_changed,
+        "p_random": result.p_random,
+        "p_mixed": result.p_mixed,
     }
     return {
         part: {name: float(column[index]) for name, column in columns.items()}
-        for index, part in enumerate(found.parts)
+        for index, part in enumerate(result.parts)
     }
 
 
 def as_text(by_layer: Mapping[str, Correspondence]) -> str:
-    """Table 1: ± of a part is over pairs of images, of the controls over draws."""
+    """Table 1 as text; ± is the spread over pairs of images or over random draws."""
     rows: list[Sequence[str]] = [
         ("layer", "masked", "Δ", "random boxes", "p", "mixed parts", "p", "changed")
     ]
-    for layer, found in by_layer.items():
-        mixed = f"{found.mixed.mean():.3f} ± {found.mixed.std():.3f}"
-        for part, x in described(found).items():
+    for layer, result in by_layer.items():
+        mixed = f"{result.mixed.mean():.3f} ± {result.mixed.std():.3f}"
+        for part, x in describe(result).items():
             delta = f"{x['delta']:.3f} ± {x['spread_over_pairs']:.3f}"
             random = f"{x['random']:.3f} ± {x['random_spread_over_draws']:.3f}"
             by_random, by_mixed = f"{x['p_random']:.3f}", f"{x['p_mixed']:.3f}"

@@ -3,22 +3,23 @@
     python -m experiments.first_layer --data-dir FOLDER
 
 The paper turns AlexNet's 11 x 11 filters of stride 4 into 7 x 7 of stride 2 because the
-first layer held very high and very low frequencies with little between, because some
-filters were dead, and because the stride caused aliasing in layer 2; and it scales
-filters back to an RMS of 0.1 because one had come to dominate. Here both networks in a
-form for 32 x 32 images (ALEXNET_MINI: 7 x 7, stride 2; ZFNET_MINI: 5 x 5, stride 1; 48
-filters each, alike above layer 2) are trained alike, with and without that limit. Of
-each: the filters before and after scaling to the limit, how their energy is spread over
-three bands of spatial frequency beside white noise, how many are dead, weak or
+first layer held very high and very low frequencies with few between, because some
+filters were dead, and because the stride caused aliasing in layer 2. It scales filters
+back to an RMS of 0.1 because one had come to dominate. Here both networks, adapted to
+32 x 32 images (ALEXNET_MINI: 7 x 7, stride 2; ZFNET_MINI: 5 x 5, stride 1; 48 filters
+each, the same above layer 2), are trained with and without that limit. For each: the
+filters before and after scaling to the limit, the distribution of their energy over
+three bands of spatial frequency compared with white noise, how many are dead, weak or
 dominant, what layer 2 responds to, and how much of the energy in layers 1 and 2 is too
-fine for the stride. Where there is a GPU, the paper's own networks are trained, with
-the same images enlarged to 224 x 224, which have nothing finer than 7 pixels.
+fine for the stride. With a GPU, the paper's own networks are trained, with the same
+images enlarged to 224 x 224, which contain nothing finer than 7 pixels.
 
-Expected with no other option (5,000 training images, 12 epochs, 1 seed), in about ten
-minutes on two CPU cores: edges and colours; no filter dead or dominant, none at the
-limit; middle frequencies hold 32% and 30% of the energy (AlexNet's, ZFNet's layer), and
-white noise's 15%; 17% of what AlexNet's layer 2 is given is too fine for the strides,
-5% of what ZFNet's is. --limit 500 takes a minute and a half, of one epoch.
+Expected by default (5,000 training images, 12 epochs, 1 seed), in about ten minutes on
+two CPU cores: edges and colors; no filter dead or dominant, none at the limit; middle
+frequencies hold 32% and 30% of the energy (of AlexNet's and ZFNet's layer), compared
+with 15% for white noise; 17% of the energy that AlexNet's layer 2 receives is too fine
+for the strides, and 5% for ZFNet. `--limit 500` takes a minute and a half, of one
+epoch.
 """
 
 from __future__ import annotations
@@ -27,40 +28,41 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
-from experiments.ablation import MINI, Budget, apart, part_of
+from experiments.ablation import MINI, Budget, follow, split
 from experiments.common import Progress, Results, at_least, counted, main
-from zfnet_jax import training, viz
-from zfnet_jax.analysis import (
+from zfnet_jax import training
+from zfnet_jax.analysis.first_layer import (
     BANDS,
-    TopActivations,
     aliasing,
     band_energy,
     filter_rms,
-    limited,
-    project_top,
-    top_activations,
+    limit_filters,
 )
+from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import ALEXNET, ALEXNET_MINI, ZFNET, ZFNET_MINI, ablate
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Dataset, Preprocessed
 
-# What section 3 limits the RMS of a filter to; filters start at a tenth of it.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Section 3 limits the RMS of a filter to this; filters start at a tenth of it.
 _LIMIT = 0.1
-# A filter with less than a tenth of the largest RMS shows as grey among the others.
+# A filter with less than a tenth of the largest RMS looks gray among the others.
 _WEAK = 0.1
-# One of more than this many times the median RMS hides all others on a common scale.
+# One above this multiple of the median RMS hides all others on a common scale.
 _DOMINANT = 3.0
 _LAYERS = ("conv1", "pool1", "conv2")
 _CONVOLUTIONS = ("conv1", "conv2")
+# Number of images to measure the aliasing on.
 _MEASURED = 1_000
-# Units of layer 2 that are drawn, as many as the small networks' layer 1 has.
-_DRAWN = 48
+# Number of units of layer 2 to draw, that of the small networks' layer 1.
+_MOST_DRAWN = 48
 _COUNTS = ("weak", "dominant")
 
 _BASES = {
@@ -95,53 +97,53 @@ class Options(Budget):
     """Train the two first layers, with and without the RMS limit, and measure them."""
 
     seeds: int = 1
-    """How many seeds each network is trained from, counted from --seed on."""
+    """Number of seeds per network, from --seed on."""
     networks: Literal["mini", "full"] | None = None
-    """Networks for 32 x 32 images, or the paper's own at 224 x 224; if not given, these
-    where there is a GPU."""
+    """Networks for 32 x 32 images, or the paper's own at 224 x 224, the default with a
+    GPU."""
     out: Path = Path("results/first_layer")
     """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
-    """Train, measure, draw and write everything down."""
+    """Train, measure, draw and write the results."""
     at_least(1, options, "seeds")
     results = Results(options.out)
-    train, other = apart(options)
+    train, other = split(options)
     epochs = options.passes
     seeds = range(options.seed, options.seed + options.seeds)
     size = options.networks or ("mini" if jax.default_backend() == "cpu" else "full")
     bases = _BASES[size]
-    variants = [(base, how) for base in bases for how in _RECIPES]
-    found: dict[str, list[dict[str, Any]]] = {
-        f"{base}, {how}": [] for base, how in variants
+    variants = {
+        f"{base}, {recipe}": (bases[base], _RECIPES[recipe])
+        for base in bases
+        for recipe in _RECIPES
     }
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     banks: dict[str, np.ndarray] = {}
     second: dict[str, np.ndarray] = {}
     done = 0
     with Progress("training", len(variants) * len(seeds), unit="network") as progress:
         for seed in seeds:
-            for base, how in variants:
+            for name, (arch, recipe) in variants.items():
                 result = training.train(
-                    bases[base],
+                    arch,
                     train,
-                    recipe=_RECIPES[how],
+                    recipe=recipe,
                     epochs=epochs,
                     seed=seed,
-                    on_progress=part_of(progress, done, epochs),
+                    on_progress=follow(progress, done, epochs),
                 )
-                name = f"{base}, {how}"
-                top = top_activations(
-                    result.model, other, _CONVOLUTIONS, 1, preprocess=result.preprocess
-                )
-                found[name].append(measured(result, other, top))
+                images = Preprocessed(other.images, result.preprocess)
+                tops = top_activations(result.model, images, _CONVOLUTIONS, k=1)
+                runs[name].append(measure(result, other, tops))
                 if seed == seeds[0]:
                     banks[name] = np.asarray(result.model.conv1.kernel[...])
-                    second[name] = projected(result, other, top["conv2"])
+                    second[name] = project_strongest(result, other, tops["conv2"])
                 done += 1
-                progress.update(done, network=name, error=found[name][-1]["error"])
+                progress.update(done, network=name, error=runs[name][-1]["error"])
     setting = f"{size} networks, {len(train):,} images, {counted(epochs, 'epoch')}"
-    for name, figure in figures(found, banks, second, setting):
+    for name, figure in draw(runs, banks, second, setting):
         results.figure(name, figure)
     results.metrics(
         {
@@ -153,27 +155,27 @@ def run(options: Options) -> None:
             "limit": _LIMIT,
             "trained": size,
             "bands_in_cycles_a_pixel": BANDS,
-            "networks": found,
+            "networks": runs,
         }
     )
     results.config(options)
     results.manifest(
         seed=options.seed, digests={"train": train.digest(), "other": other.digest()}
     )
-    print(table(found))
+    print(table(runs))
     print(f"figures in {results.path}")
 
 
-def measured(
-    result: training.TrainResult, images: Dataset, top: Mapping[str, TopActivations]
+def measure(
+    result: training.TrainResult, images: Dataset, tops: Mapping[str, TopActivations]
 ) -> dict[str, Any]:
-    """What is asked of a first layer, of one network."""
+    """Metrics of one network's first layer."""
     model, preprocess = result.model, result.preprocess
     logits = training.evaluate(model, preprocess, images.images)
     kernel = np.asarray(model.conv1.kernel[...])
     rms = filter_rms(kernel)
-    inputs = np.asarray(preprocess(images.images[:_MEASURED]))
-    # A network that learned nothing may have maps that never vary.
+    inputs = preprocess(images.images[:_MEASURED])
+    # A network that has learned nothing may have maps that never vary.
     shares = {layer: aliasing(model, inputs, layer) for layer in _LAYERS}
     return {
         "error": 1 - float((logits.argmax(-1) == images.labels).mean()),
@@ -181,7 +183,7 @@ def measured(
         "largest_over_median": float(rms.max() / np.median(rms)),
         "above_the_limit": int((rms > _LIMIT * 1.001).sum()),
         "dominant": int((rms > _DOMINANT * np.median(rms)).sum()),
-        "dead": {layer: int(x.dead.sum()) for layer, x in top.items()},
+        "dead": {layer: int(x.dead.sum()) for layer, x in tops.items()},
         "weak": int((rms < _WEAK * rms.max()).sum()),
         "bands": {name: x.mean() for name, x in band_energy(kernel).items()},
         "aliasing": {
@@ -191,32 +193,35 @@ def measured(
     }
 
 
-def projected(
-    result: training.TrainResult, images: Dataset, top: TopActivations
+def project_strongest(
+    result: training.TrainResult, dataset: Dataset, top: TopActivations
 ) -> np.ndarray:
-    """The strongest activation of each unit of layer 2 as pixels, [h, w, 3, unit]."""
-    units = np.arange(min(_DRAWN, len(top.dead)))
-    down = project_top(
-        result.model, images, "conv2", top, units, preprocess=result.preprocess
-    )
-    shown, _ = viz.display_projections(down.pixels, down.units)
-    return np.moveaxis(2 * shown - 1, 0, -1)
+    """Project the strongest activation of each unit, [h, w, 3, unit]."""
+    from zfnet_jax import viz
+
+    units = np.arange(min(_MOST_DRAWN, len(top.dead)))
+    images = Preprocessed(dataset.images, result.preprocess)
+    projections = top.project(result.model, images, units)
+    pictures, _ = viz.display_projections(projections.pixels, projections.units)
+    return np.moveaxis(2 * pictures - 1, 0, -1)
 
 
-def figures(
-    found: Mapping[str, list[dict[str, Any]]],
+def draw(
+    runs: Mapping[str, list[dict[str, Any]]],
     banks: Mapping[str, np.ndarray],
     second: Mapping[str, np.ndarray],
     setting: str,
 ) -> Iterator[tuple[str, Figure]]:
-    """Both layers of the first seed, the bands of layer 1, the aliasing, by name."""
-    drawn = {}
+    """Figures of both layers of the first seed, the bands and the aliasing, by name."""
+    from zfnet_jax import viz
+
+    filters = {}
     for name, kernel in banks.items():
-        drawn[name] = kernel
+        filters[name] = kernel
         if name.endswith("no limit"):
             base = name.removesuffix(", no limit")
-            drawn[f"{base}, scaled to {_LIMIT:g}"] = limited(kernel, _LIMIT)
-    figure, _ = viz.filter_banks(f"first-layer filters, {setting}", "", drawn)
+            filters[f"{base}, scaled to {_LIMIT:g}"] = limit_filters(kernel, _LIMIT)
+    figure, _ = viz.filter_banks(f"first-layer filters, {setting}", "", filters)
     yield "filters", figure
     figure, _ = viz.filter_banks(
         f"what layer 2 responds to, {setting}",
@@ -225,12 +230,6 @@ def figures(
         second,
     )
     yield "layer2", figure
-
-    def runs(key: str, group: str) -> dict[str, list[float]]:
-        return {
-            name: [np.nan if x[key][group] is None else x[key][group] for x in several]
-            for name, several in found.items()
-        }
 
     for key, groups, title, note, reference in (
         (
@@ -248,9 +247,10 @@ def figures(
             None,
         ),
     ):
+        # An unknown share is None, which becomes NaN.
         series = {
-            name: np.array([runs(key, group)[name] for group in groups])
-            for name in found
+            name: np.array([[x[key][group] for x in seeds] for group in groups], float)
+            for name, seeds in runs.items()
         }
         figure, _ = viz.shares_chart(
             title, f"{note}; {setting}", groups, series, reference
@@ -258,23 +258,21 @@ def figures(
         yield key, figure
 
 
-def table(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """What was measured, a line for each network: means, and counts of all seeds."""
+def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Metrics as text, a line per network: means and total counts over the seeds."""
     dead = [f"dead {layer}" for layer in _CONVOLUTIONS]
     columns = ["error", *BANDS, *_LAYERS, *dead, *_COUNTS, "max/median"]
     lines = [f"{'':20}" + "".join(f"{column:>11}" for column in columns)]
-    for name, several in found.items():
+    for name, seeds in runs.items():
         shares = [
-            [x["error"], *x["bands"].values()]
-            + [np.nan if y is None else y for y in x["aliasing"].values()]
-            for x in several
+            [x["error"], *x["bands"].values(), *x["aliasing"].values()] for x in seeds
         ]
-        means = np.ma.masked_invalid(shares).mean(0)
+        means = np.ma.masked_invalid(np.array(shares, float)).mean(0)
         cells = [f"{'-' if x is np.ma.masked else f'{x:.1%}':>11}" for x in means]
-        counts = [sum(x["dead"][layer] for x in several) for layer in _CONVOLUTIONS]
-        counts += [sum(x[key] for x in several) for key in _COUNTS]
+        counts = [sum(x["dead"][layer] for x in seeds) for layer in _CONVOLUTIONS]
+        counts += [sum(x[key] for x in seeds) for key in _COUNTS]
         cells += [f"{count:>11}" for count in counts]
-        ratio = np.mean([x["largest_over_median"] for x in several])
+        ratio = np.mean([x["largest_over_median"] for x in seeds])
         lines.append(f"{name:20}" + "".join(cells) + f"{ratio:>11.2f}")
     return "\n".join(lines)
 

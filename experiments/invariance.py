@@ -1,20 +1,20 @@
-"""Features as an image is shifted, enlarged and turned: Fig. 5 of the paper.
+"""Features as an image is shifted, scaled and rotated: Fig. 5 of the paper.
 
     python -m experiments.invariance --transform rotate
 
-For each transformation, of five images and on average over many: the distance of the
-features of the first and of the last hidden layer to those of the untransformed image,
-relative to their length, and the probability of the true class. metrics.json also holds
-the distances themselves, and a number for each claim of the paper: R² of a line through
-the small transformations, and the share of the rotation curve, over all images and of
-each class, that repeats 2, 3, 4 or 5 times in a full turn.
+For each transformation, of five images and on average over many: how far the features
+of the first and of the last hidden layer move, relative to the length of those of the
+untransformed image, and the probability of the true class. metrics.json also holds the
+distances themselves, and a number for each claim of the paper: R² of a line through the
+small transformations, and the share of the rotation curve, over all images and per
+class, that repeats 2, 3, 4 or 5 times in a full turn.
 
 The paper: the first layer changes at once; the last is stable, quasi-linear for
-translation and scaling, and not invariant to rotation but for objects with rotational
-symmetry. Expected with the shipped weights over 200 test images of CIFAR-10, in about a
-minute on two CPU cores: at a shift of 2 pixels conv1 has moved by 0.89 of its length
-and fc7 by 0.17; R² of fc7 0.91 for translation and 0.92 for scale; turned by 45°, the
-probability of the true class falls from 0.82 to 0.36.
+translation and scaling, and not invariant to rotation except for objects with
+rotational symmetry. Expected with the shipped weights over 200 test images of CIFAR-10,
+in about a minute on two CPU cores: at a shift of 2 pixels conv1 has moved by 0.89 of
+its length and fc7 by 0.17; R² of fc7 is 0.91 for translation and 0.92 for scale;
+rotated by 45°, the probability of the true class falls from 0.82 to 0.36.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ from experiments.common import (
     mean_picture,
     named_layers,
 )
-from zfnet_jax import viz
-from zfnet_jax.analysis import (
+from zfnet_jax.analysis.invariance import (
     IDENTITY,
     Border,
     Invariance,
     Transform,
-    check_values,
+    check_amounts,
     invariance,
     linearity,
     periodicity,
-    transformed,
+    transform_images,
 )
 
 _UNITS = {
@@ -63,33 +62,36 @@ class Options(ImageOptions):
     """Draw how features move as images are transformed."""
 
     transform: Literal["translate", "scale", "rotate", "all"] = "all"
-    """Which transformation: translate is vertical, as in the paper."""
+    """Which transformation; translate is vertical, as in the paper."""
     values: str | None = None
-    """Degrees of a single transformation, as in 0,15,30; if not given, as in the paper:
-    shifts of up to 60 in 224 pixels of the image's size up and down, by whole pixels,
-    1 to 1.8 times, 0 to 360 degrees."""
+    """Amounts of a single transformation, as in 0,15,30; by default the paper's: shifts
+    of up to 60 of 224 pixels up and down, in proportion to the image's size and by
+    whole pixels; 1 to 1.8 times; 0 to 360 degrees."""
     layers: str | None = None
-    """Layers, as in conv1,fc7; if not given, the first and the last hidden one."""
+    """Layers, as in conv1,fc7; by default the first and the last hidden one."""
     border: Border = "reflect"
-    """What lies outside the image: its reflection, its edge, or the mean image."""
+    """Source of pixels outside the image: its reflection, its edge, or the mean image
+    (zero)."""
     images: int = 200
-    """How many images make the mean."""
+    """Number of images to average over."""
     shown: int = 5
-    """How many of them are drawn, 5 at most."""
+    """Number of them to draw, at most 5."""
     out: Path = Path("results/invariance")
     """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
-    """Transform, compare, draw and write everything down."""
+    """Transform, compare, draw and write the results."""
+    from zfnet_jax import viz
+
     at_least(1, options, "images", "shown", "limit")
     if options.values is not None and options.transform == "all":
-        raise UsageError("--values are of one transformation: say which one")
+        raise UsageError("--values needs a single --transform")
     results = Results(options.out)
     net = options.network()
     arch = net.model.arch
-    values = {
-        name: degrees(name, options.values, arch.input_hw[0])
+    amounts_by_transform = {
+        name: choose_amounts(name, options.values, arch.input_hw[0])
         for name in get_args(Transform)
         if options.transform in (name, "all")
     }
@@ -97,52 +99,55 @@ def run(options: Options) -> None:
     dataset = options.known_images(net, options.images)
     count = len(dataset)
     shown = min(options.shown, count, 5)
-    pictures = net.preprocess.pictures(dataset.images)
+    names = [dataset.class_names[label] for label in dataset.labels[:shown]]
     middle = mean_picture(net).astype(np.float32)
-    images = np.asarray(net.preprocess(dataset.images))
+    pictures = net.preprocess.pictures(dataset.images[:shown]) - middle
+    images = net.preprocess(dataset.images)
     metrics = {}
-    total = len(values) * count
+    total = len(amounts_by_transform) * count
     with Progress("transforming", total, unit="image", every=32) as progress:
-        for done, (transform, chosen) in enumerate(values.items()):
-            found = invariance(
-                net.model,
+        for index, (transform, amounts) in enumerate(amounts_by_transform.items()):
+            result = invariance(
+                net,
                 images,
                 dataset.labels,
                 transform,
-                chosen,
-                layers,
+                amounts,
+                layers=layers,
                 border=options.border,
-                progress=lambda images, done=done: progress.update(
-                    done * count + images
+                progress=lambda done, _, start=index * count: progress.update(
+                    start + done
                 ),
             )
-            shares = np.linspace(0, len(chosen) - 1, min(7, len(chosen)))
-            steps = chosen[shares.round().astype(int)]
+            places = np.linspace(0, len(amounts) - 1, min(7, len(amounts)))
+            steps = amounts[places.round().astype(int)]
             moved = [
                 middle
-                + transformed(
-                    pictures[:shown] - middle, transform, float(step), options.border
+                + transform_images(
+                    pictures, transform, float(step), border=options.border
                 )
                 for step in steps
             ]
-            curves = {f"relative distance at {x}": y for x, y in found.relative.items()}
+            curves = {
+                f"relative distance at {x}": y for x, y in result.relative.items()
+            }
             figure, _ = viz.invariance_curves(
                 f"{transform}: distances relative to an image's own features, "
                 f"{arch.name}",
                 _UNITS[transform],
-                chosen,
-                {**curves, "probability of the true class": found.probability},
+                amounts,
+                {**curves, "probability of the true class": result.probability},
                 shown,
-                [dataset.class_names[x] for x in dataset.labels[:shown]],
+                names,
                 np.rint(np.stack(moved, 1)).clip(0, 255).astype(np.uint8),
                 steps.tolist(),
             )
             results.figure(f"invariance_{transform}", figure)
-            metrics[transform] = described(transform, found, shown)
-            if _full_turn(transform, found):
+            metrics[transform] = describe(transform, result, shown)
+            if _is_full_turn(transform, amounts):
                 metrics[transform]["periodicity_by_class"] = {
-                    dataset.class_names[label]: periodicities(
-                        found, np.flatnonzero(dataset.labels == label)
+                    dataset.class_names[label]: measure_periods(
+                        result, np.flatnonzero(dataset.labels == label)
                     )
                     for label in np.unique(dataset.labels)
                 }
@@ -156,16 +161,15 @@ def run(options: Options) -> None:
         }
     )
     results.config(options)
-    # Nothing here is random.
-    results.manifest(seed=0, digests=options.digests(dataset))
+    results.manifest(seed=0, digests=options.digests(dataset))  # nothing is random
     print(
-        f"{counted(len(values), 'transformation')} of {counted(count, 'image')}; "
+        f"{counted(len(metrics), 'transformation')} of {counted(count, 'image')}; "
         f"figures in {results.path}"
     )
 
 
-def degrees(transform: Transform, text: str | None, height: int) -> np.ndarray:
-    """Degrees as given; else the paper's, shifts by whole pixels in proportion."""
+def choose_amounts(transform: Transform, text: str | None, height: int) -> np.ndarray:
+    """Amounts of a transformation as given, by default the paper's."""
     if text is None:
         return {
             # Between pixels, interpolation alone would blur the image.
@@ -176,66 +180,65 @@ def degrees(transform: Transform, text: str | None, height: int) -> np.ndarray:
             "rotate": np.linspace(0, 360, _STEPS),
         }[transform].astype(np.float32)
     try:
-        found = np.array([float(part) for part in text.split(",")])
+        amounts = np.array([float(part) for part in text.split(",")])
     except ValueError:
-        found = np.array([np.nan])
-    if not np.isfinite(found).all():
+        amounts = np.array([np.nan])
+    if not np.isfinite(amounts).all():
         raise UsageError(f"--values {text} must be numbers, as in 0,15,30")
-    check_values(transform, found, height)
-    return found.astype(np.float32)
+    return check_amounts(transform, amounts, height)
 
 
-def described(transform: Transform, found: Invariance, shown: int) -> dict[str, Any]:
-    """What the metrics say of a transformation."""
-    far = np.abs(found.values - IDENTITY[transform])
-    near = float(far.max()) / 2
+def describe(transform: Transform, result: Invariance, shown: int) -> dict[str, Any]:
+    """Metrics of a transformation."""
+    amounts = result.amounts
+    near = float(np.abs(amounts - IDENTITY[transform]).max()) / 2
     layers = {}
-    for layer, curves in found.distances.items():
-        mean = curves.mean(0)
+    for layer, curves in result.distances.items():
+        mean, relative = curves.mean(0), result.relative[layer]
         layers[layer] = {
             "distance": mean,
             "spread": curves.std(0),
-            "relative": found.relative[layer].mean(0),
-            "relative_spread": found.relative[layer].std(0),
+            "relative": relative.mean(0),
+            "relative_spread": relative.std(0),
             "distance_of_each_shown": curves[:shown],
-            "relative_of_each_shown": found.relative[layer][:shown],
+            "relative_of_each_shown": relative[:shown],
             "linearity_of_small": _finite(
-                linearity(found.values, mean, IDENTITY[transform], near)
+                linearity(amounts, mean, IDENTITY[transform], near)
             ),
         }
     metrics = {
-        "values": found.values,
+        "values": amounts,
         "layers": layers,
-        "probability": found.probability.mean(0),
-        "probability_spread": found.probability.std(0),
-        "probability_of_each_shown": found.probability[:shown],
+        "probability": result.probability.mean(0),
+        "probability_spread": result.probability.std(0),
+        "probability_of_each_shown": result.probability[:shown],
     }
-    if _full_turn(transform, found):
-        metrics["periodicity"] = periodicities(found, np.arange(len(found.probability)))
+    if _is_full_turn(transform, amounts):
+        everything = np.arange(len(result.probability))
+        metrics["periodicity"] = measure_periods(result, everything)
     return metrics
 
 
-def _full_turn(transform: Transform, found: Invariance) -> bool:
-    """Whether curves show how features repeat as an image turns."""
-    turns = found.values
+def _is_full_turn(transform: Transform, amounts: np.ndarray) -> bool:
+    """Whether the amounts show how features repeat during a rotation."""
     return (
         transform == "rotate"
-        and len(turns) > 2 * max(_FOLDS)
-        and turns[-1] - turns[0] == 360
-        and np.allclose(np.diff(turns), 360 / (len(turns) - 1), atol=1e-3)
+        and len(amounts) > 2 * max(_FOLDS)
+        and amounts[-1] - amounts[0] == 360
+        and np.allclose(np.diff(amounts), 360 / (len(amounts) - 1), atol=1e-3)
     )
 
 
-def periodicities(
-    found: Invariance, images: np.ndarray
+def measure_periods(
+    result: Invariance, images: np.ndarray
 ) -> dict[str, dict[str, float | None]]:
-    """By layer and number of folds, how much of some images' mean curve repeats."""
+    """Share of some images' mean curve that repeats, by layer and number of folds."""
     return {
         layer: {
             str(fold): _finite(periodicity(curves[images, :-1].mean(0), fold))
             for fold in _FOLDS
         }
-        for layer, curves in found.distances.items()
+        for layer, curves in result.distances.items()
     }
 
 

@@ -132,7 +132,7 @@ def test_numbers_are_those_that_were_found(folder):
     assert (found["images"], found["class_names"]) == (COUNT, list(SOURCE.class_names))
     for unit in (0, 5, 22):
         known = found["units"][unit]
-        np.testing.assert_array_equal(known["values"], top.values[unit])
+        np.testing.assert_array_equal(known["values"], top.activations[unit])
         np.testing.assert_array_equal(known["images"], top.images[unit])
         np.testing.assert_array_equal(known["positions"], top.positions[unit])
         np.testing.assert_array_equal(known["labels"], SOURCE.labels[top.images[unit]])
@@ -140,7 +140,7 @@ def test_numbers_are_those_that_were_found(folder):
         np.testing.assert_allclose(known["class_active"], share)
     text = Links(folder / "layers/conv1/5.html").text
     for rank, image in enumerate(top.images[5]):
-        assert f"{top.values[5, rank]:.3g}" in text
+        assert f"{top.activations[5, rank]:.3g}" in text
         assert f"image {image}" in text
 
 
@@ -168,9 +168,10 @@ def test_evolution_is_shown_where_there_is_one(folder):
     assert known["epochs"] == list(EPOCHS)
     for unit in range(UNITS["conv2"]):
         own = known["units"][str(unit)]
-        for name in ("values", "images", "jumps", "dead"):
-            expected = getattr(course, name)[:, unit]
-            np.testing.assert_array_equal(own[name], expected, name)
+        expected = {"values": course.activations, "images": course.images}
+        expected |= {"jumps": course.jumps, "dead": course.dead}
+        for name, values in expected.items():
+            np.testing.assert_array_equal(own[name], values[:, unit], name)
         np.testing.assert_array_equal(own["labels"], SOURCE.labels[own["images"]])
         with Image.open(folder / f"layers/conv2/course/{unit}.webp") as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -191,14 +192,16 @@ def test_evolution_is_shown_where_there_is_one(folder):
             assert own["scales"][step] == pytest.approx(scale)
     text = Links(folder / "layers/conv2/1.html").text
     assert "epoch 1" in text and "epoch 10" in text and "another image" in text
-    assert f"{course.values[1, 1]:.3g}" in text
+    assert f"{course.activations[1, 1]:.3g}" in text
     assert "epoch" not in Links(folder / "layers/conv1/5.html").text
 
 
 def test_a_layer_of_dead_units_alone_is_shown(tmp_path):
     top = top_of("conv2")
     dead = dataclasses.replace(
-        top, values=np.zeros_like(top.values), active=np.zeros_like(top.active)
+        top,
+        activations=np.zeros_like(top.activations),
+        active=np.zeros_like(top.active),
     )
     gallery.claim(tmp_path)
     gallery.write_layer(tmp_path, LAYERS["conv2"], dead, SOURCE, RULES, [], "key")
@@ -209,7 +212,7 @@ def test_a_layer_of_dead_units_alone_is_shown(tmp_path):
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds index\.html and is no gallery"):
+    with pytest.raises(ValueError, match=r"contains index\.html and is not a gallery"):
         gallery.claim(tmp_path)
     assert [x.name for x in tmp_path.iterdir()] == ["index.html"]
 

@@ -176,7 +176,7 @@ def test_filters_filter(browser, visit):
     assert shown(browser) == list(range(AT_ONCE))
 
     cases: list[tuple[dict[str, str], np.ndarray]] = [
-        ({"class": "1"}, everything[top.favourite == 1]),
+        ({"class": "1"}, everything[top.favorite == 1]),
         ({"state": "dead"}, everything[top.dead]),
         ({"state": "live"}, everything[~top.dead]),
         ({"least": "50"}, everything[top.active.round(3) >= 0.5]),
@@ -193,7 +193,7 @@ def test_filters_filter(browser, visit):
         time.sleep(0.05)
         assert len(shown(browser)) == AT_ONCE
     choose(browser, **{"class": "1", "least": "50"})
-    both = everything[(top.favourite == 1) & (top.active.round(3) >= 0.5)]
+    both = everything[(top.favorite == 1) & (top.active.round(3) >= 0.5)]
     assert 0 < len(both) and shown(browser) == both.tolist()
     choose(browser, find="x")
     assert shown(browser) == [] and "3, 17, 20-29" in count(browser)
@@ -258,7 +258,7 @@ def test_frames_lie_where_the_activation_sees(browser, visit):
     ("order", "key"),
     [
         ("active", lambda top: -top.active),
-        ("value", lambda top: -top.values[:, 0]),
+        ("value", lambda top: -top.activations[:, 0]),
         ("selectivity", lambda top: -np.nan_to_num(top.selectivity, nan=-1)),
         ("rare", lambda top: np.where(top.dead, np.inf, top.active)),
     ],

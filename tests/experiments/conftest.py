@@ -1,4 +1,4 @@
-"""What experiments on a dataset are tried on: a small network and a run of it."""
+"""A small network and its training run, for experiments on a dataset."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def mixed(tmp_path) -> Path:
 
 @pytest.fixture
 def refusal(capsys):
-    """Runs what cannot be, and gives the one line that it ends with."""
+    """Runs an impossible command and returns its one line of error."""
 
     def refused(run, options: type, code: int, *argv: str) -> str:
         capsys.readouterr()

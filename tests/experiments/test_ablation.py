@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import ablation
-from experiments.ablation import MINI, TABLE_3, Options, agreement, run, table
+from experiments.ablation import MINI, TABLE_3, Options, correlate, run, table
 from experiments.common import main
 from tests.references.small_network import SMALL
 
@@ -38,14 +38,14 @@ def test_every_row_of_the_table_is_there():
 
 
 @pytest.fixture
-def few(monkeypatch):
+def two_rows(monkeypatch):
     """Two rows of a network that trains in a moment."""
     monkeypatch.setattr(ablation, "TABLE_3", ROWS)
     monkeypatch.setattr(ablation, "ALEXNET_MINI", SMALL)
     monkeypatch.setattr(ablation, "ZFNET_MINI", SMALL)
 
 
-def test_it_trains_and_goes_on_where_it_stopped(few, tmp_path, capsys):
+def test_finished_trainings_are_not_repeated(two_rows, tmp_path, capsys):
     argv = ["--dataset", "shapes", "--train-images", "128", "--epochs", "1"]
     argv += ["--validation-images", "50", "--seeds", "1", "--out", str(tmp_path)]
     assert main(run, Options, argv) == 0
@@ -81,9 +81,9 @@ def test_it_trains_and_goes_on_where_it_stopped(few, tmp_path, capsys):
     assert len(list((tmp_path / "runs").glob("*.json"))) == 4
 
 
-def test_agreement_by_hand():
+def test_rank_correlation_by_hand():
     rows = list(TABLE_3[:3])
-    found = {
+    metrics = {
         row.name: {
             "paper": dict(zip(ablation._COLUMNS, row.paper, strict=True)),
             "errors": {name: [x, x + 1] for name in ablation._COLUMNS},
@@ -91,11 +91,11 @@ def test_agreement_by_hand():
         for row, x in zip(rows, (10.0, 20.0, 5.0), strict=True)
     }
     # The paper's order of training errors: 35.1, 41.8, 27.4.
-    assert agreement(rows, found)["train"] == pytest.approx(1)
+    assert correlate(rows, metrics)["train"] == pytest.approx(1)
     for row, x in zip(rows, (5.0, 10.0, 20.0), strict=True):
-        found[row.name]["errors"]["train"] = [x]
-    assert agreement(rows, found)["train"] == pytest.approx(-0.5)
-    assert "20.0 ± 0.0   27.4" in table(found)
+        metrics[row.name]["errors"]["train"] = [x]
+    assert correlate(rows, metrics)["train"] == pytest.approx(-0.5)
+    assert "20.0 ± 0.0   27.4" in table(metrics)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_agreement_by_hand():
     [
         (["--seeds", "0"], ["--seeds"]),
         (["--epochs", "0"], ["--epochs"]),
-        (["--limit", "10"], [f"{MINI.batch_size} images at least"]),
+        (["--limit", "10"], [f"at least {MINI.batch_size} images"]),
         (["--train-images", "9999"], ["9999", "2000", "10000"]),
     ],
 )
-def test_what_cannot_be_is_one_line(argv, parts, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(argv, parts, tmp_path, refusal):
     line = refusal(
         run, Options, 2, "--dataset", "shapes", "--out", str(tmp_path), *argv
     )

@@ -9,10 +9,9 @@ from PIL import Image
 
 import zfnet_jax as zf
 from experiments.common import main
-from experiments.correspondence import Options, carried, read_boxes, run
-from experiments.project import fitted
-from zfnet_jax.analysis import correspondence
-from zfnet_jax.data import Preprocessing, make_shapes, shape_parts
+from experiments.correspondence import Options, convert_box, read_boxes, run
+from zfnet_jax.analysis.correspondence import correspondence
+from zfnet_jax.data import Preprocessing, fitted, make_shapes, shape_parts
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -34,28 +33,28 @@ def finished(compiled_once, trained, tmp_path_factory):
 
 def test_the_numbers_are_those_of_the_corners_of_arrows(finished, trained):
     metrics = metrics_of(finished)
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     indices, parts = shape_parts("arrow", 120, seed=1)
     shapes = make_shapes(120, seed=1)
     assert (shapes.labels[indices] == shapes.class_names.index("arrow")).all()
     # The network sees them at half their size.
     boxes = {
-        part: np.stack([carried(b, (32, 32), (32, 32), (16, 16)) for b in rows])
+        part: np.stack([convert_box(b, (32, 32), (32, 32), (16, 16)) for b in rows])
         for part, rows in parts.items()
     }
-    images = np.asarray(net.preprocess(shapes.images[indices]))
-    found = correspondence(net.model, images, boxes, draws=9)
-    assert list(metrics["layers"]) == sorted(found) == ["conv2", "fc3"]
-    for layer, x in found.items():
+    images = net.preprocess(shapes.images[indices])
+    by_layer = correspondence(net, images, boxes, draws=9)
+    assert list(metrics["layers"]) == sorted(by_layer) == ["conv2", "fc3"]
+    for layer, x in by_layer.items():
         known = metrics["layers"][layer]
         assert known["mixed"] == pytest.approx(x.mixed.mean())
         for index, part in enumerate(x.parts):
-            told = known["parts"][part]
-            assert told["delta"] == pytest.approx(x.delta[index])
-            assert told["spread_over_pairs"] == pytest.approx(x.spread[index])
-            assert told["random"] == pytest.approx(x.random[index].mean())
-            assert told["p_random"] == pytest.approx(x.p_random[index])
-            assert told["p_mixed"] == pytest.approx(x.p_mixed[index])
+            row = known["parts"][part]
+            assert row["delta"] == pytest.approx(x.delta[index])
+            assert row["spread_over_pairs"] == pytest.approx(x.spread[index])
+            assert row["random"] == pytest.approx(x.random[index].mean())
+            assert row["p_random"] == pytest.approx(x.p_random[index])
+            assert row["p_mixed"] == pytest.approx(x.p_mixed[index])
     place = metrics["boxes"]["tip"][str(indices[0])]
     assert place == boxes["tip"][0].tolist()
     assert metrics["images"] == 12
@@ -104,7 +103,7 @@ def annotated(tmp_path) -> Path:
     return file
 
 
-def test_boxes_are_carried_along_with_their_images(annotated, trained, tmp_path):
+def test_boxes_are_resized_with_their_images(annotated, trained, tmp_path):
     out = tmp_path / "out"
     argv = ["--weights", str(trained / "weights.safetensors"), "--draws", "2"]
     argv += ["--boxes", str(annotated), "--layers", "fc3,pool1", "--out", str(out)]
@@ -147,7 +146,7 @@ def test_boxes_are_carried_along_with_their_images(annotated, trained, tmp_path)
         ((32, 32), (32, 32), (45, 45)),
     ],
 )
-def test_what_is_painted_in_a_box_is_seen_in_the_carried_box(stored, kept, input_hw):
+def test_a_stripe_shows_in_the_converted_box(stored, kept, input_hw):
     """Stripes across the image: half of a pixel's light is where an edge lies."""
     preprocess = Preprocessing(np.zeros((*kept, 3), np.float32), 1.0, input_hw)
     rng = np.random.default_rng(0)
@@ -163,7 +162,7 @@ def test_what_is_painted_in_a_box_is_seen_in_the_carried_box(stored, kept, input
             image[box[0] : box[2], box[1] : box[3]] = 255
             seen = preprocess.pictures(fitted(image, kept)[None])[0, ..., 0]
             line = seen.mean(1 - axis)
-            first, _, last, _ = np.roll(carried(box, stored, kept, input_hw), -axis)
+            first, _, last, _ = np.roll(convert_box(box, stored, kept, input_hw), -axis)
             inside = np.zeros(input_hw[axis], bool)
             inside[first:last] = True
             # Pixels that an edge halves may fall on either side of it by rounding.
@@ -223,7 +222,7 @@ GOOD = "1,eye,0,0,9,9\n2,eye,3,3,9,9\n"
         (HEADER + GOOD + "parts.csv,eye,0,0,9,9\n", 3, ["line 4", "parts.csv"]),
     ],
 )
-def test_what_is_wrong_with_a_file_of_boxes_is_one_line(
+def test_a_bad_file_of_boxes_fails_in_one_line(
     text, code, parts, trained, tmp_path, refusal
 ):
     file = tmp_path / "parts.csv"
@@ -248,9 +247,7 @@ def test_a_file_of_boxes_must_be_text(trained, tmp_path, refusal):
     file = tmp_path / "parts.csv"
     file.write_bytes((HEADER + GOOD).encode() + "3,œil,0,0,9,9\n".encode("cp1252"))
     out = ["--out", str(tmp_path / "out")]
-    assert "line 4: it is not UTF-8" in refusal(
-        run, Options, 2, "--boxes", str(file), *out
-    )
+    assert "line 4: not UTF-8" in refusal(run, Options, 2, "--boxes", str(file), *out)
     missing = str(tmp_path / "no.csv")
     assert "no.csv" in refusal(run, Options, 3, "--boxes", missing, *out)
 
@@ -269,7 +266,7 @@ def test_a_file_of_boxes_must_be_text(trained, tmp_path, refusal):
         (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
     ],
 )
-def test_what_cannot_be_is_one_line(argv, code, parts, trained, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(argv, code, parts, trained, tmp_path, refusal):
     given = ["--weights", str(trained / "weights.safetensors")]
     line = refusal(run, Options, code, *given, "--out", str(tmp_path / "out"), *argv)
     for part in parts:

@@ -9,8 +9,8 @@ from PIL import Image
 import zfnet_jax as zf
 from experiments.common import main
 from experiments.evolution import Options, run
-from zfnet_jax.analysis import evolution, motion
-from zfnet_jax.data import make_shapes
+from zfnet_jax.analysis.evolution import evolution, motion
+from zfnet_jax.data import Preprocessed, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -30,18 +30,17 @@ def test_the_numbers_are_those_of_the_checkpoints(finished, trained):
     assert metrics["epochs"] == [1, 2, 5]
     assert list(metrics["layers"]) == ["conv1", "conv2"]
     nets = {
-        epoch: zf.load_pretrained(trained / f"epochs/epoch_{epoch:04d}.safetensors")
+        epoch: zf.load(trained / f"epochs/epoch_{epoch:04d}.safetensors")
         for epoch in (1, 2, 5)
     }
-    models = {epoch: net.model for epoch, net in nets.items()}
     # The paper searches the training images.
     dataset = make_shapes(40, seed=0)
     layers = ["conv1", "conv2"]
     preprocess = nets[1].preprocess
-    found = evolution(models, dataset, layers, preprocess=preprocess)
+    courses = evolution(nets, Preprocessed(dataset.images, preprocess), layers)
     images = np.asarray(preprocess(dataset.images[:20]))
-    moved = motion(models, images, layers)
-    for layer, course in found.items():
+    moved = motion(nets, images, layers)
+    for layer, course in courses.items():
         known = metrics["layers"][layer]
         assert known["jumps"] == pytest.approx(course.jumps[1:].mean(1))
         assert known["motion"] == pytest.approx(np.nanmean(moved[layer], 1))
@@ -73,7 +72,10 @@ def test_units_may_be_named(trained, tmp_path):
     ("argv", "parts"),
     [
         (["--layers", "conv9"], ["conv9", "conv1 pool1 conv2 fc3 logits"]),
-        (["--layers", "conv2", "--units", "6"], ["6", "conv2 of small", "0 to 5"]),
+        (
+            ["--layers", "conv2", "--units", "6"],
+            ["conv2 of small", "(0 to 5)"],
+        ),
         (["--units", "1"], ["--units", "--layers"]),
         (["--limit", "0"], ["--limit must be 1 or more, not 0"]),
         (["--sample", "0"], ["--sample"]),

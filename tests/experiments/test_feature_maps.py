@@ -1,4 +1,4 @@
-"""The maps that layers make of one image, end to end."""
+"""Feature maps of one image, end to end."""
 
 import json
 
@@ -33,9 +33,9 @@ def test_the_maps_are_those_of_the_image(photo, trained, tmp_path, monkeypatch):
     weights = trained / "weights.safetensors"
     argv = ["--image", str(photo), "--weights", str(weights), "--out", str(tmp_path)]
     assert main(run, Options, [*argv, "--layers", "conv2,pool1", "--count", "3"]) == 0
-    net = zf.load_pretrained(weights)
+    net = zf.load(weights)
     picture = fitted(np.asarray(Image.open(photo)), (32, 32))
-    features = net.model.features(net.preprocess(picture[None])).features
+    features = net.model.features(np.asarray(net.preprocess(picture[None]))).features
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics["layers"]) == ["conv2", "pool1"]
     assert metrics["layers"]["conv2"]["dead"] == [1]

@@ -12,9 +12,8 @@ from experiments import first_layer
 from experiments.common import main
 from experiments.first_layer import Options, run
 from zfnet_jax import training
-from zfnet_jax.analysis import top_activations
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.data import Preprocessing, make_shapes
+from zfnet_jax.data import Preprocessed, Preprocessing, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -45,13 +44,13 @@ def test_it_trains_and_measures(monkeypatch, tmp_path, capsys):
         "ZFNet, no limit",
         "ZFNet, RMS limit",
     }
-    for name, (found,) in networks.items():
-        assert len(found["rms"]) == 4
-        assert sum(found["bands"].values()) == pytest.approx(1, abs=1e-5)
+    for name, (metrics,) in networks.items():
+        assert len(metrics["rms"]) == 4
+        assert sum(metrics["bands"].values()) == pytest.approx(1, abs=1e-5)
         # Filters start at an RMS of 0.01.
-        assert (max(found["rms"]) <= 0.005001) == name.endswith("RMS limit")
-        assert found["aliasing"]["conv1"] == 0 or name.startswith("AlexNet")
-        assert set(found["dead"]) == {"conv1", "conv2"}
+        assert (max(metrics["rms"]) <= 0.005001) == name.endswith("RMS limit")
+        assert metrics["aliasing"]["conv1"] == 0 or name.startswith("AlexNet")
+        assert set(metrics["dead"]) == {"conv1", "conv2"}
     aliased = networks["AlexNet, no limit"][0]["aliasing"]["conv1"]
     assert aliased is not None and aliased > 0
     for name in ("filters", "layer2", "bands", "aliasing"):
@@ -66,18 +65,16 @@ def test_layer_2_is_drawn_by_its_strongest_activations():
     result = training.TrainResult(
         model, Preprocessing.fit(shapes.images, 1 / 64), [], 0.0, 0.0, 0.0
     )
-    top = top_activations(model, shapes, ["conv2"], 1, preprocess=result.preprocess)[
-        "conv2"
-    ]
-    drawn = first_layer.projected(result, shapes, top)
-    # A unit of layer 2 sees 5 + 2 + 2 * 4 pixels.
+    inputs = result.preprocess(shapes.images)
+    top = zf.top_activations(model, inputs, "conv2", k=1)["conv2"]
+    drawn = first_layer.project_strongest(result, shapes, top)
+    # The receptive field of layer 2 has 5 + 2 + 2 * 4 pixels.
     assert drawn.shape == (15, 15, 3, 6)
-    inputs = np.asarray(result.preprocess(shapes.images))
     maps = np.asarray(model.features(inputs).features["conv2"])
     for unit in range(6):
         image, *_ = np.unravel_index(maps[..., unit].argmax(), maps.shape[:3])
         known = zf.project(model, inputs[image][None], "conv2", [unit], crop=True)
-        pixels = np.asarray(known.pixels[0])
+        pixels = known.pixels[0]
         np.testing.assert_allclose(
             drawn[..., unit], pixels / max(np.abs(pixels).max(), 1e-30), atol=1e-5
         )
@@ -93,19 +90,22 @@ def test_filters_are_counted():
     result = training.TrainResult(
         model, Preprocessing.fit(shapes.images, 1 / 64), [], 0.0, 0.0, 0.0
     )
-    top = top_activations(
-        model, shapes, ["conv1", "conv2"], 1, preprocess=result.preprocess
-    )
-    found = first_layer.measured(result, shapes, top)
-    np.testing.assert_allclose(found["rms"], wanted, rtol=1e-4)
-    assert found["largest_over_median"] == pytest.approx(4, rel=1e-3)
+    images = Preprocessed(shapes.images, result.preprocess)
+    tops = zf.top_activations(model, images, ["conv1", "conv2"], k=1)
+    metrics = first_layer.measure(result, shapes, tops)
+    np.testing.assert_allclose(metrics["rms"], wanted, rtol=1e-4)
+    assert metrics["largest_over_median"] == pytest.approx(4, rel=1e-3)
     # Above 0.1; above three times the median; below a tenth of the largest.
-    assert (found["above_the_limit"], found["dominant"], found["weak"]) == (1, 1, 1)
+    assert (metrics["above_the_limit"], metrics["dominant"], metrics["weak"]) == (
+        1,
+        1,
+        1,
+    )
     maps = np.asarray(
         model.features(result.preprocess(shapes.images)).features["conv2"]
     )
     dead = {"conv1": 1, "conv2": int((~maps.any((0, 1, 2))).sum())}
-    assert found["dead"] == dead
+    assert metrics["dead"] == dead
 
 
 def test_the_networks_differ_in_layers_1_and_2_only():
@@ -119,6 +119,6 @@ def test_the_networks_differ_in_layers_1_and_2_only():
 
 
 @pytest.mark.parametrize("flag", ["--seeds", "--epochs", "--limit"])
-def test_what_cannot_be_is_one_line(flag, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(flag, tmp_path, refusal):
     line = refusal(run, Options, 2, flag, "0", "--out", str(tmp_path))
     assert flag in line

@@ -11,12 +11,12 @@ from PIL import Image
 import zfnet_jax as zf
 from experiments import gallery as experiment
 from experiments.common import main
-from experiments.gallery import Options, described, run
+from experiments.gallery import Options, describe, run
 from tests.references.small_network import SMALL, save
 from zfnet_jax import viz
-from zfnet_jax.analysis import controls, randomisation
+from zfnet_jax.analysis.sanity import controls
 from zfnet_jax.arch import Architecture
-from zfnet_jax.data import Preprocessing, make_shapes
+from zfnet_jax.data import Preprocessed, Preprocessing, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -43,11 +43,10 @@ def record(out, layer: str, name: str = "found/layer.json"):
 
 def test_it_shows_what_was_found(finished, trained):
     """The picture of a unit, again from the network, the images and `project`."""
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     dataset = make_shapes(40, seed=1)
-    top = zf.top_activations(net.model, dataset, "conv2", 4, preprocess=net.preprocess)[
-        "conv2"
-    ]
+    images = Preprocessed(dataset.images, net.preprocess)
+    top = zf.top_activations(net, images, "conv2", k=4)["conv2"]
     found = record(finished, "conv2")
     assert [unit["dead"] for unit in found["units"]] == top.dead.tolist()
     assert found["images"] == 40 and found["rules"][0] == "deconvnet"
@@ -61,7 +60,7 @@ def test_it_shows_what_was_found(finished, trained):
         y, x = rank // 2 * cell[0], rank % 2 * cell[1]
         for index, rule in enumerate(found["rules"], 1):
             one = zf.project(
-                net.model,
+                net,
                 np.asarray(net.preprocess(given)),
                 "conv2",
                 unit,
@@ -104,14 +103,14 @@ def test_it_says_what_it_is_of(finished):
 
 def test_it_says_what_the_pictures_tell(finished, trained):
     """The numbers of the first page, again from the network and the images."""
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     dataset = make_shapes(40, seed=1).take(np.arange(16))
     images = np.asarray(net.preprocess(dataset.images))
-    found = controls(net.model, images, "conv2").similarity["deconvnet"].signed
-    classes = randomisation(net.model, images, dataset.labels)
-    fc3 = classes.similarity["deconvnet"].signed[classes.columns.index("fc3")]
+    replaced = controls(net, images, "conv2").similarity["deconvnet"].signed.mean(0)
+    classes = zf.sanity(net, images, dataset.labels)
+    fc3 = classes.similarity["deconvnet"].signed[:, classes.columns.index("fc3")]
     text = (finished / "index.html").read_text()
-    for number in (found[1].mean(), found[3].mean(), found[4].mean(), fc3.mean()):
+    for number in (*replaced[1:-1], fc3.mean()):
         assert f"{number:z.2f}" in text
     assert (finished / "sanity/index.html").exists()
 
@@ -141,9 +140,9 @@ def test_a_second_run_computes_only_what_has_changed(
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patch:
-        for name in ("top_activations", "project_top", "evolution", "project_course"):
+        for name in ("top_activations", "_project", "evolution"):
             patch.setattr(experiment, name, refuse)
-        patch.setattr(experiment.sanity, "examine", refuse)
+        patch.setattr(experiment.sanity, "compare", refuse)
         assert build(out, trained) == 0
     assert "unchanged: 2 of 2 layers" in capsys.readouterr().out
     after = {x: x.read_bytes() for x in out.rglob("*.*") if x.suffix != ".json"}
@@ -190,7 +189,7 @@ def test_epochs_of_another_architecture_than_the_run_are_named(
 def test_a_folder_of_other_files_is_2(trained, tmp_path, refusal):
     (tmp_path / "index.html").write_text("mine")
     line = refusal(run, Options, 2, "--run", str(trained), "--out", str(tmp_path))
-    assert "index.html" in line and "no gallery" in line
+    assert "index.html" in line and "not a gallery" in line
     assert (tmp_path / "index.html").read_text() == "mine"
 
 
@@ -202,7 +201,7 @@ def test_without_kept_epochs_there_is_no_evolution(untrained, tmp_path, capsys):
 
 def test_layers_are_described():
     arch = zf.ZFNET
-    kinds = {layer.name: described(arch, layer.name) for layer in arch.layers}
+    kinds = {layer.name: describe(arch, layer.name) for layer in arch.layers}
     assert kinds["conv1"].kind == "7 × 7 convolution, stride 2, rectified"
     assert kinds["pool1"].kind == "maximum over 3 × 3, stride 2"
     assert "contrast" in kinds["norm1"].kind
@@ -242,7 +241,8 @@ def test_weights_of_a_dataset_of_other_images_are_named(tmp_path, refusal):
     mean = np.zeros((16, 16, 3), np.float32)
     model = zf.ConvNet(SMALL, rngs=nnx.Rngs(0))
     names = make_shapes(1).class_names
-    zf.save_weights(file, model, Preprocessing(mean), names, {"dataset": "shapes"})
+    about = dict(preprocess=Preprocessing(mean), class_names=names)
+    zf.save(file, model, **about, metadata={"dataset": "shapes"})
     argv = [*FEW, "--weights", str(file), "--out", str(tmp_path / "out")]
     line = refusal(run, Options, 2, *argv)
     assert "32 x 32" in line and "16 x 16" in line

@@ -8,8 +8,8 @@ from PIL import Image
 
 import zfnet_jax as zf
 from experiments.common import main
-from experiments.invariance import Options, degrees, run
-from zfnet_jax.analysis import invariance, periodicity
+from experiments.invariance import Options, choose_amounts, run
+from zfnet_jax.analysis.invariance import invariance, periodicity
 from zfnet_jax.data import make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -25,20 +25,20 @@ def finished(compiled_once, trained, tmp_path_factory):
 
 def test_the_numbers_are_those_of_the_features(finished, trained):
     metrics = json.loads((finished / "metrics.json").read_text())
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     shapes = make_shapes(2_000, seed=1).take(np.arange(20))
     images = np.asarray(net.preprocess(shapes.images))
     for transform in ("translate", "scale", "rotate"):
         known = metrics["transforms"][transform]
-        found = invariance(net.model, images, shapes.labels, transform, known["values"])
+        result = invariance(net, images, shapes.labels, transform, known["values"])
         assert list(known["layers"]) == ["conv1", "fc3"]
-        for layer, curves in found.distances.items():
+        for layer, curves in result.distances.items():
             np.testing.assert_allclose(
                 known["layers"][layer]["distance"], curves.mean(0), rtol=1e-4, atol=1e-5
             )
             for kind, each in (
                 ("distance", curves),
-                ("relative", found.relative[layer]),
+                ("relative", result.relative[layer]),
             ):
                 np.testing.assert_allclose(
                     known["layers"][layer][f"{kind}_of_each_shown"],
@@ -47,10 +47,10 @@ def test_the_numbers_are_those_of_the_features(finished, trained):
                     atol=1e-5,
                 )
         np.testing.assert_allclose(
-            known["probability"], found.probability.mean(0), rtol=1e-4
+            known["probability"], result.probability.mean(0), rtol=1e-4
         )
         np.testing.assert_allclose(
-            known["probability_of_each_shown"], found.probability[:5], rtol=1e-4
+            known["probability_of_each_shown"], result.probability[:5], rtol=1e-4
         )
         with Image.open(finished / f"invariance_{transform}.png") as image:
             assert np.asarray(image.convert("RGB")).std() > 1
@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_features(finished, trained):
     turns = metrics["transforms"]["rotate"]
     assert (turns["values"][0], turns["values"][-1]) == (0, 360)
     assert set(turns["periodicity"]["fc3"]) == {"2", "3", "4", "5"}
-    curves = found.distances["fc3"]
+    curves = result.distances["fc3"]
     squares = curves[shapes.labels == shapes.class_names.index("square")]
     assert turns["periodicity_by_class"]["square"]["fc3"]["4"] == pytest.approx(
         periodicity(squares[:, :-1].mean(0), 4), abs=1e-3
@@ -86,20 +86,22 @@ def test_values_may_be_given(trained, tmp_path):
 
 
 def test_ranges_are_the_papers():
-    assert degrees("scale", None, 32)[[0, -1]].tolist() == pytest.approx([1, 1.8])
-    assert degrees("translate", None, 224)[[0, -1]].tolist() == [-60, 60]
-    assert degrees("rotate", "0,90", 32).tolist() == [0, 90]
+    assert choose_amounts("scale", None, 32)[[0, -1]].tolist() == pytest.approx(
+        [1, 1.8]
+    )
+    assert choose_amounts("translate", None, 224)[[0, -1]].tolist() == [-60, 60]
+    assert choose_amounts("rotate", "0,90", 32).tolist() == [0, 90]
 
 
 @pytest.mark.parametrize(
     ("argv", "code", "parts"),
     [
-        (["--transform", "scale", "--values", "0,1"], 2, ["0.1 to 10, not 0"]),
-        (["--transform", "translate", "--values", "17"], 2, ["-16 to 16, not 17"]),
-        (["--transform", "rotate", "--values", "1e39"], 2, ["3600, not 1e+39"]),
+        (["--transform", "scale", "--values", "0,1"], 2, ["amount 0:", "0.1 to 10"]),
+        (["--transform", "translate", "--values", "17"], 2, ["17", "-16 to 16"]),
+        (["--transform", "rotate", "--values", "1e39"], 2, ["1e+39", "3600"]),
         (["--weights", "zfnet32-cifar10", "--dataset", "shapes"], 2, ["other classes"]),
         (["--transform", "rotate", "--values", "a"], 2, ["--values a", "numbers"]),
-        (["--values", "1,2"], 2, ["one transformation"]),
+        (["--values", "1,2"], 2, ["--values", "single --transform"]),
         (["--transform", "shear"], 2, ["shear"]),
         (["--layers", "conv9"], 2, ["conv9", "conv1 pool1 conv2 fc3 logits"]),
         (["--images", "3000"], 2, ["--images 3000", "only 2,000"]),
@@ -108,7 +110,7 @@ def test_ranges_are_the_papers():
         (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
     ],
 )
-def test_what_cannot_be_is_one_line(argv, code, parts, trained, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(argv, code, parts, trained, tmp_path, refusal):
     given = ["--weights", str(trained / "weights.safetensors")]
     line = refusal(run, Options, code, *given, "--out", str(tmp_path / "out"), *argv)
     for part in parts:

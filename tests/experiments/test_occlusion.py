@@ -10,8 +10,8 @@ from PIL import Image
 
 import zfnet_jax as zf
 from experiments.common import main
-from experiments.occlusion import Options, on_objects, run
-from zfnet_jax.analysis import share_on
+from experiments.occlusion import Options, measure_drops, run
+from zfnet_jax.analysis.occlusion import share_on
 from zfnet_jax.data import SHAPES, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -31,67 +31,64 @@ def finished(compiled_once, trained, tmp_path_factory):
 
 def test_the_numbers_are_those_of_the_library(finished, trained):
     metrics = json.loads((finished / "metrics.json").read_text())
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     shapes = make_shapes(60, seed=1)
-    images = np.asarray(net.preprocess(shapes.images))
-    right = np.flatnonzero(jax.jit(net.model)(images).argmax(-1) == shapes.labels)[:4]
-    assert len(metrics["of_each"]) == len(right) > 0
-    grey = np.full((1, 32, 32, 3), 128, np.uint8)
-    found = zf.occlusion(
-        net.model,
-        images[right[0]],
-        int(shapes.labels[right[0]]),
-        4,  # a quarter and a sixteenth of 16 pixels
-        1,
-        np.asarray(net.preprocess(grey))[0],
+    images = net.preprocess(shapes.images)
+    correct = np.flatnonzero(np.asarray(net(images)).argmax(-1) == shapes.labels)[:4]
+    assert len(metrics["of_each"]) == len(correct) > 0
+    gray = np.full((1, 32, 32, 3), 128, np.uint8)
+    labels = shapes.labels[correct]
+    # A quarter and a sixteenth of 16 pixels.
+    responses = zf.occlusion(
+        net, images[correct], labels, size=4, stride=1, fill=net.preprocess(gray)[0]
     )
     logits = np.load(finished / "logits.npy")
-    np.testing.assert_allclose(logits[0], found.logits, rtol=1e-4, atol=1e-5)
-    first = metrics["of_each"][0]
-    assert first["target"] == net.class_names[shapes.labels[right[0]]]
-    assert first["unit"] == found.unit
-    assert first["least_probability"] == pytest.approx(found.probability.min(), 1e-4)
-    assert first["activity"] == pytest.approx(found.clean_activity, 1e-4)
+    np.testing.assert_allclose(logits, responses.logits, rtol=1e-4, atol=1e-5)
+    for index, known in enumerate(metrics["of_each"]):
+        assert known["target"] == net.class_names[labels[index]]
+        assert known["unit"] == responses.units[index]
+        least = responses.probability[index].min()
+        assert known["least_probability"] == pytest.approx(least, 1e-4)
+        assert known["activity"] == pytest.approx(responses.clean_activity[index], 1e-4)
     with Image.open(finished / "occlusion_0.png") as image:
         assert np.asarray(image.convert("RGB")).std() > 1
     assert not (finished / "occlusion_1.png").exists()
 
 
-def test_what_is_said_of_drops_is_so(finished, trained):
+def test_shares_of_drops(finished, trained):
     metrics = json.loads((finished / "metrics.json").read_text())
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     shapes = make_shapes(60, seed=1)
-    images = np.asarray(net.preprocess(shapes.images))
-    right = np.flatnonzero(jax.jit(net.model)(images).argmax(-1) == shapes.labels)[:4]
-    cover = np.asarray(net.preprocess(np.full((1, 32, 32, 3), 128, np.uint8)))[0]
-    shares, activity, agreement = [], [], []
+    images = net.preprocess(shapes.images)
+    correct = np.flatnonzero(np.asarray(net(images)).argmax(-1) == shapes.labels)[:4]
+    cover = net.preprocess(np.full((1, 32, 32, 3), 128, np.uint8))[0]
+    shares, activity, correlations = [], [], []
     assert shapes.masks is not None
-    for index in right:
-        label = int(shapes.labels[index])
-        found = zf.occlusion(net.model, images[index], label, 4, 1, cover)
-        clean = float(jax.nn.softmax(found.clean_logits)[label])
+    for index in correct:
+        label, image = int(shapes.labels[index]), images[[index]]
+        x = zf.occlusion(net, image, label, size=4, stride=1, fill=cover)
+        clean = float(jax.nn.softmax(x.clean_logits[0])[label])
         # The masks are of 32 x 32 pixels and the network's images of 16 x 16.
         mask = shapes.masks[index].reshape(16, 2, 16, 2).mean((1, 3)) > 0.5
-        shares.append(share_on(found.by_pixel(clean - found.probability), mask))
-        whole = zf.project(
-            net.model, images[index][None], found.layer, [found.unit], mode="map"
-        )
-        strength = np.abs(np.asarray(whole.pixels[0])).max(-1)
+        shares.append(share_on(x.by_pixel(clean - x.probability)[0], mask))
+        maps = np.asarray(net.model.features(image).features[x.layer])
+        signal = np.zeros_like(maps)
+        signal[..., x.units[0]] = maps[..., x.units[0]]
+        pixels = zf.backproject(net, image, x.layer, signal)
+        strength = np.abs(np.asarray(pixels[0])).max(-1)
         strongest = strength >= np.sort(strength.ravel())[-64]
-        drop = found.by_pixel(found.clean_activity - found.activity)
+        drop = x.by_pixel(x.clean_activity[0] - x.activity[0])
         activity.append(share_on(drop, strongest))
-        ranks = [
-            scipy.stats.rankdata(x.ravel()) for x in (found.activity, found.probability)
-        ]
-        agreement.append(np.corrcoef(*ranks)[0, 1])
+        ranks = [scipy.stats.rankdata(y.ravel()) for y in (x.activity, x.probability)]
+        correlations.append(np.corrcoef(*ranks)[0, 1])
     on = metrics["drop_on_the_object"]
     assert on["share"] == pytest.approx(np.mean(shares), abs=0.05)
-    assert on["chance"] == pytest.approx(shapes.masks[right].mean(), abs=0.03)
+    assert on["chance"] == pytest.approx(shapes.masks[correct].mean(), abs=0.03)
     each = metrics["of_each"]
     known = [x["activity_drop_on_projection"] for x in each]
     assert known == pytest.approx(activity, abs=0.02)
     assert [x["activity_and_probability"] for x in each] == pytest.approx(
-        np.nan_to_num(agreement), abs=1e-3
+        np.nan_to_num(correlations), abs=1e-3
     )
 
 
@@ -120,7 +117,7 @@ def test_a_photograph_needs_no_dataset(trained, tmp_path):
 
 
 def test_drops_on_known_objects():
-    """A net that sees one pixel drops on the object that holds it, and nowhere else."""
+    """A network of one pixel responds to the object on that pixel, and no other."""
     arch = zf.Architecture(
         "one", (6, 6), (zf.Conv("conv1", 1, 1), zf.Dense("logits", 2, relu=False))
     )
@@ -134,33 +131,36 @@ def test_drops_on_known_objects():
         arch,
     )
     model.logits.kernel[...] = np.eye(36, 2, -14, np.float32)
-    found = zf.occlusion(model, np.ones((6, 6, 3), np.float32), 0, 1, 1)
+    images = np.ones((2, 6, 6, 3), np.float32)
+    responses = zf.occlusion(model, images, 0, size=1, stride=1)
     masks = np.zeros((2, 6, 6), bool)
-    masks[0, 2:4, 1:3] = True  # holds pixel 14, which is in row 2, column 2
+    masks[0, 2:4, 1:3] = True  # includes pixel 14, in row 2 and column 2
     masks[1, 0] = True
-    on = on_objects([found, found], [0, 0], masks)
-    assert on["share"] == pytest.approx(0.5)
-    assert on["on_other_objects"] == pytest.approx(0.5)
-    assert on["chance"] == pytest.approx(10 / 72)
-    assert on_objects([found], [0], masks[:1])["share"] == pytest.approx(1)
+    drops = measure_drops(responses, np.array([0, 0]), masks)
+    assert drops["share"] == pytest.approx(0.5)
+    assert drops["on_other_objects"] == pytest.approx(0.5)
+    assert drops["chance"] == pytest.approx(10 / 72)
+    responses = zf.occlusion(model, images[:1], 0, size=1, stride=1)
+    drops = measure_drops(responses, np.array([0]), masks[:1])
+    assert drops["share"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("argv", "code", "parts"),
     [
-        (["--size", "17"], 2, ["17 pixels", "16 x 16"]),
+        (["--size", "17"], 2, ["17 x 17 pixels", "16 x 16"]),
         (["--size", "0"], 2, ["--size"]),
         (["--stride", "0"], 2, ["--stride"]),
-        (["--target", "unicorn"], 2, ["--target unicorn", "0 to 9", "disk"]),
-        (["--target", "10"], 2, ["--target 10", "0 to 9"]),
+        (["--target", "unicorn"], 2, ["unicorn", "disk"]),
+        (["--target", "10"], 2, ["target 10", "0 to 9"]),
         (["--indices", "60"], 2, ["--indices 60", "60 test images"]),
-        (["--images", "3000"], 2, ["--images 3000", "classified right"]),
+        (["--images", "3000"], 2, ["--images 3000", "classified correctly"]),
         (["--image", "no.jpg"], 3, ["no.jpg"]),
         (["--image", "no.jpg", "--indices", "1"], 2, ["--indices", "--image"]),
         (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
     ],
 )
-def test_what_cannot_be_is_one_line(argv, code, parts, trained, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(argv, code, parts, trained, tmp_path, refusal):
     if argv[0] != "--images":
         argv = [*argv, "--limit", "60"]
     line = refusal(run, Options, code, *arguments(trained, tmp_path / "out"), *argv)

@@ -39,7 +39,8 @@ def wide(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     model = zf.ConvNet(WIDE, rngs=nnx.Rngs(0))
     mean = np.random.default_rng(1).uniform(90, 150, (16, 24, 3)).astype(np.float32)
-    zf.save_weights(path, model, Preprocessing(mean, 1 / 16), CLASSES, {})
+    about = dict(preprocess=Preprocessing(mean, 1 / 16), class_names=CLASSES)
+    zf.save(path, model, **about, metadata={})
     return path
 
 
@@ -64,7 +65,7 @@ def written(out: Path, name: str):
 
 def by_hand(weights: Path, files: list[Path], ten: bool) -> np.ndarray:
     """Probabilities through the plain path, one photograph after the other."""
-    net = zf.load_pretrained(weights)
+    net = zf.load(weights)
 
     def softmax(crops: np.ndarray) -> np.ndarray:
         powers = np.exp(training.evaluate(net.model, net.preprocess, crops))
@@ -131,7 +132,7 @@ def test_one_photograph_and_the_picture_that_was_seen(
     assert len({*row["classes"]}) == 10
     assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
     assert row["probabilities"] == sorted(row["probabilities"])[::-1]
-    net = zf.load_pretrained(weights)
+    net = zf.load(weights)
     view = fitted(load_photograph(folder / "1.png"), (32, 32))[None]
     (picture,) = drawn["x"].axes[0].images
     seen = net.preprocess.pictures(view)[0]
@@ -173,7 +174,7 @@ def evaluated(compiled_once, trained, tmp_path_factory) -> Path:
 
 
 def test_accuracies_are_those_of_the_probabilities(evaluated, trained):
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     shapes = make_shapes(30, seed=1)
     # 32 pixels of 37 leave two on each side.
     larger = np.pad(shapes.images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")
@@ -218,7 +219,7 @@ def test_the_same_run_gives_the_same_bytes(evaluated, trained, tmp_path):
     ("argv", "code", "parts"),
     [
         (["--image", "missing.jpg"], 3, ["no photograph missing.jpg"]),
-        (["--image", "{folder}/4b.jpg"], 3, ["4b.jpg is no image"]),
+        (["--image", "{folder}/4b.jpg"], 3, ["4b.jpg is not an image"]),
         (["--image", "{folder}/2b.png"], 3, ["2b.png is truncated or damaged"]),
         (["--image", "{empty}"], 3, ["empty holds no images"]),
         (["--image", "{folder}", "--top", "11"], 2, ["--top 11", "10 classes"]),

@@ -10,7 +10,7 @@ from PIL import Image
 import zfnet_jax as zf
 from experiments.common import main
 from experiments.probe import Options, run
-from zfnet_jax.analysis import TOLERANCE, balanced_order, layer_features, probe
+from zfnet_jax.analysis.probe import TOLERANCE, balance_order, probe_features
 from zfnet_jax.data import make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -34,27 +34,29 @@ def test_the_numbers_are_those_of_the_probes(finished, trained):
     assert metrics["images"] == {"train": 40, "validation": 40, "test": 40}
     assert metrics["chance"] == 1 / 10
     assert set(metrics["probes"]) == {"trained", "random"}
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     random = zf.ConvNet(net.model.arch, rngs=nnx.Rngs(3))
     shapes = make_shapes(2_000, seed=1)
     for which, model, repeats in (("trained", net.model, 2), ("random", random, 1)):
-        told = metrics["probes"][which]
-        assert set(told) == {"pixels", "conv1", "conv2", "fc3"}
-        order = balanced_order(shapes.labels, 3 + repeats - 1)[:120]
+        by_layer = metrics["probes"][which]
+        assert set(by_layer) == {"pixels", "conv1", "conv2", "fc3"}
+        order = balance_order(shapes.labels, 3 + repeats - 1)[:120]
         labels = shapes.labels[order]
-        images = np.asarray(net.preprocess(shapes.images[order]))
-        features = layer_features(model, images, ["conv2"])["conv2"]
-        known = probe(features, labels, 40, 40, penalties=[0.1, 0.001])
-        for classifier, found in known.items():
-            layer = told["conv2"][classifier]
+        images = net.preprocess(shapes.images[order])
+        features = np.asarray(model.features(images).features["conv2"])
+        probes = probe_features(
+            features.reshape(120, -1), labels, 40, 40, penalties=[0.1, 0.001]
+        )
+        for classifier, probe in probes.items():
+            layer = by_layer["conv2"][classifier]
             each = layer["accuracy_of_each"]
             assert len(each) == repeats
-            assert each[-1] == pytest.approx(found.accuracy)
-            assert layer["penalty_of_each"][-1] == found.penalty
+            assert each[-1] == pytest.approx(probe.accuracy)
+            assert layer["penalty_of_each"][-1] == probe.penalty
             assert layer["accuracy"] == pytest.approx(np.mean(each))
             assert layer["objective_gap"] <= TOLERANCE
         if which == "trained":
-            logits = np.asarray(model.features(images[80:]).logits)
+            logits = np.asarray(model(images[80:]))
             right = (logits.argmax(1) == labels[80:]).mean()
             assert metrics["network_accuracy_of_each"][1] == pytest.approx(right)
     pixels = [network["pixels"]["svm"] for network in metrics["probes"].values()]
@@ -91,7 +93,7 @@ def test_layers_may_be_chosen(argv, tmp_path):
         (["--weights", "no.safetensors"], 3, ["no.safetensors"]),
     ],
 )
-def test_what_cannot_be_is_one_line(more, code, parts, trained, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(more, code, parts, trained, tmp_path, refusal):
     given = ["--weights", str(trained / "weights.safetensors")]
     line = refusal(run, Options, code, *given, "--out", str(tmp_path / "out"), *more)
     for part in parts:

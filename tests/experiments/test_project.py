@@ -18,7 +18,7 @@ from experiments.common import main
 from experiments.project import RULES, Options, run
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessing, load_photograph
-from zfnet_jax.projections import project as project_units
+from zfnet_jax.weights import Pretrained
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -63,11 +63,12 @@ def photo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory) -> Path:
-    """The weights of a tiny network, as `save_weights` writes them."""
+    """The weights of a tiny network, as `zf.save` writes them."""
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     model = zf.ConvNet(TINY, rngs=nnx.Rngs(0))
     mean = np.full((12, 12, 3), 100, np.float32)
-    zf.save_weights(path, model, Preprocessing(mean, 1 / 64), ("a", "b", "c"), {})
+    about = dict(preprocess=Preprocessing(mean, 1 / 64), class_names=("a", "b", "c"))
+    zf.save(path, model, **about, metadata={})
     return path
 
 
@@ -111,7 +112,7 @@ def refusal(capfd, code: int, *argv: str) -> str:
     return captured.err
 
 
-def seen_by(net: zf.Pretrained, path: Path) -> np.ndarray:
+def seen_by(net: Pretrained, path: Path) -> np.ndarray:
     """The photograph as the network sees it: the middle square, made small."""
     pixels = Image.fromarray(load_photograph(path))
     side = min(pixels.size)
@@ -122,7 +123,7 @@ def seen_by(net: zf.Pretrained, path: Path) -> np.ndarray:
 
 
 def test_the_strongest_units_are_recorded(shipped, photo):
-    net = zf.load_pretrained("zfnet32-cifar10")
+    net = zf.load("zfnet32-cifar10")
     images = net.preprocess(seen_by(net, photo)[None])
     maps = net.model.features(images, until="conv5").features["conv5"][0]
     maps = np.asarray(maps)
@@ -141,12 +142,12 @@ def test_the_strongest_units_are_recorded(shipped, photo):
 
 
 def test_the_scales_are_those_of_the_projections(shipped, photo):
-    net = zf.load_pretrained("zfnet32-cifar10")
+    net = zf.load("zfnet32-cifar10")
     images = net.preprocess(seen_by(net, photo)[None])
     found = metrics_of(shipped)["projections"]
     units = [row["unit"] for row in found]
     for rule in RULES:
-        pixels = project_units(net.model, images, "conv5", units, rule=rule).pixels
+        pixels = zf.project(net, images, "conv5", units, rule=rule).pixels
         peaks = np.abs(pixels).reshape(len(units), -1).max(1)
         scales = [row["scales"][rule] for row in found]
         np.testing.assert_allclose(scales, peaks, rtol=1e-4)
@@ -186,7 +187,7 @@ def test_the_figure_shows_the_patches_and_projections(described, tmp_path, drawn
     np.testing.assert_array_equal(picture, expected)
     found = metrics_of(out)["projections"]
     assert [row["unit"] for row in found] == [5, 0]
-    net = zf.load_pretrained(described)
+    net = zf.load(described)
     images = net.preprocess(expected[None])
     size = zf.receptive_field(TINY, "conv2").size
     padded = np.pad(expected, ((20, 20), (20, 20), (0, 0)), constant_values=128)
@@ -196,8 +197,8 @@ def test_the_figure_shows_the_patches_and_projections(described, tmp_path, drawn
         assert (bottom - top, right - left) == size
         np.testing.assert_array_equal(patch, padded[top:bottom, left:right])
         for rule, colors in zip(RULES, projections, strict=True):
-            pixels = project_units(
-                net.model, images, "conv2", row["unit"], rule=rule, crop=True
+            pixels = zf.project(
+                net, images, "conv2", row["unit"], rule=rule, crop=True
             ).pixels[0]
             peak = np.abs(pixels).max()
             assert row["scales"][rule] == pytest.approx(peak, rel=1e-5)
@@ -271,7 +272,7 @@ def test_bare_weights_with_an_architecture(bare, photo, tmp_path):
 
     # As torchvision: 0 to 1, less the mean, over the deviation, channel by channel.
     model = zf.load_weights(bare, zf.ZFNET32, num_classes=5)
-    shipped = zf.load_pretrained("zfnet32-cifar10")
+    shipped = zf.load("zfnet32-cifar10")
     pixels = seen_by(shipped, photo)[None].astype(np.float32) / 255
     mean = np.array([0.485, 0.456, 0.406], np.float32)
     deviation = np.array([0.229, 0.224, 0.225], np.float32)
@@ -292,7 +293,7 @@ def test_bare_weights_of_another_shape_are_2(bare, photo, tmp_path, capfd):
 
 def test_bare_weights_need_an_architecture(bare, photo, tmp_path, capfd):
     out = ["--image", str(photo), "--out", str(tmp_path), "--weights", str(bare)]
-    assert "say what it is for with --arch" in refusal(capfd, 2, *out)
+    assert "name its --arch" in refusal(capfd, 2, *out)
     assert "--arch" in refusal(capfd, 2, *out, "--num-classes", "5")
 
 
@@ -302,7 +303,7 @@ def test_described_weights_take_no_architecture(
 ):
     weights = "zfnet32-cifar10" if named else str(described)
     out = ["--image", str(photo), "--out", str(tmp_path), "--weights", weights]
-    assert "leave --arch out" in refusal(capfd, 2, *out, "--arch", "zfnet32")
+    assert "omit --arch" in refusal(capfd, 2, *out, "--arch", "zfnet32")
 
 
 # What cannot be
@@ -312,7 +313,10 @@ def test_described_weights_take_no_architecture(
     ("argv", "parts"),
     [
         (["--layer", "conv9"], ["conv9", "conv1 pool1 conv2"]),
-        (["--units", "3,96"], ["--units 96", "conv5", "0 to 95"]),
+        (
+            ["--units", "3,96"],
+            ["--units 96", "conv5 of zfnet32", "(0 to 95)"],
+        ),
         (["--units", "3,-1"], ["--units 3,-1", "3,17"]),
         (["--units", "cat"], ["--units cat", "3,17"]),
         (["--units", ""], ["--units", "3,17"]),
@@ -347,7 +351,7 @@ def test_a_bad_photograph_is_3(tmp_path, capfd):
     assert f"no photograph {missing}" in refusal(capfd, 3, *out, str(missing))
     letter = tmp_path / "letter.jpg"
     letter.write_text("dear reader")
-    assert f"{letter} is no image" in refusal(capfd, 3, *out, str(letter))
+    assert f"{letter} is not an image" in refusal(capfd, 3, *out, str(letter))
     for suffix, options in (("jpg", {}), ("tiff", {"compression": "tiff_lzw"})):
         truncated = tmp_path / f"truncated.{suffix}"
         photograph(300, 200).save(truncated, **options)

@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_weights(finished):
     (record,) = metrics["history"]
     assert record["epoch"] == 1 and 0 <= record["train_accuracy"] <= 1
 
-    net = zf.load_pretrained(finished / "weights.safetensors")
+    net = zf.load(finished / "weights.safetensors")
     assert net.model.arch.layer("conv5") == zf.ZFNET32.layer("conv5")
     test = train_cifar10.load(
         train_cifar10.Options(dataset="shapes", limit=128), "test"

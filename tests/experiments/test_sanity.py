@@ -1,4 +1,4 @@
-"""Pictures against randomised ones, end to end on shapes."""
+"""Pictures of destroyed networks and of other signals, end to end on shapes."""
 
 import json
 
@@ -9,7 +9,7 @@ from PIL import Image
 import zfnet_jax as zf
 from experiments.common import main
 from experiments.sanity import Options, last_convolution, run
-from zfnet_jax.analysis import controls, randomisation
+from zfnet_jax.analysis.sanity import controls, sanity
 from zfnet_jax.arch import Architecture, Dense
 from zfnet_jax.data import make_shapes
 
@@ -33,20 +33,20 @@ def finished(compiled_once, trained, tmp_path_factory):
 def test_the_numbers_are_those_of_the_analysis(finished, trained):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert (metrics["images"], metrics["layer"]) == (COUNT, "conv2")
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     shapes = make_shapes(2_000, seed=1).take(np.arange(COUNT))
-    images = np.asarray(net.preprocess(shapes.images))
-    for known, found in (
-        (metrics["randomisation"], randomisation(net.model, images, shapes.labels)),
-        (metrics["controls"], controls(net.model, images, "conv2")),
+    images = net.preprocess(shapes.images)
+    for known, comparison in (
+        (metrics["randomisation"], sanity(net, images, shapes.labels)),
+        (metrics["controls"], controls(net, images, "conv2")),
     ):
-        assert known["columns"] == list(found.columns)
+        assert known["columns"] == list(comparison.columns)
         assert list(known["rules"]) == ["deconvnet", "gradient", "guided"]
         for rule, measures in known["rules"].items():
-            assert measures["empty"] == found.empty[rule].sum(1).tolist()
-            for name, values in found.similarity[rule]._asdict().items():
-                np.testing.assert_allclose(measures[name]["mean"], values.mean(1))
-                np.testing.assert_allclose(measures[name]["spread"], values.std(1))
+            assert measures["empty"] == comparison.empty[rule].sum(0).tolist()
+            for name, values in comparison.similarity[rule]._asdict().items():
+                np.testing.assert_allclose(measures[name]["mean"], values.mean(0))
+                np.testing.assert_allclose(measures[name]["spread"], values.std(0))
             assert measures["signed"]["mean"][0] <= 1 + 1e-9
 
 
@@ -95,7 +95,7 @@ def test_the_last_convolution_is_meant():
         (["--dataset", "cifar10", "--data-dir", "nowhere"], 3, ["nowhere"]),
     ],
 )
-def test_what_cannot_be_is_one_line(argv, code, parts, trained, tmp_path, refusal):
+def test_bad_arguments_fail_in_one_line(argv, code, parts, trained, tmp_path, refusal):
     out = tmp_path / "out"
     given = ["--weights", str(trained / "weights.safetensors"), "--out", str(out)]
     line = refusal(run, Options, code, *given, *argv)

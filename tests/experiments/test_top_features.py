@@ -10,7 +10,7 @@ import zfnet_jax as zf
 from experiments.common import main
 from experiments.top_features import Options, run
 from tests.references.small_network import save
-from zfnet_jax.data import make_shapes
+from zfnet_jax.data import Preprocessed, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -28,14 +28,13 @@ def finished(compiled_once, trained, tmp_path_factory):
 
 def test_the_numbers_are_those_of_the_search(finished, trained):
     metrics = json.loads((finished / "metrics.json").read_text())
-    net = zf.load_pretrained(trained / "weights.safetensors")
+    net = zf.load(trained / "weights.safetensors")
     dataset = make_shapes(60, seed=1)
-    found = zf.top_activations(
-        net.model, dataset, ["conv1", "conv2"], preprocess=net.preprocess
-    )
+    images = Preprocessed(dataset.images, net.preprocess)
+    tops = zf.top_activations(net, images, ["conv1", "conv2"], labels=dataset.labels)
     assert list(metrics["layers"]) == ["conv1", "conv2"] and metrics["images"] == 60
     assert metrics["layers"]["conv2"]["dead"] == [1]
-    for layer, top in found.items():
+    for layer, top in tops.items():
         known = metrics["layers"][layer]
         assert known["median_selectivity"] == pytest.approx(
             np.nanmedian(top.selectivity)
@@ -88,9 +87,13 @@ def test_units_may_be_named_dead_ones_too(trained, tmp_path):
     ("argv", "code", "parts"),
     [
         (["--layers", "conv9"], 2, ["conv9", "conv1 pool1 conv2 fc3 logits"]),
-        (["--layers", "conv2", "--units", "6"], 2, ["6", "conv2 of small", "0 to 5"]),
+        (
+            ["--layers", "conv2", "--units", "6"],
+            2,
+            ["conv2 of small", "(0 to 5)"],
+        ),
         (["--units", "1"], 2, ["--units", "--layers"]),
-        (["--layers", "conv1", "--units", "x"], 2, ["--units x", "numbers"]),
+        (["--layers", "conv1", "--units", "x"], 2, ["--units x", "whole numbers"]),
         (["--limit", "0"], 2, ["--limit must be 1 or more, not 0"]),
         (["--limit", "2001"], 2, ["--limit 2001", "only 2,000 images"]),
         (["--top", "0"], 2, ["--top"]),
@@ -115,11 +118,12 @@ def test_a_folder_that_cannot_be_written_is_2(tmp_path, refusal):
 
 
 def test_a_layer_of_dead_units_cannot_be_drawn(tmp_path, refusal):
-    net = tmp_path / "weights.safetensors"
-    save(net, 0)
-    found = zf.load_pretrained(net)
-    found.model.conv2.bias[...] = found.model.conv2.bias[...] - 1e6
-    zf.save_weights(net, found.model, found.preprocess, found.class_names, {})
-    argv = [*SHAPES, "--weights", str(net), "--layers", "conv2"]
+    file = tmp_path / "weights.safetensors"
+    save(file, 0)
+    net = zf.load(file)
+    net.model.conv2.bias[...] = net.model.conv2.bias[...] - 1e6
+    about = dict(preprocess=net.preprocess, class_names=net.class_names, metadata={})
+    zf.save(file, net, **about)
+    argv = [*SHAPES, "--weights", str(file), "--layers", "conv2"]
     line = refusal(run, Options, 2, *argv, "--out", str(tmp_path / "out"))
     assert "all units of conv2 are dead" in line

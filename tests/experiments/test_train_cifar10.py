@@ -118,7 +118,7 @@ def assert_complete(out: Path, arch: Architecture) -> None:
 def assert_weights_reproduce(out: Path, test: Dataset) -> None:
     """The file of weights alone gives the accuracy that metrics.json states."""
     metrics = metrics_of(out)
-    net = zf.load_pretrained(out / "weights.safetensors")
+    net = zf.load(out / "weights.safetensors")
     logits = training.evaluate(net.model, net.preprocess, test.images)
     loss, accuracy = training.loss_and_accuracy(logits, test.labels)
     assert accuracy == metrics["test_accuracy"]
@@ -154,7 +154,7 @@ def test_everything_promised_is_written(finished):
 def test_the_weights_reproduce_the_accuracy(finished):
     test = train_cifar10.load(Options(dataset="shapes", limit=120), "test")
     assert_weights_reproduce(finished, test)
-    net = zf.load_pretrained(finished / "weights.safetensors")
+    net = zf.load(finished / "weights.safetensors")
     assert net.metadata["seed"] == 5
     assert net.metadata["dataset"] == "shapes"
 
@@ -165,8 +165,8 @@ def test_the_weights_of_chosen_epochs_are_kept(finished):
         "epoch_0001.safetensors",
         "epoch_0003.safetensors",
     ]
-    first, last = map(zf.load_pretrained, files)
-    whole = zf.load_pretrained(finished / "weights.safetensors")
+    first, last = map(zf.load, files)
+    whole = zf.load(finished / "weights.safetensors")
     assert (first.metadata["epochs"], last.metadata["epochs"]) == (1, 3)
     weights = [jax.tree.leaves(nnx.state(net.model)) for net in (last, whole)]
     for kept, final in zip(*weights, strict=True):
@@ -238,7 +238,7 @@ def test_cifar10_is_read_trained_on_and_tested(tmp_path):
     assert_complete(tmp_path, TINY)
     test = train_cifar10.load(Options(data_dir=SHARED, limit=120), "test")
     assert_weights_reproduce(tmp_path, test)
-    net = zf.load_pretrained(tmp_path / "weights.safetensors")
+    net = zf.load(tmp_path / "weights.safetensors")
     assert net.class_names[3] == "cat"
     assert net.preprocess.mean.shape == (32, 32, 3)
     assert "CIFAR-10" in metrics_of(tmp_path)["data"]
@@ -377,7 +377,7 @@ def test_a_disk_that_fills_up_is_1_and_keeps_the_checkpoints(
         (["--batch-size", "0"], ["--batch-size", "1 or more", "0"]),
         (["--limit", "0"], ["--limit", "1 or more", "0"]),
         (["--epochs", "0"], ["--epochs", "1 or more", "0"]),
-        (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "numbers"]),
+        (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "whole numbers"]),
         (["--keep-epochs", "1,99"], ["--keep-epochs 99", "epochs 1 to "]),
         (["--validation", "-1"], ["--validation", "0 or more", "-1"]),
         (["--target-accuracy", "1.5"], ["--target-accuracy", "0 to 1", "1.5"]),

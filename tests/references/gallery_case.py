@@ -1,7 +1,7 @@
-"""A gallery of arrays drawn at random: no network, and one of every special case.
+"""A gallery of random arrays: without a network, and with every special case.
 
-Of conv1, with more units than a page shows at a time: unit 7 is dead, unit 3 fires in
-two images only.
+conv1 has more units than a page shows together. Its unit 7 is dead, and its unit 3 is
+active in only two images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from zfnet_jax import gallery
-from zfnet_jax.analysis import Comparison, Evolution, Similarity, TopActivations
+from zfnet_jax.analysis.evolution import Evolution
+from zfnet_jax.analysis.mining import TopActivations
+from zfnet_jax.analysis.sanity import Comparison, Similarity
 from zfnet_jax.projections import Projections
 
 K, COUNT, IMAGE, CELL = 4, 30, (12, 12), (8, 8)
@@ -48,6 +49,7 @@ def top_of(layer: str) -> TopActivations:
         values[3, 2:], counts[3] = 0, (1, 1, 0)
     means = (counts / 10 * values.mean(1, keepdims=True)).astype(np.float32)
     return TopActivations(
+        layer,
         values,
         images.astype(np.int32),
         positions.astype(np.int32),
@@ -66,7 +68,7 @@ def boxes_of(positions: np.ndarray) -> np.ndarray:
 def projections(rule: str, layer: str) -> np.ndarray:
     rng = np.random.default_rng(RULES.index(rule))
     drawn = rng.normal(size=(UNITS[layer], K, *CELL, 3)).astype(np.float32)
-    drawn[top_of(layer).values <= 0] = 0
+    drawn[top_of(layer).activations <= 0] = 0
     return drawn
 
 
@@ -97,27 +99,32 @@ def _build(folder: Path, layers: Sequence[str]) -> Path:
         top, _, parts = pictures_of(name)
         gallery.write_layer(folder, LAYERS[name], top, SOURCE, RULES, parts, "key")
     if "conv2" in layers:
-        course, found = course_of()
+        course, course_projections = course_of()
         units = range(UNITS["conv2"])
-        gallery.write_course(folder, "conv2", course, found, units, SOURCE, "key")
+        gallery.write_course(folder, course, course_projections, units, SOURCE, "key")
     return gallery.render(folder, NETWORK, layers, set(layers) & {"conv2"})
 
 
 def build_sanity(folder: Path) -> dict[str, float]:
-    """Write what pictures tell; returns each number that its sentences hold."""
+    """Write the sanity check; returns each number in its sentences."""
     stages = ("trained", "logits", "fc6", "conv2", "conv1", "edges")
     kinds = ("unit", "random there", "another unit", "another image", "edges")
     rng = np.random.default_rng(5)
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for columns in (stages, kinds):
-        numbers = Similarity(*rng.random((3, len(columns), 6)))
-        empty, none = np.zeros((len(columns), 6), bool), (len(columns), 0, *IMAGE, 3)
-        rule = "deconvnet"
-        pictures = {rule: np.zeros(none, np.float32)}
-        found.append(Comparison(columns, {rule: numbers}, {rule: empty}, pictures))
-    figures = {name: Figure((1, 1)) for name in gallery.SANITY_FIGURES}
-    gallery.write_sanity(folder, "conv2", found[0], found[1], figures, "key")
-    destroyed, replaced = (x.similarity["deconvnet"].signed.mean(1) for x in found)
+        comparisons.append(
+            Comparison(
+                columns,
+                {"deconvnet": Similarity(*rng.random((3, 6, len(columns))))},
+                {"deconvnet": np.zeros((6, len(columns)), bool)},
+                {"deconvnet": np.zeros((0, len(columns), *IMAGE, 3), np.float32)},
+            )
+        )
+    figures = dict.fromkeys(gallery.SANITY_FIGURES, b"a picture")
+    gallery.write_sanity(folder, "conv2", *comparisons, figures, "key")
+    destroyed, replaced = (
+        x.similarity["deconvnet"].signed.mean(0) for x in comparisons
+    )
     return {"fc6": destroyed[2], **dict(zip(kinds[1:-1], replaced[1:-1], strict=True))}
 
 
@@ -131,9 +138,9 @@ def course_of() -> tuple[Evolution, Projections]:
     dead = np.zeros((steps, units), bool)
     dead[0, 2] = True
     values[dead] = 0
-    course = Evolution(EPOCHS, values, images, positions, dead)
+    course = Evolution("conv2", EPOCHS, values, images, positions, dead)
     turned = positions.swapaxes(0, 1).reshape(-1, 2)
-    found = Projections(
+    projections = Projections(
         rng.normal(size=(units * steps, *CELL, 3)).astype(np.float32),
         boxes_of(turned),
         images.T.ravel(),
@@ -141,4 +148,4 @@ def course_of() -> tuple[Evolution, Projections]:
         turned,
         values.T.ravel(),
     )
-    return course, found
+    return course, projections

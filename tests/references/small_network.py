@@ -1,4 +1,4 @@
-"""A network so small that it compiles in seconds, and files of it."""
+"""A network so small that it compiles in seconds, and its weight files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from zfnet_jax.data import SHAPES, Preprocessing
 
 CLASSES = tuple(SHAPES)
 
-# Takes shapes of 32 x 32 at half their size, so that pictures need resizing too.
+# It halves the shapes of 32 x 32, so that pictures need resizing too.
 SMALL = Architecture(
     "small",
     (16, 16),
@@ -29,7 +29,7 @@ LEARNED: dict[str, str | int | float] = {"dataset": "shapes", "test_accuracy": 0
 
 
 def save(path: Path, seed: int, arch: Architecture = SMALL, metadata=LEARNED) -> None:
-    """Weights of a network that has learned nothing; conv2's unit 1 is dead."""
+    """Save an untrained network; conv2's unit 1 is dead."""
     model = zf.ConvNet(arch, len(CLASSES), rngs=nnx.Rngs(seed))
     if arch is SMALL:
         model.conv2.bias[...] = model.conv2.bias[...].at[1].set(-1e6)
@@ -37,4 +37,5 @@ def save(path: Path, seed: int, arch: Architecture = SMALL, metadata=LEARNED) ->
     mean = np.full((32, 32, 3), 128, np.float32)
     preprocess = Preprocessing(mean, 1 / 64, size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    zf.save_weights(path, model, preprocess, CLASSES, metadata)
+    about = dict(preprocess=preprocess, class_names=CLASSES, metadata=metadata)
+    zf.save(path, model, **about)
