@@ -246,10 +246,10 @@ def examine(
         layer = sanity.last_convolution(net.model.arch)
         total = 2 * len(sample)
         with Progress("examining", total, unit="pictures", every=total) as progress:
-            comparisons = sanity.examine(
+            comparisons = sanity.compare(
                 net, sample, layer, 0, _SANITY_SHOWN, progress.update
             )
-        figures = sanity.figures(net, sample, layer, *comparisons)
+        figures = sanity.draw(net, sample, layer, *comparisons)
         files = {name: viz.figure_bytes(x, "png") for name, x in figures.items()}
         gallery.write_sanity(folder, layer, *comparisons, files, key)
     return True

@@ -1,16 +1,17 @@
-"""Classify photographs, or measure a network on test images, by one view or by ten.
+"""Classify photographs, or measure a network on test images, by one view or ten crops.
 
     python -m experiments.predict --image PHOTOGRAPH_OR_FOLDER --ten-crop
     python -m experiments.predict --ten-crop
 
 With --image: the most probable classes of a photograph, or of each in a folder. Without
-it: top-1 and top-5 accuracy over the test images of what the network was trained on.
-Ten crops are the paper's (section 3): corners and centre, each also mirrored, out of an
-image 256/224 as large as a crop; their probabilities are averaged. Test images have no
-pixels to spare: a reflection surrounds them. The paper on ImageNet: errors of 38.4%
-top-1 and 16.5% top-5. Expected with the shipped weights: ten seconds for a folder of 50
-photographs; two minutes for the 10,000 test images of CIFAR-10, top-1 and top-5
-accuracies of 87.13% and 99.54% by one view, 88.37% and 99.61% by ten crops.
+it: top-1 and top-5 accuracy over the test images of the network's own dataset. The
+paper's ten crops (section 3) are the corners and the center, each also mirrored, of an
+image 256/224 times as large as a crop; their probabilities are averaged. Test images
+are only as large as a crop, so they are extended by reflection. The paper's errors on
+ImageNet: 38.4% top-1 and 16.5% top-5. Expected with the shipped weights: ten seconds
+for a folder of 50 photographs; two minutes for the 10,000 test images of CIFAR-10, with
+top-1 and top-5 accuracies of 87.13% and 99.54% by one view, 88.37% and 99.61% by ten
+crops.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from zfnet_jax.data import (
 from zfnet_jax.training import class_probabilities
 from zfnet_jax.weights import Pretrained
 
-# How many images the figure shows at most, and how many bars beside each.
+# The most images in the figure, and bars beside each.
 _SHOWN, _BARS = 20, 10
 View = Literal["one_view", "ten_crop"]
 _VIEWS: dict[View, str] = {"one_view": "one view", "ten_crop": "ten crops"}
@@ -64,40 +65,40 @@ class Options(ImageOptions):
 
     image: Path | None = None
     """A photograph, or a folder of them: JPEG, PNG, WebP, TIFF, GIF and others, of any
-    size and mode. If not given, the test images of a dataset are classified."""
+    size and mode. By default the test images of a dataset are classified."""
     ten_crop: bool = False
-    """Average over ten crops; of test images, beside one view."""
+    """Average over ten crops; for test images in addition to one view."""
     top: int | None = None
-    """How many of the most probable classes; if not given, 5, or all of fewer."""
+    """Number of the most probable classes; by default 5, or all if there are fewer."""
     batch_size: int = 50
-    """Images at a time: memory grows with this, not with the number of files."""
+    """Images per batch; memory grows with this, not with the number of files."""
     out: Path = Path("results/predict")
     """Folder for results; files of the same names are replaced."""
 
 
 class Ranked(NamedTuple):
-    """Classes of n images, the k most probable of each first: [n, k] both."""
+    """The k most probable classes of n images, best first: two arrays [n, k]."""
 
     classes: np.ndarray
     probabilities: np.ndarray
 
     def accuracy(self, labels: np.ndarray, k: int) -> float:
-        """How often the true class is among the first `k`, 0 to 1."""
+        """Fraction of images whose true class is among the first `k`."""
         return float((self.classes[:, :k] == labels[:, None]).any(1).mean())
 
 
 class Photographs:
-    """Files read one by one, as the network is to see them, and what became of each.
+    """Photographs that are read one by one, at the network's size.
 
     Attributes:
-        names: Of those that could be read so far.
-        shown: The first few of these, as pictures.
-        skipped: Name and reason of the others.
-        digest: sha256 of those read, one after the other.
+        names: Names of those read so far.
+        shown: The first of these, as pictures.
+        skipped: Name of each damaged file, and the reason.
+        digest: sha256 of the files read, one after the other.
     """
 
     def __init__(self, files: Sequence[Path], size: tuple[int, int]) -> None:
-        """Read nothing yet."""
+        """Remember the files; nothing is read yet."""
         self._files, self._size = files, size
         self.names: list[str] = []
         self.shown: list[np.ndarray] = []
@@ -105,7 +106,7 @@ class Photographs:
         self.digest = hashlib.sha256()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Each photograph's middle; a damaged one is named on stderr and left out."""
+        """Yield the center of each photograph; report damaged files on stderr."""
         for file in self._files:
             # Not every name is UTF-8.
             name = os.fsencode(file).decode(errors="replace")
@@ -128,10 +129,10 @@ class Photographs:
 
 
 def run(options: Options) -> None:
-    """Classify, draw and write everything down."""
+    """Classify, draw and write the results."""
     at_least(1, options, "top", "batch_size", "limit")
     if options.image is not None and options.dataset is not None:
-        raise UsageError("--dataset is of test images: leave it out with --image")
+        raise UsageError("--dataset is for test images: omit it with --image")
     results = Results(options.out)
     net = options.network()
     classes = len(net.class_names)
@@ -144,7 +145,7 @@ def run(options: Options) -> None:
         digest = predict(options, options.image, net, top, results)
     results.config(options)
     results.manifest(
-        seed=0,  # nothing here is random
+        seed=0,  # nothing is random
         digests={"data": digest, "weights": weights_digest(options.weights)},
     )
 
@@ -152,7 +153,7 @@ def run(options: Options) -> None:
 def predict(
     options: Options, image: Path, net: Pretrained, top: int, results: Results
 ) -> str:
-    """Classify a photograph or a folder of them; their digest."""
+    """Classify a photograph or a folder of them, and return their digest."""
     files = find_photographs(image) if image.is_dir() else [image]
     enough("limit", options.limit, len(files))
     files = files[: options.limit]
@@ -197,26 +198,26 @@ def predict(
 
 
 def evaluate(options: Options, net: Pretrained, top: int, results: Results) -> str:
-    """Classify test images and compare with what they are; their digest."""
+    """Classify test images, measure the accuracy, and return their digest."""
     dataset = options.known_images(net)
     images: dict[View, np.ndarray] = {"one_view": dataset.images}
     pictures = net.preprocess.pictures(dataset.images[:_SHOWN])
     if options.ten_crop:
-        images["ten_crop"] = bordered(dataset)
+        images["ten_crop"] = extend(dataset)
         pictures = images["ten_crop"][:_SHOWN]
     ks = [k for k in (1, 5) if k <= len(net.class_names)]
-    # As many as the accuracies need, whatever is to be named.
-    kept = max(top, *ks)
-    found: dict[View, Ranked] = {
-        view: classify(options, net, view, seen, len(dataset), kept)
-        for view, seen in images.items()
+    # The accuracies may need more classes than --top asks for.
+    count = max(top, *ks)
+    by_view: dict[View, Ranked] = {
+        view: classify(options, net, view, batch, len(dataset), count)
+        for view, batch in images.items()
     }
     accuracies = {
         view: {f"top{k}_accuracy": ranked.accuracy(dataset.labels, k) for k in ks}
-        for view, ranked in found.items()
+        for view, ranked in by_view.items()
     }
     view: View = "ten_crop" if options.ten_crop else "one_view"
-    ranked = Ranked(*(x[:, :top] for x in found[view]))
+    ranked = Ranked(*(x[:, :top] for x in by_view[view]))
     right = accuracies[view]["top1_accuracy"]
     title = f"{right:.2%} of {counted(len(dataset), 'image')} right"
     numbered = [f"test image {index}" for index in range(len(pictures))]
@@ -235,23 +236,22 @@ def evaluate(options: Options, net: Pretrained, top: int, results: Results) -> s
         }
     )
     print(" " * 9, *(f"{f'top-{k}':>8}" for k in ks))
-    for shown, values in zip(found, accuracies.values(), strict=True):
-        print(f"{_VIEWS[shown]:9}", *(f"{value:8.2%}" for value in values.values()))
+    for name, values in accuracies.items():
+        print(f"{_VIEWS[name]:9}", *(f"{value:8.2%}" for value in values.values()))
     shown_images = f"{counted(len(dataset), 'image')} of {dataset.name}"
     print(f"{shown_images}; figure in {results.path}")
     return dataset.digest()
 
 
-def bordered(dataset: Dataset) -> np.ndarray:
-    """Images from which ten crops of their own size can be cut.
+def extend(dataset: Dataset) -> np.ndarray:
+    """Extend images by reflection, so that ten crops of their size can be cut out.
 
-    Enlarged, objects would no longer have the size at which the network learned them,
-    so a reflection surrounds each image, as in the paper's recipe at this size.
+    Enlarged, objects would no longer have the size at which the network learned them.
     """
-    here = dataset.images.shape[1:3]
+    size = dataset.images.shape[1:3]
     borders = [
         ((large - side) // 2,) * 2
-        for large, side in zip(ten_crop_size(here), here, strict=True)
+        for large, side in zip(ten_crop_size(size), size, strict=True)
     ]
     return np.pad(dataset.images, ((0, 0), *borders, (0, 0)), "reflect")
 
@@ -262,9 +262,9 @@ def classify(
     view: View,
     images: Iterable[np.ndarray],
     count: int,
-    kept: int,
+    k: int,
 ) -> Ranked:
-    """The most probable classes of each image; only these are kept of any."""
+    """The `k` most probable classes of each of `count` images."""
     classes, chances = [], []
     with Progress(
         f"classifying by {_VIEWS[view]}", count, unit="image", every=-(-count // 10)
@@ -279,7 +279,7 @@ def classify(
             ),
             1,
         ):
-            best = np.argsort(-probabilities, kind="stable")[:kept]
+            best = np.argsort(-probabilities, kind="stable")[:k]
             classes.append(best)
             chances.append(probabilities[best])
             if done % options.batch_size == 0:
@@ -329,7 +329,7 @@ def write_predictions(
     ranked: Ranked,
     skipped: Sequence[Mapping[str, str]],
 ) -> None:
-    """Write predictions.json: what is known of each image, and its classes."""
+    """Write predictions.json, the most probable classes of each image."""
     predicted = [
         {
             **known,

@@ -142,7 +142,7 @@ def test_a_second_run_computes_only_what_has_changed(
     with monkeypatch.context() as patch:
         for name in ("top_activations", "_project", "evolution"):
             patch.setattr(experiment, name, refuse)
-        patch.setattr(experiment.sanity, "examine", refuse)
+        patch.setattr(experiment.sanity, "compare", refuse)
         assert build(out, trained) == 0
     assert "unchanged: 2 of 2 layers" in capsys.readouterr().out
     after = {x: x.read_bytes() for x in out.rglob("*.*") if x.suffix != ".json"}
