@@ -1,24 +1,24 @@
-"""Judge attribution maps on shapes, where it is known which pixels are the object.
+"""Judge attribution maps on shapes, where the pixels of the object are known.
 
     python -m experiments.attribution --weights results/quickstart/weights.safetensors
 
-Saliency, guided backpropagation and the deconvnet of the true class's logit, on test
-shapes that the network classifies right, beside two baselines that know neither network
-nor image: pixels in random order, and those near the centre first. The table holds, for
-each, how often its most important pixel lies on the object, or close to it, and the
-areas under its insertion and deletion curves, all with standard errors.
-`zfnet_jax.attribution` says what they are.
+Saliency (the gradient), guided backpropagation and the deconvnet of the true class's
+logit, on test shapes that the network classifies correctly. Two baselines know neither
+network nor image: pixels in random order, and those near the center first. For each, the
+table holds how often its most important pixel lies on the object, or close to it, and
+the areas under its insertion and deletion curves, all with standard errors.
+`zfnet_jax.metrics` defines them.
 
 Expected with the weights of `experiments.quickstart`, over 195 of 200 shapes, in one to
 three minutes on two CPU cores (2 pixels: close enough for a map that shows outlines):
 
-    on the object: saliency 46%, guided 36%, deconvnet 31%, random 24%, centre 70%
-    within 2 pixels: saliency 92%, guided 100%, deconvnet 100%, random 34%, centre 84%
-    insertion (more is better): 0.529, 0.615, 0.603, random 0.277, centre 0.679
-    deletion (less is better): 0.195, 0.200, 0.195, random 0.273, centre 0.223
+    on the object: saliency 46%, guided 36%, deconvnet 31%, random 24%, center 70%
+    within 2 pixels: saliency 92%, guided 100%, deconvnet 100%, random 34%, center 84%
+    insertion (more is better): 0.529, 0.615, 0.603, random 0.277, center 0.679
+    deletion (less is better): 0.195, 0.200, 0.195, random 0.273, center 0.223
 
-The centre does well because shapes are large and lie near it, and because insertion
-favours orders that bring a whole patch over those that bring scattered pixels.
+The center does well because shapes are large and lie near it, and because insertion
+favors orders that bring a whole patch over those that bring scattered pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import dataclasses
 import hashlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,103 +35,84 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+import zfnet_jax
 from experiments.common import Progress, Results, UsageError, at_least, main
 from zfnet_jax import viz
-from zfnet_jax.attribution import (
-    Curves,
-    deconvnet,
-    deletion,
-    guided_backprop,
-    importance,
-    insertion,
-    pointing_game,
-    saliency,
-)
+from zfnet_jax.attribution import attribute
 from zfnet_jax.data import DataNotFoundError, Dataset, make_shapes
-from zfnet_jax.model import ConvNet
-from zfnet_jax.training import evaluate
-from zfnet_jax.weights import Pretrained, load_pretrained
+from zfnet_jax.metrics import Curves, deletion, importance, insertion, pointing_game
+from zfnet_jax.relu_rules import Rule
+from zfnet_jax.weights import Pretrained
 
-METHODS: dict[str, Callable[..., jax.Array]] = {
-    "saliency": saliency,
-    "guided_backprop": guided_backprop,
-    "deconvnet": deconvnet,
+METHODS: dict[str, Rule] = {
+    "saliency": "gradient",
+    "guided_backprop": "guided",
+    "deconvnet": "deconvnet",
 }
 
 # The training set of `experiments.quickstart` is drawn with the seed 0.
 _TEST_SEED = 1
-_BATCH = 100
-# How many images figures show, and how many of them in a row.
+# Images in a figure, and images in a row of it.
 _SHOWN, _ACROSS = 6, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Judge attribution maps by where the object is, and by the network's answer."""
+    """Judge attribution maps by the object's position and the network's answer."""
 
     weights: Path = Path("results/quickstart/weights.safetensors")
-    """A network trained on shapes, as `python -m experiments.quickstart` writes it."""
+    """Network trained on shapes, as `python -m experiments.quickstart` writes it."""
     images: int = 200
-    """How many test shapes to draw; those classified right are used."""
+    """Number of test shapes to draw; those classified correctly are used."""
     tolerance: float = 2.0
     """Distance from the object, in pixels, up to which a pixel is close to it; 2 of 32
     pixels are the 15 of 224 of Zhang et al. 2016."""
     steps: int | None = None
-    """Steps of the curves; if not given, as many as an image has rows."""
+    """Steps of the curves; one per row of an image if not given."""
     seed: int = 0
-    """Determines the random order."""
+    """Seed for the random order."""
     out: Path = Path("results/attribution")
     """Folder for results; files of the same names are replaced."""
 
 
 def run(options: Options) -> None:
-    """Measure, draw and write everything down."""
+    """Measure, draw and write the results."""
     check(options)
     results = Results(options.out)
     net = load(options.weights)
-    drawn = make_shapes(options.images, net.model.arch.input_hw, seed=_TEST_SEED)
-    logits = evaluate(net.model, net.preprocess, drawn.images)
+    drawn = make_shapes(options.images, net.image_shape[:2], seed=_TEST_SEED)
+    logits = net.activations(net.preprocess(drawn.images), net.output)[net.output]
     right = np.flatnonzero(logits.argmax(-1) == drawn.labels)
     if len(right) < 2:
         raise UsageError(
             f"--weights {options.weights} classifies {len(right)} of {len(drawn)} "
-            "shapes right, and 2 at least are needed: train longer, or draw more with "
-            "--images"
+            "shapes correctly, and at least 2 are needed: train longer, or draw more "
+            "with --images"
         )
     shapes = drawn.take(right)
     images, masks = net.preprocess(shapes.images), shapes.masks
     assert masks is not None
     maps = {
-        name: attributed(net.model, method, images, shapes.labels)
-        for name, method in METHODS.items()
+        name: attribute(net, images, shapes.labels, rule=rule)
+        for name, rule in METHODS.items()
     }
-    ranked = {name: np.asarray(importance(signed)) for name, signed in maps.items()}
-    ranked |= baselines(masks.shape, options.seed)
-
-    @jax.jit
-    def curves(
-        x: jax.Array, y: jax.Array, importances: jax.Array
-    ) -> tuple[Curves, ...]:
-        return tuple(
-            curve(net.model, x, y, importances, steps=options.steps)
-            for curve in (insertion, deletion)
-        )
+    rankings = {name: np.asarray(importance(signed)) for name, signed in maps.items()}
+    rankings |= baselines(masks.shape, options.seed)
 
     methods = {}
-    with Progress("measuring", len(ranked), unit="method") as progress:
-        for done, (name, importances) in enumerate(ranked.items(), 1):
-            parts = [
-                curves(images[part], shapes.labels[part], importances[part])
-                for part in batches(len(shapes))
-            ]
-            inserted, deleted = zip(*parts, strict=True)
+    with Progress("measuring", len(rankings), unit="method") as progress:
+        for done, (name, importances) in enumerate(rankings.items(), 1):
+            inserted, deleted = (
+                curve(net, images, shapes.labels, importances, steps=options.steps)
+                for curve in (insertion, deletion)
+            )
             on_object = pointing_game(importances, masks)
             near_object = pointing_game(importances, masks, options.tolerance)
             methods[name] = {
-                "on_object": {"hits": on_object.sum(), **summary(on_object)},
-                "near_object": {"hits": near_object.sum(), **summary(near_object)},
-                "insertion": averaged(inserted),
-                "deletion": averaged(deleted),
+                "on_object": {"hits": on_object.sum(), **summarize(on_object)},
+                "near_object": {"hits": near_object.sum(), **summarize(near_object)},
+                "insertion": average(inserted),
+                "deletion": average(deleted),
             }
             progress.update(done)
 
@@ -155,8 +136,8 @@ def run(options: Options) -> None:
         },
     )
     print(
-        f"{len(shapes):,} of {len(drawn):,} test shapes are classified right; over "
-        "these, mean ± standard error:"
+        f"{len(shapes):,} of {len(drawn):,} test shapes are classified correctly; "
+        "over these, mean ± standard error:"
     )
     print(table(methods, len(shapes), options.tolerance))
     print(f"figures in {results.path}", flush=True)
@@ -170,13 +151,13 @@ def check(options: Options) -> None:
 
 
 def load(path: Path) -> Pretrained:
-    """A network that knows shapes, at the size at which they are drawn."""
+    """Load a network that knows shapes, at the size at which they are drawn."""
     if not path.is_file():
         raise DataNotFoundError(
             f"there is no weight file {path}: python -m experiments.quickstart trains "
             "a network on shapes in about a minute and writes weights.safetensors"
         )
-    net = load_pretrained(path)
+    net = zfnet_jax.load(path)
     if net.class_names != make_shapes(0).class_names:
         raise UsageError(
             f"--weights {path} knows {', '.join(net.class_names)}, not the classes of "
@@ -184,54 +165,33 @@ def load(path: Path) -> Pretrained:
         )
     if net.preprocess.size is not None:
         raise UsageError(
-            f"--weights {path} is of a network that resizes its images; masks are "
-            "known at the size of the images only"
+            f"--weights {path} resizes its images; the masks of shapes have the size "
+            "of the images"
         )
     return net
 
 
-def batches(count: int) -> Iterator[slice]:
-    """Cut so many images up into as many as go through the network together."""
-    return (slice(i, min(i + _BATCH, count)) for i in range(0, count, _BATCH))
-
-
-def attributed(
-    model: ConvNet,
-    method: Callable[..., jax.Array],
-    images: np.ndarray,
-    labels: np.ndarray,
-) -> np.ndarray:
-    """Signed maps of the labels' logits, float32[n, h, w, 3]."""
-
-    @jax.jit
-    def maps(x: jax.Array, y: jax.Array) -> jax.Array:
-        return method(lambda x: model.features(x).features["logits"], x, y)
-
-    parts = (maps(images[part], labels[part]) for part in batches(len(images)))
-    return np.concatenate([np.asarray(part) for part in parts])
-
-
 def baselines(shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-    """Orders of the pixels that know nothing, by name; float[n, h, w]."""
+    """Importances that know neither network nor image, by name; float [n, h, w]."""
     count, height, width = shape
     rows, columns = np.arange(height) - (height - 1) / 2, np.arange(width)
     outward = np.hypot(rows[:, None], columns - (width - 1) / 2)
     return {
         "random": np.random.default_rng(seed).random(shape),
-        "centre": np.tile(-outward, (count, 1, 1)),
+        "center": np.tile(-outward, (count, 1, 1)),
     }
 
 
-def averaged(parts: Sequence[Curves]) -> dict[str, object]:
-    """The area under curves and its standard error, and the mean curve."""
+def average(curves: Curves) -> dict[str, object]:
+    """Mean area under curves with its standard error, and the mean curve."""
     return {
-        **summary(np.concatenate([part.areas for part in parts])),
-        "curve": np.concatenate([part.values for part in parts]).mean(0),
-        "fractions": parts[0].fractions,
+        **summarize(curves.areas),
+        "curve": curves.probabilities.mean(0),
+        "fractions": curves.fractions,
     }
 
 
-def summary(values: np.ndarray) -> dict[str, float]:
+def summarize(values: np.ndarray) -> dict[str, float]:
     """Mean and standard error."""
     wide = values.astype(np.float64)
     error = wide.std(ddof=1) / math.sqrt(len(wide))
@@ -243,7 +203,7 @@ def table(
     count: int,
     tolerance: float,
 ) -> str:
-    """What was measured, as plain text, a row for each method."""
+    """Results as plain text, one row per method."""
     rows = [
         ["", "on the object", f"within {tolerance:g} pixels", "insertion", "deletion"]
     ]
@@ -252,8 +212,8 @@ def table(
         for measure in measures.values():
             mean, error = measure["mean"], measure["standard_error"]
             if "hits" in measure:
-                shown = f"{measure['hits']:.0f}/{count}"
-                row.append(f"{shown} = {100 * mean:.1f} ± {100 * error:.1f}%")
+                hits = f"{measure['hits']:.0f}/{count}"
+                row.append(f"{hits} = {100 * mean:.1f} ± {100 * error:.1f}%")
             else:
                 row.append(f"{mean:.3f} ± {error:.3f}")
         rows.append(row)
@@ -268,14 +228,14 @@ def table(
 def figures(
     shapes: Dataset, maps: Mapping[str, np.ndarray], logits: np.ndarray
 ) -> Iterator[tuple[str, Figure]]:
-    """The first images with the maps of each method: by name, side by side and over."""
+    """Maps of the first images, side by side and over them, by name of the figure."""
     count = min(_SHOWN, len(shapes))
     images, labels = shapes.images[:count], shapes.labels[:count]
     height, width, _ = images[0].shape
     probabilities = np.asarray(jax.nn.softmax(logits[:count]))[range(count), labels]
     corners = [(i // _ACROSS * height, i % _ACROSS * width) for i in range(count)]
     figure, _ = viz.projection_grid(
-        "what the logit of the true class answers to",
+        "what the logit of the true class responds to",
         mosaic(images),
         np.array([(top, left, top + height, left + width) for top, left in corners]),
         np.arange(count),
@@ -299,7 +259,7 @@ def figures(
 
 
 def mosaic(pictures: np.ndarray) -> np.ndarray:
-    """Pictures [n, h, w, ...] in rows of a few, as one; zeros where there are none."""
+    """Lay out pictures [n, h, w, ...] in rows of three, the rest zeros."""
     missing = -len(pictures) % _ACROSS
     pictures = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))
     rows = [

@@ -54,7 +54,8 @@ for name, value in before.items():
 for event in events:
     print("did:", event)
 for name in (
-    "captum", "keras", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets", "torch"
+    "captum", "keras", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
+    "torch",
 ):
     if name in sys.modules:
         print("imported:", name)

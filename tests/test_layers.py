@@ -170,6 +170,7 @@ def test_architectures_need_no_jax():
             "dataclasses",
             "itertools",
             "math",
+            "re",
             "typing",
         }
 

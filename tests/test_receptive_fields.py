@@ -1,4 +1,4 @@
-"""Receptive fields read off a function: by `arch.py`, and by the support of gradients."""
+"""Receptive fields read off a function: by `arch.py`, and by gradients."""
 
 import jax
 import jax.numpy as jnp

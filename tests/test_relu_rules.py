@@ -19,6 +19,8 @@ from tests.references import make_squeezenet as squeezenet
 from zfnet_jax import ops, relu_rules
 from zfnet_jax.arch import Conv, MaxPool
 from zfnet_jax.data import load_photograph
+from zfnet_jax.networks import network
+from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import with_relu_rule
 
 RULES = ("deconvnet", "guided", "gradient")
@@ -616,31 +618,32 @@ present = pytest.mark.skipif(
 
 
 def prepared(photograph):
-    return any_model.preprocessed(any_model.fitted(load_photograph(photograph)))
+    return any_model.preprocess(any_model.crop(load_photograph(photograph)))
 
 
 def relative_error(projections: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(projections - expected) / np.linalg.norm(expected))
 
 
+@functools.cache
+def read_squeezenet():
+    weights = any_model.load(squeezenet.WEIGHTS)
+    return network(any_model.squeezenet, (227, 227, 3), params=weights)
+
+
 def compare(expected, image, layer, stride=1):
     """The strongest unit of a layer against what the reference says of it."""
-    projections = jax.tree.map(
-        np.asarray,
-        any_model.project(any_model.load(squeezenet.WEIGHTS), image, layer, 1),
-    )
-    assert projections.units[0] == expected[f"{layer}/unit"]
-    np.testing.assert_array_equal(
-        projections.positions[0], expected[f"{layer}/position"]
-    )
-    np.testing.assert_allclose(
-        projections.values[0], expected[f"{layer}/value"], rtol=1e-5
-    )
     for rule in RULES:
-        pixels = projections.pixels[rule][0, ::stride, ::stride]
-        reference = expected[f"{layer}/{rule}"]
-        if reference.any():
-            assert relative_error(pixels, reference) <= 1e-4, rule
+        top = project(read_squeezenet(), image[None], layer, rule=rule)
+        assert top.units[0] == expected[f"{layer}/unit"]
+        np.testing.assert_array_equal(top.positions[0], expected[f"{layer}/position"])
+        np.testing.assert_allclose(
+            top.activations[0], expected[f"{layer}/value"], rtol=1e-5
+        )
+        pixels = top.pixels[0, ::stride, ::stride, ::-1]
+        stored = expected[f"{layer}/{rule}"]
+        if stored.any():
+            assert relative_error(pixels, stored) <= 1e-4, rule
         else:
             assert not pixels.any(), rule
 

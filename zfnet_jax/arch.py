@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 Pair = tuple[int, int]
@@ -40,6 +40,10 @@ class Conv:
         stride: Vertical and horizontal stride, in pixels of the input map.
         padding: ((top, bottom), (left, right)) zeros; a single int means all four.
         groups: Channel groups, 1 for a dense connection.
+
+    Example:
+        >>> Conv("conv1", 96, kernel=7, stride=2, padding=1).kernel
+        (7, 7)
     """
 
     name: str
@@ -82,6 +86,10 @@ class MaxPool:
         kernel: Window height and width.
         stride: Vertical and horizontal stride.
         padding: ((top, bottom), (left, right)).
+
+    Example:
+        >>> MaxPool("pool1").stride
+        (2, 2)
     """
 
     name: str
@@ -121,6 +129,10 @@ class ContrastNorm:
         k: Offset of the divisor.
         alpha: Factor of the sum of squares.
         beta: Exponent of the divisor.
+
+    Example:
+        >>> ContrastNorm("norm1").size
+        5
     """
 
     name: str
@@ -143,6 +155,10 @@ class Dense:
         features: Output units.
         relu: Whether a ReLU follows; only the classifier `logits` has none.
         dropout: Probability of dropping an output in training.
+
+    Example:
+        >>> Dense("fc6", 4096, dropout=0.5).relu
+        True
     """
 
     name: str
@@ -190,6 +206,11 @@ class Architecture:
         input_hw: Height and width of the input image in pixels.
         layers: Layer specifications from the image up.
         channels: Image channels.
+
+    Example:
+        >>> layers = Conv("conv1", 8, kernel=3), Dense("logits", 10, relu=False)
+        >>> Architecture("tiny", (28, 28), layers, channels=1).shapes()
+        {'conv1': (26, 26, 8), 'logits': (10,)}
 
     Raises:
         ValueError: Layer names repeat or hold other characters than letters, digits and
@@ -375,8 +396,8 @@ class LayerTable(Protocol):
     """Anything that knows the receptive fields of its layers, such as a `Network`."""
 
     @property
-    def layers(self) -> Iterable[str]:
-        """Names of the layers."""
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
         ...
 
     def layer(self, name: str) -> Any:
@@ -387,25 +408,26 @@ class LayerTable(Protocol):
 def receptive_field(network: Architecture | LayerTable, layer: str) -> ReceptiveField:
     """Receptive field of a layer's units, in pixels of the image.
 
-    That of an architecture's dense layer is the whole image.
+    Dense layers, and layers of a network whose field cannot be known, see the whole
+    image.
 
     Args:
         network: An architecture, or a `Network`.
         layer: A layer name.
 
     Raises:
-        ValueError: There is no such layer, or its receptive field is unknown. The
-            message lists the layers that have one.
+        ValueError: There is no such layer.
+
+    Example:
+        >>> field = receptive_field(ZFNET, "conv2")
+        >>> field.size, field.stride, field.box(0, 0)
+        ((27, 27), (8, 8), (0, 0, 24, 24))
     """
     if isinstance(network, Architecture):
         return _compute_field(network, layer)
-    names = [name for name in network.layers if network.layer(name).receptive_field]
-    if layer not in names:
-        raise ValueError(
-            f"{layer!r} is no layer with a receptive field smaller than the image; "
-            f"these are: {' '.join(names)}"
-        )
-    return network.layer(layer).receptive_field
+    height, width, _ = network.image_shape
+    whole = ReceptiveField((height, width), (1, 1), (0, 0), (height, width))
+    return network.layer(layer).receptive_field or whole
 
 
 def _compute_field(arch: Architecture, layer: str) -> ReceptiveField:

@@ -76,7 +76,8 @@ class Position(NamedTuple):
 
 
 _SHAPING = {
-    *"broadcast_in_dim convert_element_type copy reshape squeeze transpose".split()
+    *"""broadcast_in_dim convert_element_type copy pvary reshape squeeze
+    transpose""".split()
 }
 _AFFINE = {*"add sub mul div neg".split()}
 

@@ -52,7 +52,7 @@ def pointing_game(
     of the image that the object covers.
 
         >>> mask = np.array([[[True, False, False]]])
-        >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1)
+        >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1.0)
         array([1.])
 
     Args:
@@ -191,6 +191,15 @@ def deletion(
 
     Raises:
         ValueError: As in `insertion`.
+
+    Example:
+        >>> import zfnet_jax as zf
+        >>> from flax import nnx
+        >>> net = zf.network(zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0)))
+        >>> x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> maps = importance(zf.attribute(net, x, targets=3))
+        >>> deletion(net, x, 3, maps, steps=8).probabilities.shape
+        (2, 9)
     """
     return _replace_pixels(
         *(net, images, targets, importances, baseline, steps, batch_size, progress),
@@ -274,17 +283,17 @@ def _check_importances(importances: np.ndarray, shape: tuple[int, ...]) -> None:
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
     """Spearman's rank correlation; equal values share their mean rank.
 
+    Example:
+        >>> import numpy as np
+        >>> spearman(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 6.0]))
+        1.0
+
     Args:
         a: Values.
         b: As many others.
 
     Returns:
         From -1 to 1; 0 where all values of one side are equal and have no order.
-
-    Example:
-        >>> import numpy as np
-        >>> spearman(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 6.0]))
-        1.0
     """
     x, y = _ranks(a), _ranks(b)
     spread = math.sqrt((x @ x) * (y @ y))
@@ -312,15 +321,15 @@ def ssim(
     11 x 11 pixels, standard deviation 1.5, K1 = 0.01 and K2 = 0.03. Pictures are
     reflected at their border.
 
-    Args:
-        a: Pictures.
-        b: The pictures to compare them with, one by one.
-
     Example:
         >>> import numpy as np
         >>> picture = np.eye(8)[None]
         >>> ssim(picture, picture).min().round(4).item()
         1.0
+
+    Args:
+        a: Pictures.
+        b: The pictures to compare them with, one by one.
     """
     rows, columns = map(_gaussian_weights, a.shape[1:])
 

@@ -140,7 +140,7 @@ _POINTWISE = {
     *"""abs acos add add_any and asin atan atan2 cbrt ceil clamp convert_element_type
     copy cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow
     is_finite le log log1p logistic lt max min mul name ne neg nextafter not or pow
-    reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient
+    pvary reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient
     sub tan tanh xor optimization_barrier""".split()
 }
 

@@ -613,6 +613,14 @@ def train(
         ValueError: The arguments don't fit each other or the checkpoint.
         NonFiniteLossError: The loss is not finite.
         DamagedFileError: Every checkpoint to resume from is damaged.
+
+    Example:
+        >>> import zfnet_jax as zf
+        >>> from zfnet_jax.data import make_shapes
+        >>> arch = zf.ablate(zf.ZFNET32, remove=("conv3", "conv4", "conv5", "fc7"))
+        >>> result = zf.train(arch, make_shapes(64), epochs=1, batch_size=32)
+        >>> [record["epoch"] for record in result.history]
+        [1]
     """
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = recipe.batch_size if batch_size is None else batch_size

@@ -97,7 +97,7 @@ class Windows:
         return Windows(corners, (rows[0], columns[0]), hw, (rows[1:], columns[1:]))
 
     def cut(
-        self, maps: Shaped[Array, "b ..."], images: Array, outside: float = 0
+        self, maps: Shaped[Array, "b ..."], images: Array, outside: float | int = 0
     ) -> Shaped[Array, "n ..."]:
         """Each window of its image's map; `outside` where it leaves the map."""
         if self.is_whole:
@@ -112,7 +112,7 @@ class Windows:
         # A loop copies rows; XLA's gather, under `vmap`, places each element anew.
         return lax.map(cut_one, (images, corners))
 
-    def pad(self, maps: Array, outside: float) -> tuple[Array, Any]:
+    def pad(self, maps: Array, outside: float | int) -> tuple[Array, Any]:
         """Maps that hold all windows, and the corners in them.
 
         A slice that leaves its map would be moved inside.

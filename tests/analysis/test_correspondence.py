@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -165,6 +166,20 @@ def test_only_what_sees_the_mask_changes(linear, model):
     corner = {"part": np.tile([[0, 0, 1, 1]], (3, 1))}
     results = correspondence(model, noise(3, 9, 12), corner, layers="conv1", draws=1)
     assert 0 < results["conv1"].changed[0] <= 4 / 108
+
+
+def test_both_sides_of_a_change_have_one_place_in_the_batch():
+    """Rounding that depends on the place, exaggerated, changes no feature."""
+
+    def uneven(images):
+        place = 1 + jnp.arange(len(images))[:, None, None, None]
+        return jax.nn.relu(images * place + 1000).reshape(len(images), -1)
+
+    net = network(uneven, (10, 10, 3))
+    boxes = {"part": np.tile([[2, 3, 5, 9]], (35, 1))}
+    results = correspondence(net, noise(35, 10, 10), boxes, layers="relu1", draws=2)
+    assert results["relu1"].changed == pytest.approx([18 / 100])
+    assert results["relu1"].random_changed == pytest.approx([18 / 100])
 
 
 def test_a_plain_function_gives_the_same(model):

@@ -168,6 +168,28 @@ def test_a_plain_function_gives_the_same(model, images):
     np.testing.assert_allclose(result.probability, expected.probability, rtol=1e-4)
 
 
+class Source:
+    """Images that are read by index, as from a folder."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        assert isinstance(indices, np.ndarray)
+        return self.images[indices]
+
+
+def test_images_may_come_from_a_source(model, images):
+    net = network(model)
+    result = invariance(net, Source(images), 1, "translate", [2.0])
+    expected = invariance(net, images, 1, "translate", [2.0])
+    for name, distances in result.distances.items():
+        np.testing.assert_array_equal(distances, expected.distances[name])
+
+
 def test_layers_of_a_residual_network():
     arguments, keywords, _ = residual_form("function")
     net = network(*arguments, **keywords)

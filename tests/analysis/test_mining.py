@@ -274,7 +274,7 @@ def test_a_network_compiles_once(model, images):
         ({"k": 0}, "k must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size"),
         ({"labels": [0, 1]}, r"labels are int64\[2\], not int\[3\]"),
-        ({"labels": [0.0, 1, 2]}, "float64"),
+        ({"labels": np.zeros(3)}, "float64"),
         ({"labels": [0, -1, 2]}, "label -1 is negative"),
         ({"images": np.zeros((0, 9, 12, 3), np.float32)}, "no images"),
         ({"images": np.zeros((2, 9, 11, 3), np.float32)}, "9, 11"),

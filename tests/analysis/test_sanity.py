@@ -1,5 +1,7 @@
 """Comparisons of pictures with known answers."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -53,11 +55,11 @@ def features(model: zf.ConvNet, images, layer: str) -> np.ndarray:
 
 
 def test_edges_are_scikit_images(images):
-    for image, got in zip(images, np.asarray(find_edges(images)), strict=True):
+    for image, contours in zip(images, np.asarray(find_edges(images)), strict=True):
         expected = np.stack([skimage.filters.sobel(x) for x in image.T], -1)
         # It divides by 4, and by the root of the number of directions.
         expected = 4 * np.sqrt(2) * expected.swapaxes(0, 1)
-        np.testing.assert_allclose(got, expected, atol=1e-4)
+        np.testing.assert_allclose(contours, expected, atol=1e-4)
     assert not np.asarray(find_edges(np.ones((1, 5, 6, 3), np.float32))).any()
 
 
@@ -344,7 +346,10 @@ def test_a_dense_layer_is_one_position(model, images):
         (lambda m, x: sanity(m, x, np.full(7, 10)), "target 10: .* classes 0 to 9"),
         (lambda m, x: sanity(m, x, np.arange(3)), "3 targets for 7 images"),
         (lambda m, x: sanity(m, x[:0], 0), "no images"),
-        (lambda m, x: sanity(m, x, 0, rules=["lrp"]), "rule 'lrp' is not one of"),
+        (
+            lambda m, x: sanity(m, x, 0, rules=cast(Any, ["lrp"])),
+            "rule 'lrp' is not one of",
+        ),
         (lambda m, x: sanity(lambda x: x.mean((1, 2)), x, 0), "no layer .* weights"),
         (lambda m, x: controls(m, x[:1], "conv2"), "at least two images, not 1"),
         (lambda m, x: controls(m, x, "conv9"), "no layer 'conv9'"),

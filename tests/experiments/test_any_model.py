@@ -1,13 +1,14 @@
-"""SqueezeNet drawn; its projections are compared in tests/test_relu_rules.py."""
+"""SqueezeNet and its projections; tests/test_relu_rules.py has more of them."""
 
 import csv
 import json
-import math
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
+from jax import lax
 from PIL import Image
 
 from experiments import any_model
@@ -15,17 +16,17 @@ from experiments.any_model import (
     LAYERS,
     RULES,
     Options,
-    boxes,
-    fitted,
+    crop,
     load,
-    preprocessed,
+    preprocess,
     run,
-    shapes,
     squeezenet,
 )
 from experiments.common import main
+from tests.networks import random_squeezenet_weights
 from tests.references import make_squeezenet as reference
 from zfnet_jax.data import load_photograph
+from zfnet_jax.networks import network
 
 WEIGHTS, PHOTOGRAPH = reference.WEIGHTS, reference.PHOTOGRAPH
 present = pytest.mark.skipif(
@@ -35,12 +36,12 @@ present = pytest.mark.skipif(
 
 
 @present
-def test_photographs_are_recognised():
+def test_photographs_are_recognized():
     with (PHOTOGRAPH.parent / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))[::5]
     images = np.stack(
         [
-            preprocessed(fitted(load_photograph(PHOTOGRAPH.with_name(row["file"]))))
+            preprocess(crop(load_photograph(PHOTOGRAPH.with_name(row["file"]))))
             for row in rows
         ]
     )
@@ -58,12 +59,7 @@ def drawn(tmp_path_factory):
     """A file of random weights, and a photograph."""
     folder = tmp_path_factory.mktemp("inputs")
     rng = np.random.default_rng(0)
-    weights = {}
-    for name, shape in shapes().items():
-        scale = math.sqrt(2 / math.prod(shape[1:]))
-        kernel = scale * rng.standard_normal(shape, np.float32)
-        weights[f"{name}.weight"] = kernel.astype(np.float32)
-        weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    weights = random_squeezenet_weights()
     safetensors.numpy.save_file(weights, folder / "weights.safetensors")
     pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
     Image.fromarray(pixels).resize((300, 240)).save(folder / "photograph.png")
@@ -83,72 +79,51 @@ def test_it_draws_and_measures_what_the_model_says(drawn, tmp_path):
             assert np.asarray(figure.convert("RGB")).std() > 1
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert [len(metrics[layer]) for layer in ("logits", "pool1")] == [2, 3]
-    image = preprocessed(fitted(load_photograph(drawn / "photograph.png")))
+    image = preprocess(crop(load_photograph(drawn / "photograph.png")))
     weights = load(drawn / "weights.safetensors")
-    maps = np.asarray(
-        jax.jit(squeezenet, static_argnames="layer")(
-            weights, image[None], layer="pool1"
-        )
-    )[0]
+    kernel = weights["conv1.weight"].transpose(2, 3, 1, 0)
+    conv1 = lax.conv_general_dilated(
+        image[None], kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    maps = np.asarray(nnx.max_pool(nnx.relu(conv1), (3, 3), (2, 2)))[0]
     best = np.sort(maps.max((0, 1)))[::-1]
     for entry, value in zip(metrics["pool1"], best, strict=False):
         row, column = entry["position"]
         assert entry["value"] == pytest.approx(value, rel=1e-5)
         assert maps[row, column, entry["unit"]] == pytest.approx(value, rel=1e-5)
-        # Of the 3 x 3 filters of 7 x 7 pixels that it pools, the greatest is projected.
+        # 3 x 3 filters of 7 x 7 pixels, 2 apart.
         top, left, bottom, right = entry["box"]
-        assert bottom - top == right - left == 7
-        assert 4 * row <= top <= 4 * row + 4 and 4 * column <= left <= 4 * column + 4
+        assert (top, left, bottom - top, right - left) == (4 * row, 4 * column, 11, 11)
         assert all(entry["scales"][rule] > 0 for rule in RULES)
     for name in ("config.json", "manifest.json"):
         assert json.loads((tmp_path / name).read_text())
 
 
 def test_layers_have_the_shapes_of_the_paper():
-    weights = {}
-    for name, shape in shapes().items():
-        weights[f"{name}.weight"] = jax.ShapeDtypeStruct(shape, np.float32)
-        weights[f"{name}.bias"] = jax.ShapeDtypeStruct(shape[:1], np.float32)
-    assert sum(math.prod(x.shape) for x in weights.values()) == 1_248_424
-    image = jax.ShapeDtypeStruct((1, 227, 227, 3), np.float32)
-    sizes = {
-        layer: jax.eval_shape(
-            lambda w, x, layer=layer: squeezenet(w, x, layer), weights, image
-        ).shape[1:]
-        for layer in LAYERS
-    }
+    def read(height):
+        net = network(squeezenet, (height, 227, 3), params=weights)
+        return {layer: net.layer(layer).shape for layer in LAYERS}
+
+    weights = random_squeezenet_weights()
+    assert sum(x.size for x in weights.values()) == 1_248_424
+    sizes = read(227)
     assert sizes["conv1"] == (111, 111, 96) and sizes["pool1"] == (55, 55, 96)
     assert sizes["fire4"] == (55, 55, 256) and sizes["fire8"] == (27, 27, 512)
     assert sizes["fire9"] == (13, 13, 512) and sizes["logits"] == (1000,)
-    # Rounded up, as Caffe does: 228 gives 111, 229 gives 112 and 55.5.
-    image = jax.ShapeDtypeStruct((1, 229, 229, 3), np.float32)
-    pooled = jax.eval_shape(lambda w, x: squeezenet(w, x, "pool1"), weights, image)
-    assert pooled.shape[1:] == (56, 56, 96)
-
-
-def test_boxes_are_of_one_size_and_within_the_image():
-    pixels = {rule: np.zeros((3, 10, 12, 3)) for rule in RULES}
-    pixels["deconvnet"][0, 2:6, 3:5, 1] = -1
-    pixels["guided"][0, 3, 4:8, 0] = 1
-    pixels["gradient"][1, 9, 11, 2] = 1
-    pixels["gradient"][2, 0, 0, 2] = 1
-    np.testing.assert_array_equal(
-        boxes(pixels), [[2, 3, 6, 8], [6, 7, 10, 12], [0, 0, 4, 5]]
-    )
-    nothing = {rule: np.zeros((1, 10, 12, 3)) for rule in RULES}
-    np.testing.assert_array_equal(boxes(nothing), [[0, 0, 10, 12]])
+    # Rounded up, as in Caffe: 229 gives 112 and 55.5.
+    assert read(229)["pool1"] == (56, 55, 96)
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (3, 2), (256, 256), (300, 900)])
 def test_photographs_of_any_size_fit(size):
-    grey = np.full((*size, 3), 7, np.uint8)
-    np.testing.assert_array_equal(fitted(grey), np.full((227, 227, 3), 7))
+    gray = np.full((*size, 3), 7, np.uint8)
+    np.testing.assert_array_equal(crop(gray), np.full((227, 227, 3), 7))
 
 
 def test_preprocessing_is_blue_first():
     picture = np.zeros((227, 227, 3), np.uint8)
     picture[..., 0] = 255
-    np.testing.assert_array_equal(preprocessed(picture)[0, 0], [-104, -117, 132])
+    np.testing.assert_array_equal(preprocess(picture)[0, 0], [-104, -117, 132])
 
 
 @pytest.mark.parametrize(
@@ -174,8 +149,16 @@ def test_preprocessing_is_blue_first():
             ["is not SqueezeNet v1.0", "conv1.bias is missing"],
         ),
         (["--weights", "{more}"], 2, ["extra is (1,), where no tensor is expected"]),
-        (["--weights", "{whole}"], 2, ["conv1.bias holds what is no finite float"]),
-        (["--weights", "{infinite}"], 2, ["conv1.bias holds what is no finite float"]),
+        (
+            ["--weights", "{whole}"],
+            2,
+            ["conv1.bias holds a value that is not a finite float"],
+        ),
+        (
+            ["--weights", "{infinite}"],
+            2,
+            ["conv1.bias holds a value that is not a finite float"],
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(change, code, parts, drawn, tmp_path, capfd):

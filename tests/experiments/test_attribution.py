@@ -36,7 +36,7 @@ DRAWN = 120
 
 def save(path: Path, preprocess: Preprocessing, class_names) -> Path:
     model = zf.ConvNet(TINY, len(class_names), rngs=nnx.Rngs(0))
-    zf.save_weights(path, model, preprocess, class_names, {})
+    zf.save(path, model, preprocess=preprocess, class_names=class_names)
     return path
 
 
@@ -65,7 +65,7 @@ def metrics_of(out: Path) -> dict[str, Any]:
 
 
 def classified_right(weights: Path):
-    net = zf.load_pretrained(weights)
+    net = zf.load(weights)
     drawn = make_shapes(DRAWN, (16, 16), seed=1)
     logits = np.asarray(net.model(net.preprocess(drawn.images)))
     return net, drawn.take(np.flatnonzero(logits.argmax(-1) == drawn.labels))
@@ -76,7 +76,7 @@ def test_the_numbers_are_those_of_the_maps(finished, weights):
     net, shapes = classified_right(weights)
     metrics = metrics_of(finished)
     assert (metrics["images"], metrics["images_drawn"]) == (len(shapes), DRAWN)
-    assert set(metrics["methods"]) == {*METHODS, "random", "centre"}
+    assert set(metrics["methods"]) == {*METHODS, "random", "center"}
     assert 2 <= len(shapes) < DRAWN
     assert shapes.masks is not None
     assert metrics["object_share"] == pytest.approx(shapes.masks.mean())
@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_the_maps(finished, weights):
     assert saliency["insertion"]["standard_error"] == pytest.approx(error, rel=1e-2)
 
     middle = shapes.masks[:, 7:9, 7:9].mean((1, 2))
-    assert metrics["methods"]["centre"]["on_object"]["hits"] == pytest.approx(
+    assert metrics["methods"]["center"]["on_object"]["hits"] == pytest.approx(
         middle.sum()
     )
     for measures in metrics["methods"].values():
@@ -143,7 +143,7 @@ def test_the_table_is_printed_and_the_seed_decides(weights, tmp_path, capsys, fi
     methods, changed = metrics["methods"], metrics_of(other)["methods"]
     assert methods["random"]["on_object"] != changed["random"]["on_object"]
     assert methods["deconvnet"]["on_object"] == changed["deconvnet"]["on_object"]
-    assert len(changed["centre"]["deletion"]["curve"]) == 4
+    assert len(changed["center"]["deletion"]["curve"]) == 4
 
 
 def test_a_table_by_hand():
@@ -173,7 +173,7 @@ def test_a_mosaic_is_in_rows_of_three():
         (["--tolerance", "-1"], 2, ["--tolerance must be 0 or more, not -1"]),
         (["--tolerance", "nan"], 2, ["--tolerance must be 0 or more, not nan"]),
         (["--seed", "-1"], 2, ["--seed must be 0 or more, not -1"]),
-        (["--images", "1"], 2, [" of 1 shapes right", "2 at least"]),
+        (["--images", "1"], 2, [" of 1 shapes correctly", "at least 2"]),
         (["--weights", "no/w"], 3, ["no weight file no/w", "experiments.quickstart"]),
         (["--weights", "{folder}"], 3, ["there is no weight file"]),
         (["--weights", "{cut}"], 4, ["cut.safetensors is truncated"]),

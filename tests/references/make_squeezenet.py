@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from experiments.any_model import fitted, preprocessed
+from experiments.any_model import crop, preprocess
 from zfnet_jax.data import load_photograph
 
 STORE = Path(__file__).with_name("squeezenet.npz")
@@ -99,7 +99,7 @@ def references(image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    found = references(preprocessed(fitted(load_photograph(PHOTOGRAPH))))
+    found = references(preprocess(crop(load_photograph(PHOTOGRAPH))))
     kept: dict[str, Any] = {
         name: array[::STRIDE, ::STRIDE] if array.ndim == 3 else array
         for name, array in found.items()

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from zfnet_jax import ops
-from zfnet_jax.arch import ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.arch import ContrastNorm, Conv, Dense, MaxPool, receptive_field
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
 
@@ -223,12 +223,7 @@ def _measure(
 ) -> Float[Array, "3 f"]:
     """Energy of each map that a stride folds, all of it, and that of the mean."""
     maps = dense_feature(model, images, layer)
-    step = np.ones(2, int)
-    for spec in model.arch.layers:
-        if isinstance(spec, Conv | MaxPool):
-            step = step * spec.stride
-        if spec.name == layer:
-            break
+    strides = receptive_field(model.arch, layer).stride
     hw = maps.shape[1:3]
     rows, columns = (np.hanning(extent + 2)[1:-1] for extent in hw)
     window = jnp.asarray(np.outer(rows, columns)[..., None], maps.dtype)
@@ -237,10 +232,10 @@ def _measure(
     energy = jnp.abs(spectrum) ** 2
     rows, columns = (
         np.abs(np.fft.fftfreq(extent)) >= 0.5 / stride
-        for extent, stride in zip(hw, step, strict=True)
+        for extent, stride in zip(hw, strides, strict=True)
     )
     is_fine = rows[:, None] | columns
-    if (step == 1).all():
+    if strides == (1, 1):
         is_fine = np.zeros_like(is_fine)
     energies = (energy * is_fine[..., None], energy, (mean * window.sum()) ** 2)
     real = is_real[:, None]

@@ -99,27 +99,28 @@ def invariance(
     names = net.select(layers)
     labels = net.targets(targets, len(images))
 
-    results: dict[str, list[np.ndarray]] = {}
+    parts = []
     for start, batch, count in net.batches(images, _BATCH_SIZE):
-        part = labels[np.minimum(np.arange(start, start + len(batch)), len(labels) - 1)]
+        targets = np.resize(labels[start : start + count], len(batch))
         # Both sides of a distance come from one program, so no change is exactly 0.
-        read = functools.partial(_read, net, batch, part, transform, border, names)
+        read = functools.partial(_read, net, batch, targets, transform, border, names)
         before, _ = read(np.float32(IDENTITY[transform]))
         columns = []
         for amount in amounts:
             after, probability = read(amount)
-            columns.append({**_measure(before, after), "probability": probability})
-        for key in columns[0]:
-            rows = np.stack([np.asarray(column[key]) for column in columns], 1)
-            results.setdefault(key, []).append(rows[:count])
+            columns.append((*_measure(before, after), probability))
+        parts.append(jax.tree.map(lambda *x: np.stack(x, 1), *columns))
         if progress is not None:
             progress(start + count, len(images))
-    whole = {key: np.concatenate(parts) for key, parts in results.items()}
+    # Only the last batch is padded.
+    distances, relative, probability = jax.tree.map(
+        lambda *x: np.concatenate(x)[: len(images)], *parts
+    )
     return Invariance(
         amounts,
-        {name: whole[f"distance {name}"] for name in names},
-        {name: whole[f"relative {name}"] for name in names},
-        whole["probability"],
+        {name: distances[name] for name in names},
+        {name: relative[name] for name in names},
+        probability,
     )
 
 
@@ -152,14 +153,14 @@ def _read(
 @jax.jit
 def _measure(
     before: dict[str, Array], after: dict[str, Array]
-) -> dict[str, Float[Array, " n"]]:
-    measures = {}
+) -> tuple[dict[str, Float[Array, " n"]], dict[str, Float[Array, " n"]]]:
+    """Distances of features, and the same relative to the length of the first."""
+    distances, relative = {}, {}
     for name, original in before.items():
-        distance = jnp.linalg.norm(after[name] - original, axis=1)
+        distances[name] = jnp.linalg.norm(after[name] - original, axis=1)
         length = jnp.linalg.norm(original, axis=1)
-        measures[f"distance {name}"] = distance
-        measures[f"relative {name}"] = distance / jnp.where(length > 0, length, 1)
-    return measures
+        relative[name] = distances[name] / jnp.where(length > 0, length, 1)
+    return distances, relative
 
 
 def transform_images(
@@ -238,14 +239,12 @@ def check_amounts(
     if not len(given) or not np.isfinite(given).all():
         raise ValueError("amounts must be at least one finite number")
     low, high = ranges[transform]
-    # Compared in the precision that is used, where 0.1 is not quite 0.1.
-    single = given.clip(-1e6, 1e6).astype(np.float32)
-    outside = given[(single < np.float32(low)) | (single > np.float32(high))]
+    outside = given[(given < low) | (given > high)]
     if len(outside):
         raise ValueError(
             f"amount {outside[0]:g}: {transform} takes {low:g} to {high:g}"
         )
-    return single
+    return given.astype(np.float32)
 
 
 def linearity(

@@ -172,7 +172,7 @@ def top_activations(
     layers: Sequence[str] | str | None = None,
     *,
     k: int = 9,
-    labels: Sequence[int] | Int[np.ndarray | Array, " n"] | None = None,
+    labels: Sequence[int] | np.ndarray | Array | None = None,
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, TopActivations]:

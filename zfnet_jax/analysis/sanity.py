@@ -141,7 +141,7 @@ def cascade(net: Network, seed: int = 0) -> Iterator[tuple[str, Network]]:
         ValueError: No layer has weights.
     """
     count = 0
-    for layer in reversed(net.layers):
+    for layer in reversed(list(net.layers)):
         redrawn = _redraw(net, layer, _rng(seed, count))
         if redrawn is not None:
             net, count = redrawn, count + 1
@@ -341,7 +341,10 @@ def _compare(
             kept[rule].append(pictures[: max(0, shown - start)])
         if progress is not None:
             progress(start + count, len(images))
-    whole = {rule: np.concatenate(parts, 1) for rule, parts in measures.items()}
+    # [measure, n, c], the last measure for empty pictures.
+    whole: dict[Rule, np.ndarray] = {
+        rule: np.concatenate(parts, 1) for rule, parts in measures.items()
+    }
     return Comparison(
         (*(column.name for column in columns), "edges"),
         {rule: Similarity(*numbers[:3]) for rule, numbers in whole.items()},
