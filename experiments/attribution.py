@@ -4,9 +4,9 @@
 
 Saliency (the gradient), guided backpropagation and the deconvnet of the true class's
 logit, on test shapes that the network classifies correctly. Two baselines know neither
-network nor image: pixels in random order, and those near the center first. For each, the
-table holds how often its most important pixel lies on the object, or close to it, and
-the areas under its insertion and deletion curves, all with standard errors.
+network nor image: pixels in random order, and those near the center first. For each,
+the table holds how often its most important pixel lies on the object, or close to it,
+and the areas under its insertion and deletion curves, all with standard errors.
 `zfnet_jax.metrics` defines them.
 
 Expected with the weights of `experiments.quickstart`, over 195 of 200 shapes, in one to
@@ -35,7 +35,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-import zfnet_jax
+import zfnet_jax as zf
 from experiments.common import Progress, Results, UsageError, at_least, main
 from zfnet_jax import viz
 from zfnet_jax.attribution import attribute
@@ -157,7 +157,7 @@ def load(path: Path) -> Pretrained:
             f"there is no weight file {path}: python -m experiments.quickstart trains "
             "a network on shapes in about a minute and writes weights.safetensors"
         )
-    net = zfnet_jax.load(path)
+    net = zf.load(path)
     if net.class_names != make_shapes(0).class_names:
         raise UsageError(
             f"--weights {path} knows {', '.join(net.class_names)}, not the classes of "

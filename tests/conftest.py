@@ -34,3 +34,13 @@ def compiled_once(tmp_path_factory) -> Iterator[None]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """For networks so small that compilation takes most of the time."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)

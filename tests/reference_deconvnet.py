@@ -219,7 +219,7 @@ def _pool_down(signal: np.ndarray, switches: np.ndarray, below_shape, overlap: s
 
 def _neighbours(channels: int, layer: ContrastNorm) -> np.ndarray:
     """[i, j] is 1 where channel j counts in the divisor of channel i."""
-    before = layer.size // 2
+    before = layer.size // 2  # as PyTorch centers an even size
     apart = np.arange(channels) - np.arange(channels)[:, None]
     return ((apart >= -before) & (apart < layer.size - before)).astype(np.float64)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -23,16 +22,17 @@ from tests.references.deconvnet_cases import (
     draw_state,
     photographs,
 )
+from zfnet_jax import projections as projecting
+from zfnet_jax import windows
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
-from zfnet_jax.deconvnet import project_activations
+from zfnet_jax.deconvnet import backproject
+from zfnet_jax.networks import network
+from zfnet_jax.projections import Projections, project
 
 RULES = ("deconvnet", "guided", "gradient")
-OVERLAPS = ("sum", "last")
-NORMS = ("skip", "backprop")
-MODES = ("unit", "map", "threshold")
 
-# What the paper's networks do not hold: a pooling of the image and of a pooled map,
-# groups, rectangles, lopsided padding, strides that skip, and a normalisation just
+# Everything that the paper's networks lack: a pooling of the image and of a pooled
+# map, groups, rectangles, uneven padding, strides that skip, and a normalization just
 # before a dense layer.
 ODD = Architecture(
     "odd",
@@ -53,18 +53,8 @@ ODD = Architecture(
 )
 
 
-@pytest.fixture
-def quick_compilation():
-    """For networks so small that to compile a program is what takes the time."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 def distance(actual, expected) -> float:
-    """Relative L2 distance; what should be zero must be."""
+    """Relative L2 distance; an expected zero must be zero."""
     actual, expected = np.asarray(actual), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
     error, scale = np.linalg.norm(actual - expected), np.linalg.norm(expected)
@@ -72,79 +62,97 @@ def distance(actual, expected) -> float:
 
 
 @functools.cache
-def built(arch: Architecture, dtype: str = "float32", seed: int = 0) -> zf.ConvNet:
-    return computing_in(dtype, zf.load_weights(draw_state(arch, seed), arch))
+def build(arch: Architecture, dtype: str = "float32", seed: int = 0) -> zf.ConvNet:
+    return with_dtype(dtype, zf.load_weights(draw_state(arch, seed), arch))
 
 
-def computing_in(dtype: str, model: zf.ConvNet) -> zf.ConvNet:
+def with_dtype(dtype: str, model: zf.ConvNet) -> zf.ConvNet:
     model.dtype = jnp.dtype(dtype)
     return model
 
 
-def drawn_images(arch: Architecture, count=1, scale=1.0, seed=0) -> np.ndarray:
+def as_function(model: zf.ConvNet):
+    """The same network as a function that the package knows nothing about."""
+    shape = (*model.arch.input_hw, model.arch.channels)
+    return network(lambda x: model.features(x).features, shape)
+
+
+def draw_images(arch: Architecture, count=1, scale=1.0, seed=0) -> np.ndarray:
     shape = (count, *arch.input_hw, arch.channels)
-    return scale * np.random.default_rng(seed).normal(size=shape)
+    images = scale * np.random.default_rng(seed).normal(size=shape)
+    return images.astype(np.float32)
 
 
 def cut(pixels, box):
-    """A box of an image, zero outside of it."""
+    """A box of an image, zero outside it."""
     top, left, bottom, right = box
-    out = np.zeros((bottom - top, right - left, pixels.shape[-1]))
-    for row, column in itertools.product(range(top, bottom), range(left, right)):
-        if 0 <= row < pixels.shape[0] and 0 <= column < pixels.shape[1]:
-            out[row - top, column - left] = pixels[row, column]
-    return out
+    margin = max(0, -top, -left, bottom - len(pixels), right - pixels.shape[1])
+    padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)))
+    return padded[top + margin : bottom + margin, left + margin : right + margin]
+
+
+def signals_of(projections: Projections, shape) -> np.ndarray:
+    """Each projection's layer with all but its activation set to zero."""
+    signals = np.zeros((len(projections), *shape), projections.activations.dtype)
+    for n, signal in enumerate(signals):
+        place = tuple(projections.positions[n]) if len(shape) == 3 else ()
+        signal[(*place, projections.units[n])] = projections.activations[n]
+    return signals
 
 
 def check(
     model: zf.ConvNet, images, layer: str, units, positions=None, within=1e-6, **options
-) -> zf.Projections:
-    """Compare all that `project` returns with the deconvnet in NumPy."""
+) -> Projections:
+    """Compare `project`, and the page, with the deconvnet in NumPy."""
     arch, weights = model.arch, reference.weights_of(model)
-    wide = model.dtype == np.float64
-    with jax.enable_x64(wide):
-        images = np.asarray(images, np.float64 if wide else np.float32)
-        got = zf.project(model, images, layer, units, positions, **options)
-    keep = {k: options[k] for k in ("mode", "threshold") if k in options}
-    rules = {k: options[k] for k in ("rule", "overlap", "norm") if k in options}
-    whole = keep.get("mode", "unit") != "unit"
+    is_wide, rule = model.dtype == np.float64, options.get("rule", "deconvnet")
+    norm = "backprop" if rule == "gradient" else "skip"
+    images = np.asarray(images, np.float64 if is_wide else np.float32)
+    with jax.enable_x64(is_wide):
+        projections = project(model, images, layer, units, positions, **options)
+        signals = signals_of(projections, arch.shapes()[layer])
+        chosen = images[projections.images]
+        page = np.asarray(backproject(model, chosen, layer, signals, rule=rule))
+    given = None
+    if positions is not None:
+        given = np.broadcast_to(positions, (len(images), len(units), 2))
     n = 0
     for i, image in enumerate(images):
         steps = reference.forward(arch, weights, image, layer)
         out = steps[-1].out
         for u, unit in enumerate(units):
-            if positions is None:
-                places = [reference.strongest(out, unit)]
-            else:
-                there = np.asarray(positions)
-                there = there if there.ndim == 2 else there[i, u]
-                places = [(int(row), int(column)) for row, column in there]
-            for place in places:
-                signal = reference.kept(out, unit, place, **keep)
-                pixels = reference.descend(steps, weights, signal, **rules)
-                box = (0, 0, *arch.input_hw)
-                if not whole:
-                    box = reference.seen(arch, layer, place)
-                    assert not np.any(pixels - outside_zeroed(pixels, box))
-                assert tuple(got.boxes[n]) == box
-                assert tuple(got.positions[n]) == place
-                assert (got.images[n], got.units[n]) == (i, unit)
-                value = out[(*place, unit)] if out.ndim == 3 else out[unit]
-                np.testing.assert_allclose(got.values[n], value, rtol=10 * within)
-                expected = cut(pixels, box) if options.get("crop") else pixels
-                assert distance(got.pixels[n], expected) <= within, (i, unit, place)
-                n += 1
-    assert len(got.pixels) == len(got.values) == len(got.boxes) == n
-    assert got.pixels.dtype == got.values.dtype == images.dtype
-    return got
+            row, column = (
+                reference.strongest(out, unit) if given is None else given[i, u]
+            )
+            place = int(row), int(column)
+            signal = reference.kept(out, unit, place)
+            pixels = reference.descend(steps, weights, signal, rule, norm=norm)
+            box = reference.seen(arch, layer, place)
+            np.testing.assert_array_equal(paste(cut(pixels, box), box, pixels), pixels)
+            assert tuple(projections.boxes[n]) == box
+            assert tuple(projections.positions[n]) == place
+            assert (projections.images[n], projections.units[n]) == (i, unit)
+            value = out[(*place, unit)] if out.ndim == 3 else out[unit]
+            np.testing.assert_allclose(
+                projections.activations[n], value, rtol=10 * within, atol=within
+            )
+            expected = cut(pixels, box) if options.get("crop") else pixels
+            assert distance(projections.pixels[n], expected) <= within, (i, unit, place)
+            assert distance(page[n], pixels) <= within, (i, unit, place)
+            n += 1
+    assert len(projections) == len(projections.boxes) == n
+    assert projections.pixels.dtype == projections.activations.dtype == images.dtype
+    return projections
 
 
-def outside_zeroed(pixels, box):
-    top, left, bottom, right = box
-    out = np.zeros_like(pixels)
-    inside = slice(max(top, 0), bottom), slice(max(left, 0), right)
-    out[inside] = pixels[inside]
-    return out
+def paste(patch, box, image):
+    """A picture of zeros with a patch at a box."""
+    picture = np.zeros_like(image)
+    for row, column in np.ndindex(*patch.shape[:2]):
+        at = box[0] + row, box[1] + column
+        if 0 <= at[0] < image.shape[0] and 0 <= at[1] < image.shape[1]:
+            picture[at] = patch[row, column]
+    return picture
 
 
 # --- by hand ---
@@ -204,37 +212,34 @@ def two_layers(scale=1.0):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("rule", RULES)
-def test_two_layers_by_hand(rule, local):
-    got = zf.project(two_layers(), IMAGE, "conv2", 0, rule=rule, local=local)
-    np.testing.assert_array_equal(got.pixels[0, ..., 0], BY_HAND[rule])
-    assert got.values.tolist() == [10] and got.positions.tolist() == [[0, 0]]
-    assert got.boxes.tolist() == [[0, 0, 4, 4]]
-    assert got.images.tolist() == got.units.tolist() == [0]
+def test_two_layers_by_hand(rule):
+    for net in (two_layers(), as_function(two_layers())):
+        projections = project(net, IMAGE, "conv2", 0, rule=rule)
+        np.testing.assert_array_equal(projections.pixels[0, ..., 0], BY_HAND[rule])
+        assert projections.activations.tolist() == [10]
+        assert projections.positions.tolist() == [[0, 0]]
+        assert projections.boxes.tolist() == [[0, 0, 4, 4]]
+        assert projections.images.tolist() == projections.units.tolist() == [0]
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_classifier_has_no_relu(rule):
-    """A negative logit comes down as it is: -0.5 of 10 is -5, and -5 times -0.5."""
-    got = zf.project(two_layers(-0.5), IMAGE, "logits", 0, rule=rule)
-    assert got.values.tolist() == [-5]
+    """A negative logit keeps its sign: -0.5 of 10 is -5, and -5 times -0.5."""
+    projections = project(two_layers(-0.5), IMAGE, "logits", 0, rule=rule)
+    assert projections.activations.tolist() == [-5]
     expected = np.multiply(BY_HAND[rule], 0.25)
-    np.testing.assert_array_equal(got.pixels[0, ..., 0], expected)
+    np.testing.assert_array_equal(projections.pixels[0, ..., 0], expected)
     # A positive signal that the classifier turns negative ends at the ReLU below it.
-    got = zf.project(
-        with_weights(
-            TWO_LAYERS,
-            conv1=(np.array([1.0, -1.0]), np.array([0.0, 2.0])),
-            conv2=np.ones(8),
-            logits=(np.array([-1.0]), 100.0),
-        ),
-        IMAGE,
-        "logits",
-        0,
-        rule=rule,
+    model = with_weights(
+        TWO_LAYERS,
+        conv1=(np.array([1.0, -1.0]), np.array([0.0, 2.0])),
+        conv2=np.ones(8),
+        logits=(np.array([-1.0]), 100.0),
     )
-    assert got.values[0] > 0 and got.pixels.any() == (rule == "gradient")
+    projections = project(model, IMAGE, "logits", 0, rule=rule)
+    assert projections.activations[0] > 0
+    assert projections.pixels.any() == (rule == "gradient")
 
 
 OVERLAPPING = Architecture(
@@ -248,103 +253,77 @@ SHARED = one_map([1, 5, 2, 0], [3, 4, 9, 7], [8, 6, 9, 2], [0, 1, 3, 4])
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("local", [True, False])
-@pytest.mark.parametrize(
-    ("overlap", "kept"),
-    # The zero of the later window overwrites what comes from the earlier one.
-    [("sum", [9, 9]), ("last", [0, 9])],
-)
-def test_overlapping_windows_by_hand(overlap, kept, local):
-    model, places = with_weights(OVERLAPPING, conv1=np.ones(1)), [(0, 1), (1, 1)]
-    options: dict[str, Any] = {"overlap": overlap, "local": local}
-    got = zf.project(model, SHARED, "pool1", 0, np.array(places), **options)
-    expected = np.zeros((2, 4, 4))
-    expected[:, 1, 2] = kept
-    np.testing.assert_array_equal(got.pixels[..., 0], expected)
-    assert got.values.tolist() == [9, 9]
-    # The window of position (0, 1) reaches one pixel above the image.
-    assert got.boxes.tolist() == [[-1, 1, 2, 4], [1, 1, 4, 4]]
-    crops = zf.project(
-        model, SHARED, "pool1", 0, np.array(places), crop=True, **options
+def test_overlapping_windows_by_hand():
+    model = with_weights(OVERLAPPING, conv1=np.ones(1))
+    places = np.array([[(0, 1), (1, 1)]])
+    whole, crops = (
+        project(model, SHARED, "pool1", [0, 0], places, crop=crop)
+        for crop in (False, True)
     )
-    np.testing.assert_array_equal(crops.boxes, got.boxes)
+    expected = np.zeros((2, 4, 4))
+    expected[:, 1, 2] = 9
+    np.testing.assert_array_equal(whole.pixels[..., 0], expected)
+    assert whole.activations.tolist() == [9, 9]
+    # The window of position (0, 1) reaches one pixel above the image.
+    assert whole.boxes.tolist() == [[-1, 1, 2, 4], [1, 1, 4, 4]]
+    np.testing.assert_array_equal(crops.boxes, whole.boxes)
     expected = np.zeros((2, 3, 3))
-    expected[0, 2, 1], expected[1, 0, 1] = kept
+    expected[0, 2, 1] = expected[1, 0, 1] = 9
     np.testing.assert_array_equal(crops.pixels[..., 0], expected)
 
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
-    ("mode", "overlap", "expected"),
+    ("threshold", "places"),
     [
-        ("map", "sum", {0.0: {(0, 1): 5, (1, 2): 18, (2, 0): 8}}),
-        ("map", "last", {0.0: {(0, 1): 5, (1, 2): 9, (2, 0): 8}}),
-        (
-            "threshold",
-            "sum",
-            {5.0: {(1, 2): 18, (2, 0): 8}, 8.5: {(1, 2): 18}, 9.0: {}},
-        ),
-        ("threshold", "last", {5.0: {(1, 2): 9, (2, 0): 8}, 9.0: {}}),
+        (0.0, {(0, 1): 5, (1, 2): 18, (2, 0): 8}),
+        (5.0, {(1, 2): 18, (2, 0): 8}),  # 5 does not pass 5
+        (8.5, {(1, 2): 18}),
+        (9.0, {}),
     ],
 )
-def test_whole_maps_by_hand(mode, overlap, expected):
-    """By threshold, the places that get something; 5 does not pass 5."""
+def test_a_threshold_by_hand(threshold, places):
     model = with_weights(OVERLAPPING, conv1=np.ones(1))
-    for threshold, places in expected.items():
-        options: dict[str, Any] = {"mode": mode, "overlap": overlap}
-        if mode == "threshold":
-            options["threshold"] = threshold
-        got = zf.project(model, SHARED, "pool1", [0], **options)
-        pixels = np.zeros((4, 4))
-        for place, value in places.items():
-            pixels[place] = value
-        np.testing.assert_array_equal(got.pixels[0, ..., 0], pixels)
-        assert got.boxes.tolist() == [[0, 0, 4, 4]]
-        # The first of the two nines is the strongest.
-        assert got.values.tolist() == [9] and got.positions.tolist() == [[0, 1]]
+    maps = model.features(SHARED, until="pool1").features["pool1"]
+    signal = jnp.where(maps > threshold, maps, 0)
+    pixels = np.zeros((4, 4))
+    for place, value in places.items():
+        pixels[place] = value
+    for net in (model, as_function(model)):
+        np.testing.assert_array_equal(
+            backproject(net, SHARED, "pool1", signal)[0, ..., 0], pixels
+        )
 
 
 def test_a_window_of_zeros_sends_its_signal_to_its_first_place():
-    """So it does by the paper's rule; by the others such a window gets nothing."""
+    """By the paper's rule; by the other two such a window gets nothing."""
     model = with_weights(TWO_LAYERS, conv1=np.array([1.0, -3.0]), conv2=np.ones(8))
     image = one_map(*np.eye(4))  # the second map is 0 throughout
     for rule in RULES:
-        got = zf.project(model, image, "conv2", 0, rule=rule)
+        projections = project(model, image, "conv2", 0, rule=rule)
         # 2 comes to each of the four windows of both maps.
         expected = np.zeros((4, 4))
         if rule == "deconvnet":
             expected[::2, ::2] = 2 - 3 * 2
         else:
             expected[[0, 2], [0, 2]] = 2
-        np.testing.assert_array_equal(got.pixels[0, ..., 0], expected)
+        np.testing.assert_array_equal(projections.pixels[0, ..., 0], expected)
 
 
 # --- against the deconvnet in NumPy ---
 
 
-SETTINGS = list(itertools.product(RULES, OVERLAPS, NORMS))
-
-
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(("rule", "overlap", "norm"), SETTINGS)
-def test_every_setting(rule, overlap, norm):
-    """In the middle of an odd network; the other way to compute it in every second."""
-    places = np.array([(0, 0), (1, 2), (2, 2)])
-    local = (overlap == "sum") == (norm == "skip")
-    options: dict[str, Any] = {"rule": rule, "overlap": overlap, "norm": norm}
-    model, images = built(ODD, "float64"), drawn_images(ODD, 2)
-    check(model, images, "norm3", [1, 3], places, local=local, **options)
-
-
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("layer", ["pool0", "conv1", "pool2", "fc4", "logits"])
-def test_every_kind_of_layer(layer):
-    check(built(ODD, "float64"), drawn_images(ODD, 2), layer, [0, 1], norm="backprop")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", ["pool0", "conv1", "pool2", "norm3", "fc4", "logits"])
+def test_every_rule_and_kind_of_layer(layer, rule):
+    model, images = build(ODD, "float64"), draw_images(ODD, 2)
+    check(model, images, layer, [0, 1], rule=rule)
 
 
 @st.composite
 def stacks(draw):
-    """An image's shape and up to four layers, each no larger than what it stands on."""
+    """An image's shape and up to four layers, each no larger than its input."""
 
     def pair(low, high):
         return draw(st.integers(low, high)), draw(st.integers(low, high))
@@ -379,286 +358,193 @@ def stacks(draw):
 def test_any_network(stack, data):
     (height, width, channels), layers = stack
     arch = Architecture("random", (height, width), layers, channels)
-    model = computing_in("float64", zf.load_weights(draw_state(arch), arch))
-    images = drawn_images(arch, 2, seed=1)
+    model = with_dtype("float64", zf.load_weights(draw_state(arch), arch))
+    images = draw_images(arch, 2, seed=1)
     layer = data.draw(st.sampled_from([layer.name for layer in arch.layers]))
     *hw, features = (1, 1, *arch.shapes()[layer])[-3:]
-    units = [0, features - 1]
+    rows, columns = (st.integers(0, extent - 1) for extent in hw)
+    place = data.draw(st.tuples(rows, columns))
+    places = np.array([(0, 0), place, (hw[0] - 1, hw[1] - 1)])
     options: dict[str, Any] = {
-        "mode": data.draw(st.sampled_from(MODES)),
         "rule": data.draw(st.sampled_from(RULES)),
-        "overlap": data.draw(st.sampled_from(OVERLAPS)),
-        "norm": data.draw(st.sampled_from(NORMS)),
         "crop": data.draw(st.booleans()),
     }
-    if options["mode"] == "threshold":
-        options["threshold"] = 0.3
-    places = None
-    if options["mode"] == "unit":
-        rows, columns = (st.integers(0, extent - 1) for extent in hw)
-        place = data.draw(st.tuples(rows, columns))
-        places = np.array([(0, 0), place, (hw[0] - 1, hw[1] - 1)])
-    for local in (True, False):
-        check(model, images, layer, units, places, local=local, **options)
+    units = [0, features - 1, features - 1]
+    check(model, images, layer, units, np.stack([places, places[::-1]]), **options)
 
 
-# Inputs of the paper lie within about ±128, and only there does normalisation matter.
+# Inputs of the paper are within about ±128, and only there does normalization matter.
 @pytest.mark.parametrize(
     ("arch", "layer", "options"),
     [
-        (zf.ZFNET, "norm2", {"rule": "gradient", "norm": "backprop"}),
-        (zf.ZFNET, "conv5", {"overlap": "last"}),
+        (zf.ZFNET, "norm2", {"rule": "gradient"}),
+        (zf.ZFNET, "conv5", {}),
         (zf.ZFNET, "logits", {}),
-        (zf.ALEXNET, "conv3", {"norm": "backprop"}),
-        (zf.ALEXNET, "fc7", {"rule": "guided", "overlap": "last"}),
+        (zf.ALEXNET, "conv3", {"rule": "gradient"}),
+        (zf.ALEXNET, "fc7", {"rule": "guided"}),
         (zf.ZFNET32, "conv2", {"rule": "guided", "crop": True}),
-        (zf.ZFNET32, "conv5", {"overlap": "last", "crop": True}),
-        (zf.ZFNET32, "pool5", {"mode": "threshold", "threshold": 0.3}),
+        (zf.ZFNET32, "conv5", {"crop": True}),
+        (zf.ZFNET32, "pool5", {}),
         (zf.ZFNET32, "logits", {"rule": "gradient"}),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_the_papers_networks(arch, layer, options, request):
-    """In two corners and in the middle of a border, or at the strongest place."""
+    """In two corners and in the middle of a border, or at the strongest position."""
     if arch is zf.ZFNET32:
         request.getfixturevalue("quick_compilation")
-    model = built(arch, "float64")
-    images = drawn_images(arch, 1, scale=1.0 if arch is zf.ZFNET32 else 60.0)
+    model = build(arch, "float64")
+    images = draw_images(arch, 1, scale=1.0 if arch is zf.ZFNET32 else 60.0)
     shape = arch.shapes()[layer]
-    places = None
-    if len(shape) == 3 and options.get("mode", "unit") == "unit":
+    units, places = [2, shape[-1] - 1], None
+    if len(shape) == 3:
         rows, columns = shape[0] - 1, shape[1] - 1
-        places = np.array([(0, 0), (0, columns // 2), (rows, columns)])
-    check(model, images, layer, [2, shape[-1] - 1], places, **options)
+        places = np.array([[(0, 0), (0, columns // 2), (rows, columns)]])
+        units = [2, shape[-1] - 1, 2]
+    check(model, images, layer, units, places, **options)
 
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("layer", ["conv2", "conv5"])
 def test_single_precision_is_close(layer, rule):
-    net = zf.load_pretrained("zfnet32-cifar10")
-    check(net.model, case("shipped").image[None], layer, [1, 5], rule=rule, within=1e-4)
+    model = zf.load("zfnet32-cifar10").model
+    check(model, case("shipped").image[None], layer, [1, 5], rule=rule, within=1e-4)
 
 
 # --- laws ---
 
 
-def test_local_is_whole_at_every_position():
-    """Borders, corners and all, where windows reach outside the image."""
-    for arch, layer, overlap, rule in (
-        (ODD, "norm3", "sum", "deconvnet"),
-        (ODD, "norm3", "last", "guided"),
-        (zf.ZFNET32, "conv5", "sum", "deconvnet"),
-    ):
-        model, images = built(arch), drawn_images(arch, 1)
-        places = np.array([*np.ndindex(arch.shapes()[layer][:2])])
-        shared: dict[str, Any] = {"overlap": overlap, "rule": rule}
-        differing: list[dict[str, Any]] = [{}, {"local": False}, {"crop": True}]
-        ours, whole, crops = (
-            zf.project(model, images, layer, [0, 5], places, **shared, **options)
-            for options in differing
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("layer", ["conv3", "norm3"])
+def test_any_other_network_gives_the_same(layer, rule):
+    """The page and the model itself under `with_relu_rule` are two definitions."""
+    model, images = build(ODD), draw_images(ODD, 3, seed=3)
+    shape = (3, *ODD.shapes()[layer])
+    signal = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    with_windows, plain = (
+        (
+            project(net, images, layer, [0, 3, 1], rule=rule, crop=True),
+            np.asarray(backproject(net, images, layer, signal, rule=rule)),
         )
-        assert_same(ours, whole)
-        for crop, box, pixels in zip(
-            crops.pixels, crops.boxes, whole.pixels, strict=True
-        ):
-            assert distance(crop, cut(pixels, box)) < 1e-5
+        for net in (model, as_function(model))
+    )
+    assert_same(with_windows[0], plain[0])
+    assert with_windows[1].any() and distance(with_windows[1], plain[1]) < 1e-5
 
 
-def assert_same(ours: zf.Projections, theirs: zf.Projections, within=1e-5):
+def assert_same(actual: Projections, expected: Projections, within=1e-5):
     for field in ("boxes", "images", "units", "positions"):
-        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
-    np.testing.assert_allclose(ours.values, theirs.values, rtol=within)
-    for actual, expected in zip(ours.pixels, theirs.pixels, strict=True):
-        assert distance(actual, expected) <= within
+        np.testing.assert_array_equal(getattr(actual, field), getattr(expected, field))
+    np.testing.assert_allclose(
+        actual.activations, expected.activations, rtol=within, atol=within
+    )
+    for pixels, others in zip(actual.pixels, expected.pixels, strict=True):
+        assert distance(pixels, others) <= within
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("layer", ["norm3", "logits"])
-def test_the_gradient_is_jaxs(layer):
-    """With nothing skipped and nothing rectified, it is the vector-Jacobian product."""
-    model, images = built(ODD, "float64"), drawn_images(ODD, 1, seed=3)
+def test_the_gradient_is_jaxs():
+    """For any signal, with a normalization on the way."""
+    model, images = build(ODD), draw_images(ODD, 2, seed=1)
 
-    @jax.jit
-    def down(x, signal):
-        return jax.vjp(lambda x: model.features(x, layer).features[layer], x)[1](signal)
+    def forward(x):
+        return model.features(x, until="fc4").features["fc4"]
 
-    with jax.enable_x64(True):
-        got = zf.project(model, images, layer, 2, rule="gradient", norm="backprop")
-        out = reference.forward(ODD, reference.weights_of(model), images[0], layer)
-        signal = reference.kept(out[-1].out, 2)
-        expected = np.asarray(down(images, signal[None])[0])
-    assert distance(got.pixels, expected) < 1e-6
+    signal = np.random.default_rng(1).normal(size=(2, 7)).astype(np.float32)
+    expected = jax.jit(lambda x, y: jax.vjp(forward, x)[1](y)[0])(images, signal)
+    actual = backproject(model, images, "fc4", signal, rule="gradient")
+    assert distance(actual, expected) < 1e-5
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(
-    ("layer", "rule"),
-    [("conv5", "deconvnet"), ("pool2", "guided"), ("logits", "gradient")],
-)
-def test_the_transformation_agrees(layer, rule):
-    """The explicit stack, and the model's own code with other ReLUs, are two forms."""
-    model, images = built(zf.ZFNET32), drawn_images(zf.ZFNET32, 1).astype(np.float32)
-    units = [0, 7]
-    got = zf.project(model, images, layer, units, rule=rule)
-
-    def feature(x):
-        return model.features(x, until=layer).features[layer]
-
-    @jax.jit
-    def down(x, signal):
-        return jax.vjp(zf.with_relu_rule(feature, rule), x)[1](signal)[0]
-
-    out = np.asarray(feature(jnp.asarray(images))[0])
-    for pixels, unit in zip(got.pixels, units, strict=True):
-        signal = reference.kept(out, unit).astype(np.float32)
-        expected = down(jnp.asarray(images), jnp.asarray(signal[None]))
-        assert distance(pixels, expected[0]) < 1e-4
-
-
-# --- batches ---
+# --- units, positions and batches ---
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(
-    ("layer", "rule", "overlap", "norm"),
-    [
-        ("fc4", "deconvnet", "sum", "skip"),
-        ("conv3", "guided", "last", "backprop"),
-        ("fc4", "gradient", "sum", "backprop"),
-    ],
-)
-def test_activations_in_place_of_the_layers_own(layer, rule, overlap, norm):
-    model, images = built(ODD), drawn_images(ODD, 2, seed=1).astype(np.float32)
-    settings: dict[str, Any] = {"rule": rule, "overlap": overlap, "norm": norm}
-    forward = jax.jit(lambda x: model.features(x, until=layer).features[layer])
-    own = np.asarray(forward(images))
-    # Those of one unit are what `project` keeps of it.
-    unit = int(own.argmax()) % own.shape[-1]
-    kept = own * np.eye(own.shape[-1], dtype=np.float32)[unit]
-    got = project_activations(model, images, layer, kept, **settings)
-    expected = zf.project(model, images, layer, unit, mode="map", **settings).pixels
-    assert expected.any() and distance(got, expected) < 1e-6
-    if rule == "gradient":
-        drawn = np.random.default_rng(1).normal(size=own.shape).astype(np.float32)
-        got = project_activations(model, images, layer, drawn, **settings)
-        expected = jax.jit(lambda x, y: jax.vjp(forward, x)[1](y)[0])(images, drawn)
-        assert distance(got, expected) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layer": "conv9"}, "no layer 'conv9'"),
-        ({"rule": "saliency"}, "rule 'saliency' is not one of deconvnet, guided"),
-        ({"activations": np.ones((1, 3), np.float32)}, r"\(1, 1\), not \(1, 3\)"),
-        ({"activations": np.ones((2, 1), np.float32)}, r"\(1, 1\), not \(2, 1\)"),
-    ],
-)
-def test_activations_that_do_not_fit_are_refused(change, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    given: dict[str, Any] = {
-        "layer": "logits",
-        "activations": np.ones((1, 1), np.float32),
-    }
-    with pytest.raises(ValueError, match=message):
-        project_activations(two_layers(), IMAGE, **{**given, **change})
-
-
-def test_a_batch_is_one_at_a_time():
-    """Over images, then units, then positions."""
-    model, images = built(ODD), drawn_images(ODD, 3)
-    units, places = [4, 0, 4], np.array([(0, 1), (2, 0)])
-    got = zf.project(model, images, "conv3", units, places)
-    assert got.images.tolist() == np.repeat([0, 1, 2], 6).tolist()
-    assert got.units.tolist() == [4, 4, 0, 0, 4, 4] * 3
-    assert got.positions.tolist() == places.tolist() * 9
-    for n, (image, unit, place) in enumerate(itertools.product(images, units, places)):
-        alone = zf.project(model, image[None], "conv3", unit, place[None])
-        assert distance(got.pixels[n], alone.pixels[0]) < 1e-5
-        np.testing.assert_allclose(got.values[n], alone.values[0], rtol=1e-5)
-        np.testing.assert_array_equal(got.boxes[n], alone.boxes[0])
-
-
-@pytest.mark.usefixtures("quick_compilation")
-def test_every_image_and_unit_may_have_its_own_positions():
-    model, images = built(ODD, "float64"), drawn_images(ODD, 2)
-    places = np.array([[[(0, 0)], [(1, 2)]], [[(2, 1)], [(0, 3)]]])
-    got = check(model, images, "conv3", [1, 2], places)
-    assert got.positions.tolist() == places.reshape(-1, 2).tolist()
-
-
-@pytest.mark.usefixtures("quick_compilation")
-def test_every_image_may_have_its_own_units():
-    model, images = built(ODD), drawn_images(ODD, 3).astype(np.float32)
-    units = np.array([[1, 4], [0, 5], [1, 1]])
-    places = np.array([(0, 1), (2, 0)])
+@pytest.mark.parametrize("wrap", [lambda model: model, as_function])
+def test_many_images_are_one_at_a_time(wrap):
+    """More than a batch; each image with units and positions of its own."""
+    model, images = build(ODD), draw_images(ODD, 19)
+    rng, (rows, columns, width) = np.random.default_rng(0), ODD.shapes()["conv3"]
+    units = rng.integers(width, size=(19, 2))
+    places = np.stack(
+        [rng.integers(rows, size=(19, 2)), rng.integers(columns, size=(19, 2))], -1
+    )
     for positions in (None, places):
-        got = zf.project(model, images, "conv3", units, positions)
-        for i, image in enumerate(images):
-            alone = zf.project(model, image[None], "conv3", units[i], positions)
-            here = np.flatnonzero(got.images == i)
-            assert got.units[here].tolist() == alone.units.tolist()
-            np.testing.assert_array_equal(got.positions[here], alone.positions)
-            np.testing.assert_allclose(got.values[here], alone.values, rtol=1e-5)
-            for actual, expected in zip(got.pixels[here], alone.pixels, strict=True):
-                assert distance(actual, expected) < 1e-5
+        projections = project(wrap(model), images, "conv3", units, positions)
+        assert projections.images.tolist() == np.repeat(np.arange(19), 2).tolist()
+        assert projections.units.tolist() == units.ravel().tolist()
+        for i in (0, 7, 18):
+            place = None if positions is None else positions[i : i + 1]
+            alone = project(model, images[i : i + 1], "conv3", units[i], place)
+            chosen = slice(2 * i, 2 * i + 2)
+            for n, pixels in enumerate(projections.pixels[chosen]):
+                assert distance(pixels, alone.pixels[n]) < 1e-5
+            np.testing.assert_array_equal(
+                projections.positions[chosen], alone.positions
+            )
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_images_and_positions_pair_up():
+    """Nine images, nine positions and one unit are nine projections."""
+    model, images = build(ODD), draw_images(ODD, 9)
+    places = np.array([(n % 4, n % 3) for n in range(9)])
+    projections = project(model, images, "conv3", 2, places)
+    assert len(projections) == 9 and set(projections.units) == {2}
+    assert projections.positions.tolist() == places.tolist()
+    assert_same(projections, project(model, images, "conv3", [2], places[:, None]))
+    same = project(model, images, "conv3", 2, (1, 2))
+    assert same.positions.tolist() == [[1, 2]] * 9
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_strongest_unit_is_the_default():
+    model, images = build(ODD), draw_images(ODD, 3)
+    maps = np.asarray(model.features(images).features["conv3"])
+    projections = project(model, images, "conv3")
+    assert projections.units.tolist() == maps.max((1, 2)).argmax(1).tolist()
+    assert projections.activations.tolist() == maps.max((1, 2, 3)).tolist()
+    projections = project(model, images, "conv3", positions=(1, 2))
+    assert projections.units.tolist() == maps[:, 1, 2].argmax(1).tolist()
 
 
 def test_the_strongest_position_is_the_first():
     """Equal maxima: row-major order decides."""
     model = with_weights(OVERLAPPING, conv1=np.ones(1))
     image = one_map([0, 0, 0, 3], [0, 3, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0])
-    got = zf.project(model, image, "conv1", 0)
-    assert got.positions.tolist() == [[0, 3]] and got.values.tolist() == [3]
-
-
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("mode", ["map", "threshold"])
-def test_a_dense_unit_is_its_whole_map(mode):
-    model, images = built(ODD), drawn_images(ODD, 2)
-    fc4 = np.asarray(jax.jit(lambda x: model.features(x).features["fc4"])(images))
-    unit = int(fc4.max(0).argmax())
-    whole = zf.project(model, images, "fc4", unit, mode=mode)
-    assert_same(whole, zf.project(model, images, "fc4", unit))
-    assert whole.positions.tolist() == [[0, 0], [0, 0]]
+    projections = project(model, image, "conv1", 0)
+    assert projections.positions.tolist() == [[0, 3]]
+    assert projections.activations.tolist() == [3]
 
 
 def test_a_silent_unit_gives_nothing():
-    """Zeros, and no division by them."""
     model = with_weights(TWO_LAYERS, conv1=(np.zeros(2), -1.0))
-    got = zf.project(model, IMAGE, "conv1", [0, 1])
-    assert not got.pixels.any() and got.values.tolist() == [0, 0]
-    assert got.positions.tolist() == [[0, 0], [0, 0]]
-
-
-def test_no_image_is_no_projection():
-    model = built(ODD)
-    got = zf.project(model, drawn_images(ODD, 2)[:0], "conv3", [0, 1])
-    assert got.pixels.shape == (0, *ODD.input_hw, 2) and got.boxes.shape == (0, 4)
+    projections = project(model, IMAGE, "conv1", [0, 1])
+    assert not projections.pixels.any()
+    assert projections.activations.tolist() == [0, 0]
+    assert projections.positions.tolist() == [[0, 0], [0, 0]]
 
 
 def test_the_forward_pass_runs_once(monkeypatch):
-    """However many units and positions are asked for."""
+    """However many units are asked for, of either kind of network."""
     runs = []
-    forward = zf.ConvNet.features
 
-    def counted(self, images, until=None):
-        # Counts what is executed, not what is traced.
-        jax.debug.callback(lambda: runs.append(until))
-        return forward(self, images, until)
+    def count(run):
+        def counted(*args):
+            runs.append(run)
+            return run(*args)
 
-    monkeypatch.setattr(zf.ConvNet, "features", counted)
-    arch = dataclasses.replace(ODD, name="counted")
-    model, images = built(arch), drawn_images(arch, 2)
-    counts = []
-    for units in ([0], [0, 1, 2, 3, 4, 5], [5]):
-        places = np.array([(0, 0), (2, 1)])
-        zf.project(model, images, "conv3", units, places).pixels.sum()
-        jax.effects_barrier()
-        counts.append(len(runs))
+        return counted
+
+    monkeypatch.setattr(windows, "forward", count(windows.forward))
+    monkeypatch.setattr(projecting, "pull_back", count(projecting.pull_back))
+    model, images = build(ODD), draw_images(ODD, 2)
+    for net in (model, as_function(model)):
         runs.clear()
-    assert counts == [1, 1, 1]
+        project(net, images, "conv3", [0, 1, 2, 3, 4, 5] * 12)
+        assert len(runs) == 1
 
 
 # --- types ---
@@ -666,73 +552,80 @@ def test_the_forward_pass_runs_once(monkeypatch):
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_bfloat16():
-    """No more is asked than what 8 bits of mantissa can hold."""
-    images = drawn_images(zf.ZFNET32, 2).astype(np.float32)
-    model, wide = built(zf.ZFNET32, "bfloat16"), built(zf.ZFNET32)
+    """As exact as 8 bits of mantissa allow."""
+    images = draw_images(zf.ZFNET32, 2)
+    model, wide = build(zf.ZFNET32, "bfloat16"), build(zf.ZFNET32)
     places = np.array([(0, 0), (9, 30)])
-    ours, theirs = (
-        zf.project(m, images, "conv1", [3, 4], places) for m in (model, wide)
-    )
-    assert ours.pixels.dtype == ours.values.dtype == np.float32
+    ours, theirs = (project(m, images, "conv1", [3, 4], places) for m in (model, wide))
+    assert ours.pixels.dtype == ours.activations.dtype == np.float32
     for actual, expected in zip(ours.pixels, theirs.pixels, strict=True):
         assert distance(actual, expected) < 0.05
-    deep = zf.project(model, images, "conv5", [3, 4])
+    deep = project(model, images, "conv5", [3, 4])
     assert np.isfinite(deep.pixels).all() and deep.pixels.any()
 
 
-def test_what_comes_back_is_numpys():
-    model, images = built(ODD), jnp.asarray(drawn_images(ODD, 2), jnp.float32)
-    got = zf.project(model, images, "conv3", np.array([1, 2]))
-    types = {"pixels": np.float32, "values": np.float32}
-    for field in dataclasses.fields(got):
-        array = getattr(got, field.name)
-        assert type(array) is np.ndarray
-        assert array.dtype == types.get(field.name, np.int32)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        got.pixels = np.zeros(0)  # pyright: ignore[reportAttributeAccessIssue]
+def test_results_are_numpy_arrays():
+    model, images = build(ODD), jnp.asarray(draw_images(ODD, 2))
+    for net in (model, as_function(model)):
+        projections = project(net, images, "conv3", np.array([1, 2]))
+        for field in dataclasses.fields(projections):
+            array = getattr(projections, field.name)
+            is_float = field.name in ("pixels", "activations")
+            assert type(array) is np.ndarray
+            assert array.dtype == (np.float32 if is_float else np.int32)
 
 
-# --- what is refused ---
+def test_projections_draw_themselves():
+    model = with_weights(OVERLAPPING, conv1=np.ones(1))
+    figure = project(model, SHARED, "pool1", [0, 0]).show()
+    assert [axis.get_title() for axis in figure.axes] == ["0", "0"]
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array().max(), 1)
+
+
+# --- refusals ---
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"layer": "conv9"}, "conv9.*conv1"),
-        ({"units": 6}, "6"),
-        ({"units": [0, -1]}, "-1"),
-        ({"units": np.array([[0], [1]])}, "each image's own"),
-        ({"units": []}, "each image's own"),
-        ({"positions": np.array([(0, 0), (3, 9)])}, r"9"),
+        ({"units": 6}, r"unit 6: conv3 has 6 units \(0 to 5\)"),
+        ({"units": [0, -1]}, "unit -1"),
+        ({"units": np.array([[0], [1]])}, r"units are int64\[2, 1\].*each image's own"),
+        ({"units": []}, "units are float64"),
+        ({"units": np.zeros(0, int)}, "unit missing"),
+        ({"units": [0.5]}, "whole numbers"),
+        ({"positions": (3, 9)}, r"position \(3, 9\) is outside the"),
         ({"positions": np.array([(-1, 0)])}, r"-1"),
-        ({"positions": np.array([0, 0])}, r"positions"),
-        ({"positions": np.zeros((1, 2, 1, 2), int)}, r"positions"),
-        ({"layer": "fc4", "positions": np.array([(0, 1)])}, r"1"),
+        ({"positions": np.zeros((2, 2), int)}, "one per image"),
+        ({"positions": np.zeros((1, 2, 2), int)}, "one per image"),
+        ({"layer": "fc4", "positions": (0, 1)}, "1 x 1"),
         ({"images": np.zeros((1, 29, 45, 2), np.float32)}, r"29, 45"),
         ({"images": np.zeros((1, 29, 46, 3), np.float32)}, r"46, 3"),
-        ({"mode": "units"}, "mode.*units"),
+        ({"images": np.zeros((0, 29, 46, 2), np.float32)}, "empty"),
+        ({"images": np.full((1, 29, 46, 2), np.nan, np.float32)}, "image 0"),
         ({"rule": "deconv"}, "rule.*deconv"),
-        ({"overlap": "first"}, "overlap.*first"),
-        ({"norm": "invert"}, "norm.*invert"),
-        ({"mode": "map", "positions": np.array([(0, 0)])}, "positions"),
-        ({"mode": "threshold", "positions": np.array([(0, 0)])}, "positions"),
-        ({"threshold": 0.5}, "threshold"),
-        ({"mode": "map", "threshold": 0.5}, "threshold"),
     ],
-    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+    ids=str,
 )
-def test_what_cannot_be_is_refused(change, message, monkeypatch):
+def test_bad_arguments_are_refused(change, message, monkeypatch):
     # As users see it: without the tests' own checks of types.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     arguments: dict[str, Any] = {
-        "images": drawn_images(ODD).astype(np.float32),
+        "images": draw_images(ODD),
         "layer": "conv3",
         "units": [0],
         "positions": None,
     }
     with pytest.raises(ValueError, match=message) as raised:
-        zf.project(built(ODD), **{**arguments, **change})
+        project(build(ODD), **{**arguments, **change})
     assert "\n" not in str(raised.value)
+
+
+def test_a_signal_of_another_shape_is_refused():
+    signal = np.ones((1, 3), np.float32)
+    with pytest.raises(ValueError, match=r"\(1, 3\): logits takes \(1, 1\)"):
+        backproject(two_layers(), IMAGE, "logits", signal)
 
 
 # --- against PyTorch ---
@@ -762,21 +655,32 @@ def test_the_store_covers_what_it_should():
     ("name", "layer"), sorted({(key.case, key.layer) for key in stored()})
 )
 def test_pytorch_gave_the_same(name, layer, request):
-    """Captum, and MaxUnpool2d where later windows overwrite, in float64."""
+    """Captum in float64; and `MaxUnpool2d`, which overwrites, for the oracle."""
     net = case(name)
     if net.arch.input_hw == (32, 32):
         request.getfixturevalue("quick_compilation")
-    model = computing_in("float64", zf.load_weights(net.state, net.arch))
+    model = with_dtype("float64", zf.load_weights(net.state, net.arch))
     for key, expected in stored().items():
         if (key.case, key.layer) != (name, layer):
             continue
-        with jax.enable_x64(True):
-            image, place = net.image[None].astype(np.float64), (key.row, key.column)
-            options: dict[str, Any] = {"rule": key.rule, "overlap": key.overlap}
-            got = zf.project(
-                model, image, layer, key.unit, np.array([place]), **options
-            )
-        assert distance(key.sample(got.pixels[0], net.arch), expected) <= 1e-6, key
+        place = key.row, key.column
+        if key.overlap == "last":
+            pixels = overwrite(model, net.image, layer, key.unit, place)
+        else:
+            with jax.enable_x64(True):
+                image = net.image[None].astype(np.float64)
+                pixels = project(
+                    model, image, layer, key.unit, place, rule=key.rule
+                ).pixels[0]
+        assert distance(key.sample(pixels, net.arch), expected) <= 1e-6, key
+
+
+def overwrite(model: zf.ConvNet, image, layer: str, unit: int, place) -> np.ndarray:
+    """The deconvnet in NumPy, with unpooling that overwrites."""
+    weights = reference.weights_of(model)
+    steps = reference.forward(model.arch, weights, image, layer)
+    signal = reference.kept(steps[-1].out, unit, place)
+    return reference.descend(steps, weights, signal, "deconvnet", "last")
 
 
 @pytest.fixture(scope="module")
@@ -801,24 +705,26 @@ def test_pytorch_gives_the_same(pytorch, layer, rule, overlap):
     make, net, model = pytorch
     for image in photographs(2):
         theirs, switches = make.features(net, image, layer)
-        *place, unit = np.unravel_index(theirs[layer].argmax(), theirs[layer].shape)
-        place = (int(place[0]), int(place[1])) if place else (0, 0)
-        expected = make.project(net, image, layer, int(unit), place, rule, overlap)
-
-        def ours(model, image, unit=int(unit), place=place):
-            where = np.array([place])
-            return zf.project(
-                model, image[None], layer, unit, where, rule=rule, overlap=overlap
-            ).pixels[0]
-
-        if distance(ours(model, image), expected) <= 1e-4:
+        *place, unit = map(
+            int, np.unravel_index(theirs[layer].argmax(), theirs[layer].shape)
+        )
+        place = (place[0], place[1]) if place else (0, 0)
+        expected = make.project(net, image, layer, unit, place, rule, overlap)
+        if overlap == "last":
+            pixels = overwrite(model, image, layer, unit, place)
+            assert distance(pixels, expected) <= 1e-6
+            continue
+        ours = project(model, image[None], layer, unit, place, rule=rule)
+        if distance(ours.pixels[0], expected) <= 1e-4:
             continue
         # Only rounding may have sent a signal elsewhere, where it decides between two
         # values of a window, or between a value and 0. In float64 it does not.
         assert near_ties(model, image, theirs, switches) > 0
-        wide = computing_in("float64", nnx.clone(model))
+        wide = with_dtype("float64", nnx.clone(model))
         with jax.enable_x64(True):
-            assert distance(ours(wide, image.astype(np.float64)), expected) <= 1e-6
+            image = image[None].astype(np.float64)
+            pixels = project(wide, image, layer, unit, place, rule=rule).pixels[0]
+        assert distance(pixels, expected) <= 1e-6
 
 
 def near_ties(model, image, theirs, switches) -> int:

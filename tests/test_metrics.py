@@ -142,11 +142,11 @@ def test_a_linear_function_has_known_areas(x64):
     ranks = np.argsort(np.argsort(-order.reshape(3, -1)))
     empty, full = sums(baseline[None]), sums(x)
     areas = empty + (added * (1 - (ranks + 0.5) / 20)).sum(1)
-    precision = {"rtol": 1e-12 if x64 else 1e-4}
+    rtol = 1e-12 if x64 else 1e-4
     with jax.enable_x64(x64):
         net = network(lambda x: as_probability(sums(x)), (4, 5, 2))
         curves = insertion(net, x, 0, order, baseline=baseline, steps=20)
-        np.testing.assert_allclose(curves.areas, areas, **precision)
+        np.testing.assert_allclose(curves.areas, areas, rtol=rtol)
         # Whatever the steps, one is what the other leaves.
         for steps in (None, 3):
             inserted, deleted = (
@@ -154,10 +154,10 @@ def test_a_linear_function_has_known_areas(x64):
                 for curve in (insertion, deletion)
             )
             total = inserted.areas + deleted.areas
-            np.testing.assert_allclose(total, empty + full, **precision)
+            np.testing.assert_allclose(total, empty + full, rtol=rtol)
             ends = inserted.probabilities[:, [0, -1]]
-            np.testing.assert_allclose(ends[:, 0], np.tile(empty, 3), **precision)
-            np.testing.assert_allclose(ends[:, 1], full, **precision)
+            np.testing.assert_allclose(ends[:, 0], np.tile(empty, 3), rtol=rtol)
+            np.testing.assert_allclose(ends[:, 1], full, rtol=rtol)
     assert curves.areas.dtype == x.dtype
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import image
@@ -16,7 +17,7 @@ def blocks() -> list[str]:
 def test_the_example_of_a_model_of_one_s_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (example,) = (block for block in blocks() if "class Net(nnx.Module)" in block)
-    namespace = {"__name__": "example"}
+    namespace: dict[str, Any] = {"__name__": "example"}
     exec(compile(example, str(README), "exec"), namespace)
     projections = namespace["projections"]
     assert projections.pixels.shape == (18, 9, 9, 3)

@@ -11,6 +11,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from zfnet_jax import ops
+from zfnet_jax.arch import MaxPool
 from zfnet_jax.relu_audit import Audit, explain_trace_error
 from zfnet_jax.relu_rules import with_relu_rule
 
@@ -368,3 +370,23 @@ def test_keras_activations():
             lambda x, mode=mode: norm.stateless_call(*state, x, training=mode)[0], BATCH
         )
         assert reported == expected
+
+
+def test_the_page_s_pooling_is_a_choice():
+    pool = MaxPool("pool", kernel=3, stride=2)
+    x = np.random.default_rng(0).normal(size=(1, 9, 9, 2)).astype("f4")
+    with ops.reading(True):
+        ruled = with_relu_rule(
+            lambda x: ops.max_pool(jax.nn.relu(x), pool)[0], "guided"
+        )
+        assert "reduce_window[" in str(jax.make_jaxpr(ruled)(x))
+
+    def summed(x):
+        operands, init = (x, x), (np.float32(0), np.float32(1))
+        add = lambda a, b: (a[0] + b[0], a[1] * b[1])  # noqa: E731
+        return lax.reduce_window(operands, init, add, (1, 3, 3, 1), (1,) * 4, "VALID")[
+            0
+        ]
+
+    with pytest.raises(ValueError, match="reduce_window"):
+        with_relu_rule(lambda x: summed(relu(x)), "guided")(x)

@@ -179,6 +179,15 @@ def deletion(
     The reverse of `insertion`, which describes the arguments; a smaller area is better.
     RISE replaces pixels by a constant.
 
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from flax import nnx
+        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> ranking = importance(zf.attribute(model, images, 3))
+        >>> deletion(model, images, 3, ranking, steps=4).areas.shape
+        (2,)
+
     Args:
         net: See `insertion`.
         images: See `insertion`.
@@ -224,10 +233,10 @@ def _replace_pixels(
     importances = np.asarray(importances)
     _check_importances(importances, (count, height, width))
     pixels = height * width
-    steps = height if steps is None else steps
-    if not 1 <= steps <= pixels:
+    number: int = height if steps is None else steps
+    if not 1 <= number <= pixels:
         raise ValueError(
-            f"steps must be from 1 to the {pixels} pixels of an image, not {steps}"
+            f"steps must be from 1 to the {pixels} pixels of an image, not {number}"
         )
     shape = (count, height, width, channels)
     try:
@@ -238,7 +247,7 @@ def _replace_pixels(
         ) from None
     order = np.argsort(-importances.reshape(count, pixels), axis=1, kind="stable")
     ranks = np.argsort(order, axis=1).astype(np.int32).reshape(count, height, width, 1)
-    counts = np.arange(steps + 1, dtype=np.int32) * pixels // steps
+    counts = np.arange(number + 1, dtype=np.int32) * pixels // number
 
     parts = []
     for start, batch, real in net.batches(images, batch_size):

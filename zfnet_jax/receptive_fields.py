@@ -139,9 +139,9 @@ def _unknown(shape: tuple[int, ...]) -> View:
 _POINTWISE = {
     *"""abs acos add add_any and asin atan atan2 cbrt ceil clamp convert_element_type
     copy cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow
-    is_finite le log log1p logistic lt max min mul name ne neg nextafter not or pow
-    pvary reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient
-    sub tan tanh xor optimization_barrier""".split()
+    is_finite le log log1p logistic lt max min mul name ne neg nextafter not
+    optimization_barrier or pow pvary reduce_precision rem round rsqrt select_n sign sin
+    sinh sqrt square stop_gradient sub tan tanh xor""".split()
 }
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core, source_info_util
 
+from zfnet_jax import tracing
+
 # The index of an equation, of a body inside it, of an equation of that body, and so on.
 # Paths sort in the order of execution.
 Path = tuple[int, ...]
@@ -87,6 +89,7 @@ CHOOSING = {
     reduce_window_max reduce_window_min select_n sort top_k""".split()
 }
 COMPARING = {*"eq ge gt le lt ne".split()}
+LOGICAL = {*"and not or select_n xor".split()}
 SUMMING = {*"psum psum_invariant reduce_sum reduce_window_sum".split()}
 # A softmax or a normalization applies these to a sum of exponentials or squares.
 DIVIDING = {*"abs div integer_pow log pow rsqrt sign sqrt".split()}
@@ -380,6 +383,9 @@ def _obstacle(
             return "mul of two inputs"
     if name == "div":
         return "div by an input" if operands[1].level else None
+    if name == "reduce_window":  # A choice, if all it does is to compare and select.
+        inside = set(tracing.primitives(eqn)) - {name, "jit"}
+        return None if inside <= COMPARING | LOGICAL else name
     return None if name == "mul" or name in LINEAR | LAYERS | CHOOSING else name
 
 

@@ -30,7 +30,6 @@ from zfnet_jax.arch import (
     MaxPool,
     Pair,
     Shape,
-    has_relu,
     map_hw,
 )
 from zfnet_jax.model import Affine, ConvNet
@@ -97,7 +96,7 @@ class Windows:
         return Windows(corners, (rows[0], columns[0]), hw, (rows[1:], columns[1:]))
 
     def cut(
-        self, maps: Shaped[Array, "b ..."], images: Array, outside: float | int = 0
+        self, maps: Shaped[Array, "b ..."], images: Array, outside: float = 0.0
     ) -> Shaped[Array, "n ..."]:
         """Each window of its image's map; `outside` where it leaves the map."""
         if self.is_whole:
@@ -112,7 +111,7 @@ class Windows:
         # A loop copies rows; XLA's gather, under `vmap`, places each element anew.
         return lax.map(cut_one, (images, corners))
 
-    def pad(self, maps: Array, outside: float | int) -> tuple[Array, Any]:
+    def pad(self, maps: Array, outside: float) -> tuple[Array, Any]:
         """Maps that hold all windows, and the corners in them.
 
         A slice that leaves its map would be moved inside.
@@ -285,6 +284,11 @@ def backward(
     return descend(layers, signal, windows, points.images)
 
 
+def has_relu(spec: Layer) -> bool:
+    """Whether a ReLU follows the layer."""
+    return isinstance(spec, Conv) or (isinstance(spec, Dense) and spec.relu)
+
+
 def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:
     layers = list(arch.walk())
     return layers[: [spec.name for spec, *_ in layers].index(until) + 1]
@@ -367,7 +371,7 @@ def plan_occlusion(
 def recompute(
     model: ConvNet,
     stage: Stage,
-    features: Mapping[str, Float[Array, "1 h w c"]],
+    features: Mapping[str, Any],
     patches: Float[Array, "n h w c"],
     rows: Int[np.ndarray, " n"],
 ) -> Float[Array, "n ..."]:
@@ -392,7 +396,7 @@ def _apply(
     size: Pair,
     spec: Conv | MaxPool | None,
 ) -> Array:
-    outside = -np.inf if isinstance(spec, MaxPool) else 0
+    outside = -np.inf if isinstance(spec, MaxPool) else 0.0
     padded, corners = canvas.pad(below, outside)
     zero, channels = np.int32(0), below.shape[-1]
 

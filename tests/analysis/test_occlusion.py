@@ -1,7 +1,6 @@
-"""Occlusion against full passes, and nets whose maps are known."""
+"""Occlusion against full passes, and networks whose maps are known."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -9,12 +8,15 @@ import pytest
 from flax import nnx
 
 import zfnet_jax as zf
-from zfnet_jax.analysis import share_on
+from tests.networks import residual_form, residual_images
+from zfnet_jax.analysis import occlusion as module
+from zfnet_jax.analysis.occlusion import occlusion, share_on
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.networks import network
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-# Uneven everything: strides, padding on one side, groups, a stride beyond its kernel.
+# Everything uneven: strides, one-sided padding, groups, a stride beyond its kernel.
 MIXED = Architecture(
     "mixed",
     (23, 19),
@@ -45,99 +47,153 @@ def model(request):
     return zf.ConvNet(request.param, rngs=nnx.Rngs(3))
 
 
-def image_for(model, seed=0):
-    shape = (*model.arch.input_hw, 3)
+def draw_images(model, count=2, seed=0):
+    shape = (count, *model.arch.input_hw, 3)
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _features(graph, weights, images):
-    return nnx.merge(graph, weights).features(images)
+run = jax.jit(lambda model, images: model.features(images).features)
 
 
-def by_full_passes(model, image, boxes, cover):
+def run_covered(model, image, boxes, cover):
     """Every covered image through the whole network."""
     covered = np.repeat(image[None], len(boxes), 0)
     for picture, (top, left, bottom, right) in zip(covered, boxes, strict=True):
         part = slice(top, bottom), slice(left, right)
         picture[part] = np.broadcast_to(cover, image.shape)[part]
-    return _features(*nnx.split(model), covered)
+    return run(model, covered)
 
 
-@pytest.mark.parametrize(("size", "stride"), [(1, 3), (7, 2), (16, 5)])
-@pytest.mark.parametrize("fill", ["colour", "image"])
-def test_it_is_what_full_passes_give(model, size, stride, fill):
-    image = image_for(model)
+@pytest.mark.parametrize(
+    ("size", "stride"), [(1, 3), (7, 2), ((3, 11), (4, 3)), (16, (5, 2))]
+)
+@pytest.mark.parametrize("fill", ["color", "image"])
+@pytest.mark.parametrize("wide", [False, True], ids=["32 bits", "64 bits"])
+def test_full_passes_give_the_same(model, size, stride, fill, wide):
+    images = draw_images(model)
     cover = {
-        "colour": np.array([1.0, -2.0, 0.5], np.float32),
-        "image": image_for(model, 1),
+        "color": np.array([1.0, -2.0, 0.5], np.float32),
+        "image": draw_images(model, seed=1)[0],
     }[fill]
-    found = zf.occlusion(model, image, 1, size, stride, cover, unit=2)
-    rows, cols, classes = found.logits.shape
-    expected = by_full_passes(model, image, found.boxes.reshape(-1, 4), cover)
-    logits = np.asarray(expected.logits).reshape(rows, cols, classes)
-    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4)
-    chances = np.asarray(jax.nn.softmax(logits))
-    np.testing.assert_allclose(found.probability, chances[..., 1], atol=1e-5)
-    np.testing.assert_array_equal(found.label, found.logits.argmax(-1))
-    activity = expected.features[found.layer][..., 2].sum((1, 2)).reshape(rows, cols)
-    np.testing.assert_allclose(found.activity, activity, rtol=1e-4, atol=1e-4)
+    with jax.enable_x64(wide):
+        responses = occlusion(
+            model, images, [1, 2], size=size, stride=stride, fill=cover, units=2
+        )
+    layer, (n, rows, cols, classes) = responses.layer, responses.logits.shape
+    assert layer == model.arch.layers[-3 if layer == "conv3" else -2].name
+    assert n == 2 and responses.units.tolist() == [2, 2]
+    for i, image in enumerate(images):
+        expected = run_covered(model, image, responses.boxes.reshape(-1, 4), cover)
+        logits = np.asarray(expected["logits"]).reshape(rows, cols, classes)
+        np.testing.assert_allclose(responses.logits[i], logits, rtol=1e-4, atol=1e-4)
+        chances = np.asarray(jax.nn.softmax(logits))[..., i + 1]
+        np.testing.assert_allclose(responses.probability[i], chances, atol=1e-5)
+        label = responses.logits[i].argmax(-1)
+        np.testing.assert_array_equal(responses.label[i], label)
+        activity = expected[layer][..., 2].sum((1, 2)).reshape(rows, cols)
+        np.testing.assert_allclose(
+            responses.activity[i], activity, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("layer", [None, "pool1"])
+def test_any_other_network_gives_the_same(model, layer, monkeypatch):
+    """Through the windows, in parts, and by one pass per position."""
+    monkeypatch.setattr(module, "_WINDOWS", 7)
+    monkeypatch.setattr(module, "_IMAGES", 9)
+    images = draw_images(model)
+    plain = network(lambda x: model.features(x).features, images.shape[1:])
+    ours, theirs = (
+        occlusion(net, images, 0, size=5, stride=4, layer=layer or "conv2")
+        for net in (model, plain)
+    )
+    for field in dataclasses.fields(ours):
+        actual, expected = (getattr(x, field.name) for x in (ours, theirs))
+        if isinstance(actual, np.ndarray):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+            assert actual.dtype == expected.dtype
+        else:
+            assert actual == expected
+
+
+def test_a_residual_network():
+    (arguments, options, apply), images = residual_form("function"), residual_images(1)
+    net = network(*arguments, **options)
+    responses = occlusion(net, images, 1, size=(8, 6), stride=9)
+    assert responses.layer == [n for n, x in net.layers.items() if x.kind == "conv"][-1]
+    run = jax.jit(apply)
+    for row, column in np.ndindex(responses.logits.shape[1:3]):
+        top, left, bottom, right = responses.boxes[row, column]
+        covered = images.copy()
+        covered[:, top:bottom, left:right] = 0
+        np.testing.assert_allclose(
+            responses.logits[0, row, column], run(covered)[0], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_squares_reach_every_pixel(model):
-    image = image_for(model)
+    images, calls = draw_images(model), []
     height, width = model.arch.input_hw
-    found = zf.occlusion(model, image, 0, 5, 4)
-    assert (found.tops[-1], found.lefts[-1]) == (height - 5, width - 5)
-    assert set(np.diff(found.tops)[:-1]) == {4}
-    clean = _features(*nnx.split(model), image[None])
-    np.testing.assert_allclose(found.clean_logits, clean.logits[0], rtol=1e-5)
-    top = np.asarray(clean.features[found.layer][0])
-    assert found.unit == top.max((0, 1)).argmax()
-    assert found.clean_activity == pytest.approx(top[..., found.unit].sum(), rel=1e-5)
+    responses = occlusion(
+        model, images, 0, size=5, stride=4, progress=lambda *call: calls.append(call)
+    )
+    assert (responses.tops[-1], responses.lefts[-1]) == (height - 5, width - 5)
+    assert set(np.diff(responses.tops)[:-1]) == {4}
+    total = 2 * len(responses.tops) * len(responses.lefts)
+    assert calls == [(total // 2, total), (total, total)]
+    clean = run(model, images)
+    np.testing.assert_allclose(responses.clean_logits, clean["logits"], rtol=1e-4)
+    maps = np.asarray(clean[responses.layer])
+    assert responses.units.tolist() == maps.max((1, 2)).argmax(1).tolist()
+    activity = maps.sum((1, 2))[[0, 1], responses.units]
+    np.testing.assert_allclose(responses.clean_activity, activity, rtol=1e-5)
 
 
-def test_a_net_that_sees_one_pixel_gives_a_map_of_that_pixel():
+def test_a_network_that_sees_one_pixel_gives_a_map_of_that_pixel():
     arch = Architecture(
         "one", (6, 8), (Conv("conv1", 1, 1), Dense("logits", 2, relu=False))
     )
     model = zf.ConvNet(arch, rngs=nnx.Rngs(0))
     model.conv1.kernel[...] = np.ones((1, 1, 3, 1), np.float32)
-    seen = np.zeros((6, 8, 1, 2), np.float32)
-    seen[4, 3, 0, 1] = 2.0
-    model.logits.kernel[...] = seen.reshape(48, 2)
-    found = zf.occlusion(model, np.ones((6, 8, 3), np.float32), 1, 1, 1)
-    drop = found.clean_logits[1] - found.logits[..., 1]
+    weights = np.zeros((6, 8, 1, 2), np.float32)
+    weights[4, 3, 0, 1] = 2.0
+    model.logits.kernel[...] = weights.reshape(48, 2)
+    images = np.ones((1, 6, 8, 3), np.float32)
+
+    def drop_of(size):
+        responses = occlusion(model, images, 1, size=size, stride=1)
+        return responses, responses.clean_logits[0, 1] - responses.logits[0, ..., 1]
+
     expected = np.zeros((6, 8))
     expected[4, 3] = 6.0
-    np.testing.assert_allclose(drop, expected, atol=1e-6)
-    # A square of 2 x 2 covers it from four places, and every pixel of these shares.
-    wide = zf.occlusion(model, np.ones((6, 8, 3), np.float32), 1, 2, 1)
-    drop = wide.clean_logits[1] - wide.logits[..., 1]
+    np.testing.assert_allclose(drop_of(1)[1], expected, atol=1e-6)
+    # A rectangle of 2 x 3 covers it at six positions, and shares it among its pixels.
+    responses, drop = drop_of((2, 3))
+    covering = [*np.ndindex(2, 3)]
     np.testing.assert_array_equal(
-        np.argwhere(drop > 1) - (4, 3), [[-1, -1], [-1, 0], [0, -1], [0, 0]]
+        np.argwhere(drop > 1), [(3 + row, 1 + column) for row, column in covering]
     )
-    pixels = wide.by_pixel(drop)
+    pixels = responses.by_pixel(drop)
     assert pixels.shape == (6, 8)
     assert pixels[4, 3] == pytest.approx(6.0) and pixels[0, 0] == pytest.approx(0)
-    assert pixels[3, 2] == pytest.approx(6.0 / 4)
+    assert pixels[3, 1] == pytest.approx(6.0 / 6)
+    np.testing.assert_allclose(responses.by_pixel(drop[None])[0], pixels)
 
 
 def test_a_square_of_the_whole_image_leaves_the_cover(model):
-    size = min(model.arch.input_hw)
-    square = dataclasses.replace(model.arch, input_hw=(size, size))
-    model = zf.ConvNet(square, rngs=nnx.Rngs(1))
-    cover = image_for(model, 5)
-    found = zf.occlusion(model, image_for(model), 0, size, 3, cover)
-    assert found.logits.shape[:2] == (1, 1)
-    alone = _features(*nnx.split(model), cover[None]).logits
-    np.testing.assert_allclose(found.logits[0, 0], alone[0], rtol=1e-4, atol=1e-5)
+    size = model.arch.input_hw
+    cover = draw_images(model, seed=5)[0]
+    responses = occlusion(model, draw_images(model), 0, size=size, stride=3, fill=cover)
+    assert responses.logits.shape[:3] == (2, 1, 1)
+    expected = run(model, cover[None])["logits"][0]
+    for logits in responses.logits[:, 0, 0]:
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_that_no_square_covers_have_no_drop():
     model = zf.ConvNet(PLAIN, rngs=nnx.Rngs(0))
-    found = zf.occlusion(model, image_for(model), 0, 2, 7)
-    pixels = found.by_pixel(np.ones((3, 3)))
+    responses = occlusion(model, draw_images(model), 0, size=2, stride=7)
+    pixels = responses.by_pixel(np.ones((3, 3)))
     assert pixels.sum() == 9 * 4 and set(np.unique(pixels)) == {0, 1}
 
 
@@ -152,18 +208,23 @@ def test_the_share_of_a_drop_on_an_object():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 17}, "square of 17 pixels does not fit an image of 16 x 16"),
-        ({"size": 0}, "square of 0 pixels"),
-        ({"stride": 0}, "stride must be at least 1 pixel, not 0"),
-        ({"target": 3}, "target 3 .* 0 to 2"),
-        ({"target": -1}, "target -1"),
-        ({"unit": 5}, "unit 5 is not one of conv2's, 0 to 4"),
-        ({"image": np.zeros((16, 15, 3), np.float32)}, r"16, 16, 3.*16, 15, 3"),
+        ({"size": 17}, "square of 17 x 17 pixels does not fit an image of 16 x 16"),
+        ({"size": (4, 17)}, "4 x 17"),
+        ({"size": 0}, "size must be at least 1 pixel, not 0"),
+        ({"stride": (1, 0)}, r"stride must be at least 1 pixel, not \(1, 0\)"),
+        ({"targets": 3}, "target 3.*classes 0 to 2"),
+        ({"targets": [0]}, "1 targets for 2 images"),
+        ({"units": 5}, r"unit 5: conv2 has 5 units \(0 to 4\)"),
+        ({"units": [0, 1, 2]}, "units of shape"),
+        ({"layer": "conv9"}, "no layer 'conv9'"),
+        ({"layer": "logits"}, "logits has no feature maps"),
+        ({"images": np.zeros((1, 16, 15, 3), np.float32)}, r"16, 16, 3.*16, 15, 3"),
         ({"fill": np.zeros(4, np.float32)}, r"fill of shape \(4,\)"),
     ],
+    ids=str,
 )
-def test_what_cannot_be_is_refused(change, message):
+def test_bad_arguments_are_refused(change, message):
     model = zf.ConvNet(PLAIN, rngs=nnx.Rngs(0))
-    arguments = {"image": image_for(model), "target": 0, "size": 4, "stride": 4}
+    arguments = {"images": draw_images(model), "targets": 0, "size": 4, "stride": 4}
     with pytest.raises(ValueError, match=message):
-        zf.occlusion(model, **{**arguments, **change})
+        occlusion(model, **{**arguments, **change})

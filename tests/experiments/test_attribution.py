@@ -36,7 +36,7 @@ DRAWN = 120
 
 def save(path: Path, preprocess: Preprocessing, class_names) -> Path:
     model = zf.ConvNet(TINY, len(class_names), rngs=nnx.Rngs(0))
-    zf.save(path, model, preprocess=preprocess, class_names=class_names)
+    zf.save(path, model, preprocess=preprocess, class_names=class_names, metadata={})
     return path
 
 

@@ -18,6 +18,7 @@ from experiments.common import main
 from experiments.project import RULES, Options, run
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import Preprocessing, load_photograph
+from zfnet_jax.weights import Pretrained
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -111,7 +112,7 @@ def refusal(capfd, code: int, *argv: str) -> str:
     return captured.err
 
 
-def seen_by(net: zf.Pretrained, path: Path) -> np.ndarray:
+def seen_by(net: Pretrained, path: Path) -> np.ndarray:
     """The photograph as the network sees it: the middle square, made small."""
     pixels = Image.fromarray(load_photograph(path))
     side = min(pixels.size)

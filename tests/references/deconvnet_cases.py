@@ -127,7 +127,7 @@ def _scaled(image: np.ndarray) -> np.ndarray:
 
 
 def _shipped(images: np.ndarray) -> Case:
-    net = zf.load_pretrained("zfnet32-cifar10")
+    net = zf.load("zfnet32-cifar10")
     file = importlib.resources.files("zfnet_jax") / "pretrained"
     state = safetensors.numpy.load((file / "zfnet32-cifar10.safetensors").read_bytes())
     del state["preprocessing.mean"]
