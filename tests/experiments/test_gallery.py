@@ -247,8 +247,13 @@ def test_weights_of_a_dataset_of_other_images_are_named(tmp_path, refusal):
     mean = np.zeros((16, 16, 3), np.float32)
     model = zf.ConvNet(SMALL, rngs=nnx.Rngs(0))
     names = make_shapes(1).class_names
-    about = dict(preprocess=Preprocessing(mean), class_names=names)
-    zf.save(file, model, **about, metadata={"dataset": "shapes"})
+    zf.save(
+        file,
+        model,
+        preprocess=Preprocessing(mean),
+        class_names=names,
+        metadata={"dataset": "shapes"},
+    )
     argv = [*FEW, "--weights", str(file), "--out", str(tmp_path / "out")]
     line = refusal(run, Options, 2, *argv)
     assert "32 x 32" in line and "16 x 16" in line
