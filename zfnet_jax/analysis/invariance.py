@@ -54,7 +54,7 @@ def invariance(
     images: Any,
     targets: Any,
     transform: Transform,
-    amounts: Sequence[float] | Float[np.ndarray, " a"],
+    amounts: Sequence[float | int] | Float[np.ndarray, " a"],
     *,
     layers: Sequence[str] | str | None = None,
     border: Border = "reflect",
@@ -213,7 +213,7 @@ def transform_images(
 
 def check_amounts(
     transform: Transform,
-    amounts: Sequence[float] | Float[np.ndarray, " a"],
+    amounts: Sequence[float | int] | Float[np.ndarray, " a"],
     height: int,
 ) -> Float32[np.ndarray, " a"]:
     """Check the amounts of a transformation and return them in single precision.
