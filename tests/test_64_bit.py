@@ -25,6 +25,7 @@ ARCH = Architecture(
     ),
 )
 COUNT = 6
+pytestmark = pytest.mark.usefixtures("compiled_once")
 BOXES = {"eye": np.array([[2, 3, 8, 9]] * COUNT)}
 SIGNAL = np.random.default_rng(1).standard_normal((COUNT, 3, 3, 8), np.float32)
 
