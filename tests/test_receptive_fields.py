@@ -1,5 +1,7 @@
 """Receptive fields of functions against `arch.py` and the support of gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +133,7 @@ def apply_chain(chain, x: jax.Array) -> jax.Array:
             )
             x = jax.nn.relu(x + 0.1)
         else:
-            pool = nnx.avg_pool if kind == "mean" else nnx.max_pool
+            pool: Any = nnx.avg_pool if kind == "mean" else nnx.max_pool
             x = pool(x, kernel, strides, padding)
     return x
 
@@ -168,6 +170,7 @@ def test_gradients_stay_inside_on_branching_networks(chain, hw, random):
     exact = not kinds(chain) & {"max", "maximum"}
     for name in names:
         field = net.layers[name].receptive_field
+        assert field is not None
         rows, columns = features[name].shape[1:3]
         for row, column in ((0, 0), (rows // 2, columns // 2), (rows - 1, columns - 1)):
             signal = zeros[name].at[0, row, column].set(1.0)
