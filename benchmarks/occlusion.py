@@ -28,10 +28,12 @@ import numpy as np
 import torch
 import tyro
 from captum.attr import Occlusion
-from flax import nnx
 
 import zfnet_jax as zf
 from benchmarks.torch_network import torch_network
+from zfnet_jax.analysis.occlusion import Occlusion as Responses
+from zfnet_jax.analysis.occlusion import occlusion
+from zfnet_jax.arch import ARCHITECTURES
 
 _BATCHES = (1, 4, 8, 16, 32, 64, 128)
 _TARGET = 7
@@ -60,27 +62,26 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def full_passes(
-    model: zf.ConvNet, image: np.ndarray, found: zf.Occlusion, batch: int = 13
+def run_full_passes(
+    model: zf.ConvNet, image: np.ndarray, responses: Responses, batch: int = 13
 ) -> np.ndarray:
-    """The logits of one full pass for each position."""
-    graph, weights = nnx.split(model)
-    run = jax.jit(lambda weights, x: nnx.merge(graph, weights)(x))
-    boxes = found.boxes.reshape(-1, 4)
+    """Logits of one full pass per position."""
+    run = jax.jit(lambda model, images: model(images))
+    boxes = responses.boxes.reshape(-1, 4)
     logits = []
     for start in range(0, len(boxes), batch):
-        covered = np.repeat(image[None], batch, 0)
+        covered = np.repeat(image, batch, 0)
         for picture, (top, left, bottom, right) in zip(
             covered, boxes[start : start + batch], strict=False
         ):
             picture[top:bottom, left:right] = 0
-        logits.append(np.asarray(run(weights, covered)))
-    return np.concatenate(logits)[: len(boxes)].reshape(found.logits.shape)
+        logits.append(np.asarray(run(model, covered)))
+    return np.concatenate(logits)[: len(boxes)].reshape(responses.logits[0].shape)
 
 
 def main(options: Options) -> str | None:
     """Print the times, the ratio and the two differences; what is wrong with these."""
-    arch = zf.ARCHITECTURES[options.model]
+    arch = ARCHITECTURES[options.model]
     torch.manual_seed(0)
     network = torch_network(arch).eval()
     for module in network.modules():
@@ -88,8 +89,8 @@ def main(options: Options) -> str | None:
             torch.nn.init.kaiming_normal_(module.weight)
     state = {name: value.numpy() for name, value in network.state_dict().items()}
     model = zf.load_weights(state, arch)
-    image = np.random.default_rng(0).standard_normal((*arch.input_hw, 3), np.float32)
-    x = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+    image = np.random.default_rng(0).standard_normal((1, *arch.input_hw, 3), np.float32)
+    x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
     method = Occlusion(network)
 
     def theirs(batch: int) -> torch.Tensor:
@@ -103,16 +104,18 @@ def main(options: Options) -> str | None:
                 perturbations_per_eval=batch,
             )
 
-    def ours() -> zf.Occlusion:
-        return zf.occlusion(model, image, _TARGET, options.size, options.stride)
+    def ours() -> Responses:
+        return occlusion(
+            model, image, _TARGET, size=options.size, stride=options.stride
+        )
 
-    found = ours()
+    responses = ours()
     attribution = theirs(1)
     best = min(_BATCHES, key=lambda batch: timed(lambda: theirs(batch)))
     pairs = [(timed(lambda: theirs(best)), timed(ours)) for _ in range(options.turns)]
     ratios = [a / b for a, b in pairs]
     print(
-        f"{arch.name}: {found.logits.shape[0]} x {found.logits.shape[1]} positions of "
+        f"{arch.name}: {len(responses.tops)} x {len(responses.lefts)} positions of "
         f"{options.size} pixels, Captum with perturbations_per_eval={best}"
     )
     print(
@@ -120,12 +123,14 @@ def main(options: Options) -> str | None:
         f"ours {statistics.median(b for _, b in pairs):.3f} s  "
         f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
     )
-    brute = full_passes(model, image, found)
-    apart = np.abs(found.logits - brute).max((0, 1)) / np.ptp(brute, (0, 1))
+    expected = run_full_passes(model, image, responses)
+    apart = np.abs(responses.logits[0] - expected).max((0, 1)) / np.ptp(
+        expected, (0, 1)
+    )
     print(f"logits against full passes: {apart.max():.1e} of a map's range")
     expected = attribution[0, 0].numpy()
-    drops = found.clean_logits[_TARGET] - found.logits[..., _TARGET]
-    error = np.abs(found.by_pixel(drops) - expected).max() / np.ptp(expected)
+    drops = responses.clean_logits[0, _TARGET] - responses.logits[0, ..., _TARGET]
+    error = np.abs(responses.by_pixel(drops) - expected).max() / np.ptp(expected)
     print(f"drops against Captum's attribution: {error:.1e}")
     if max(apart.max(), error) > _TOLERANCE:
         return f"error: more than {_TOLERANCE:g} of the range apart"

@@ -63,7 +63,6 @@ import zfnet_jax
 from zfnet_jax.arch import Architecture, Conv
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError, Dataset, load_cifar10, make_shapes
-from zfnet_jax.training import NonFiniteLossError
 from zfnet_jax.weights import Pretrained, load
 
 if TYPE_CHECKING:
@@ -188,19 +187,20 @@ def _unbox(box: str) -> str:
     return text
 
 
-_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (UsageError, 2),
-    (DataNotFoundError, 3),
-    (DamagedFileError, 4),
-    (NonFiniteLossError, 1),
-)
-
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _explain(error: Exception) -> tuple[int | None, str]:
     """Exit code and message of a failure; no code for a bug."""
-    for kind, code in _EXIT_CODES:
+    # Imported on failure only: training takes long to import.
+    from zfnet_jax.training import NonFiniteLossError
+
+    for kind, code in (
+        (UsageError, 2),
+        (DataNotFoundError, 3),
+        (DamagedFileError, 4),
+        (NonFiniteLossError, 1),
+    ):
         if isinstance(error, kind):
             return code, str(error)
     if isinstance(error, ValueError) and _origin(error) == "zfnet_jax":

@@ -212,7 +212,7 @@ def evaluate(options: Options, net: Pretrained, top: int, results: Results) -> s
         view: classify(options, net, view, batch, len(dataset), count)
         for view, batch in images.items()
     }
-    accuracies = {
+    accuracies: dict[View, dict[str, float]] = {
         view: {f"top{k}_accuracy": ranked.accuracy(dataset.labels, k) for k in ks}
         for view, ranked in by_view.items()
     }

@@ -28,8 +28,8 @@ from jax import lax
 # TensorFlow's padding is the same on both sides as it is here.
 IMAGE_SHAPE = (34, 26, 3)
 CLASSES = 10
-# flax takes pairs too, but its annotation says str.
-POOL_PADDING: Any = ((1, 1), (1, 1))
+# Flax declares a padding of pairs as a string.
+PADDING: Any = ((1, 1), (1, 1))
 
 
 def convolutions(width: int = 8) -> dict[str, tuple[int, int, int]]:
@@ -182,7 +182,7 @@ class NnxResidual(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = nnx.relu(self.stem_norm(self.stem(images)))
-        x = nnx.max_pool(x, (3, 3), (2, 2), POOL_PADDING)
+        x = nnx.max_pool(x, (3, 3), (2, 2), PADDING)
         return self.fc(self.block2(self.block1(x)).mean((1, 2)))
 
 
@@ -232,7 +232,7 @@ class LinenResidual(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         x = nn.relu(_linen_norm("stem_norm")(_linen_conv(8, 7, 2, "stem")(images)))
-        x = nn.max_pool(x, (3, 3), (2, 2), POOL_PADDING)
+        x = nn.max_pool(x, (3, 3), (2, 2), PADDING)
         x = LinenBlock(8, 1, name="block1")(x)
         x = LinenBlock(16, 2, name="block2")(x)
         return nn.Dense(CLASSES, name="fc")(x.mean((1, 2)))

@@ -158,7 +158,8 @@ def test_channels_first_models_give_channels_last_activations():
 
     net = network(First(layer), SHAPE)
     assert net.layers["conv"].shape == (10, 8, 4)
-    expected = jax.nn.relu(jax.vmap(layer)(images().transpose(0, 3, 1, 2)))
+    first = jnp.asarray(images().transpose(0, 3, 1, 2))
+    expected = jax.nn.relu(jax.vmap(layer)(first))
     np.testing.assert_allclose(
         net.activations(images(), "conv")["conv"],
         expected.transpose(0, 2, 3, 1),

@@ -120,9 +120,10 @@ def test_crops_hold_all_of_the_map(form, images, stored):
         units, positions = chosen[:, :1], chosen[:, 1:]
         crops = zf.project(net, images, layer, units, positions, crop=True)
         for index, (top, left, bottom, right) in enumerate(np.asarray(crops.boxes)):
-            whole = np.zeros((*networks.IMAGE_SHAPE,), np.float32)
-            rows = slice(max(top, 0), min(bottom, whole.shape[0]))
-            columns = slice(max(left, 0), min(right, whole.shape[1]))
+            whole = np.zeros(images.shape[1:], np.float32)
+            height, width = images.shape[1:3]
+            rows = slice(max(top, 0), min(bottom, height))
+            columns = slice(max(left, 0), min(right, width))
             inside = np.asarray(crops.pixels[index])[
                 rows.start - top : rows.stop - top,
                 columns.start - left : columns.stop - left,

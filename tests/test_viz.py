@@ -698,7 +698,7 @@ def projections_of(pixels: np.ndarray, images=None) -> Projections:
     """Projections of units 10, 11 ... with activations 0.5, 1.5 ..."""
     count = len(pixels)
     zeros = np.zeros((count, 4), np.int32)
-    images = np.zeros(count, np.int32) if images is None else np.int32(images)
+    images = zeros[:, 0] if images is None else np.asarray(images, np.int32)
     units = np.arange(10, 10 + count, dtype=np.int32)
     activations = np.arange(count, dtype=np.float32) + 0.5
     return Projections(pixels, zeros, images, units, zeros[:, :2], activations)

@@ -155,7 +155,9 @@ def pull_back(
     net: Network, images: Array, layer: str, rule: Rule
 ) -> tuple[Array, Callable[[Array], tuple[Array]]]:
     """Activations of any network's layer, and the function from a signal to pixels."""
-    ruled = with_relu_rule(lambda x: net.features(x, (layer,))[layer], rule)
+    ruled = with_relu_rule(
+        lambda x: net.features(x, (layer,))[layer], rule, strict=rule != "gradient"
+    )
     return jax.vjp(ruled, jnp.asarray(images))
 
 

@@ -200,15 +200,6 @@ def deletion(
 
     Raises:
         ValueError: As in `insertion`.
-
-    Example:
-        >>> import zfnet_jax as zf
-        >>> from flax import nnx
-        >>> net = zf.network(zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0)))
-        >>> x = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> maps = importance(zf.attribute(net, x, targets=3))
-        >>> deletion(net, x, 3, maps, steps=8).probabilities.shape
-        (2, 9)
     """
     return _replace_pixels(
         *(net, images, targets, importances, baseline, steps, batch_size, progress),

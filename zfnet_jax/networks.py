@@ -456,6 +456,8 @@ def as_network(model: Any, images: Any) -> tuple[Network, Any]:
         model: A `Network`, or any model that `network` takes.
         images: Images [n, h, w, c] or a source of them; a path is loaded.
     """
+    if isinstance(images, list | tuple):
+        images = np.asarray(images)
     if not isinstance(model, Network):
         shape = getattr(images, "shape", None)
         if shape is not None and len(shape) != 4:

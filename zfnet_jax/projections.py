@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 _BATCH_SIZE = 16
 # Activations that go down in one program.
 _POINTS = 64
-_CACHED_PIXELS = 1 << 16
+# Numbers of the largest layer that stay in a CPU's cache on the way down.
+_CACHED = 1 << 19
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -223,8 +225,8 @@ def _fit(net: Network, images: int, most: int) -> int:
     """Signals that go down together: on the CPU those that stay in its cache."""
     if jax.default_backend() != "cpu":
         return most
-    height, width, _ = net.image_shape
-    return max(1, min(most, _CACHED_PIXELS // (images * height * width)))
+    largest = max(math.prod(layer.shape) for layer in net.layers.values())
+    return max(1, min(most, _CACHED // (images * largest)))
 
 
 def _strongest(

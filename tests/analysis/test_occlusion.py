@@ -167,7 +167,7 @@ def test_a_network_that_sees_one_pixel_gives_a_map_of_that_pixel():
     expected = np.zeros((6, 8))
     expected[4, 3] = 6.0
     np.testing.assert_allclose(drop_of(1)[1], expected, atol=1e-6)
-    # A rectangle of 2 x 3 covers it at six positions, and shares it among its pixels.
+    # A rectangle of 2 x 3 covers it at six positions and shares it among its pixels.
     responses, drop = drop_of((2, 3))
     covering = [*np.ndindex(2, 3)]
     np.testing.assert_array_equal(
@@ -176,7 +176,7 @@ def test_a_network_that_sees_one_pixel_gives_a_map_of_that_pixel():
     pixels = responses.by_pixel(drop)
     assert pixels.shape == (6, 8)
     assert pixels[4, 3] == pytest.approx(6.0) and pixels[0, 0] == pytest.approx(0)
-    assert pixels[3, 1] == pytest.approx(6.0 / 6)
+    assert pixels[3, 1] == pytest.approx(6.0 / 4)
     np.testing.assert_allclose(responses.by_pixel(drop[None])[0], pixels)
 
 

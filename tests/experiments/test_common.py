@@ -77,6 +77,19 @@ def raiser(error: BaseException):
 # The command line.
 
 
+def test_help_needs_no_library_that_takes_long_to_import():
+    script = """
+import sys
+from experiments import evolution, feature_maps, gallery, predict, project
+from experiments import top_features, train_cifar10
+slow = {"keras", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets", "torch"}
+sys.exit(", ".join(slow & set(sys.modules)) or None)
+"""
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, capture_output=True, env=environment(), text=True)
+    assert (answer.returncode, answer.stderr) == (0, "")
+
+
 def test_options_reach_the_experiment_and_success_is_silent(capsys):
     seen = []
     assert main(seen.append, Options, ["--batch-size", "7", "--model", "alexnet"]) == 0
@@ -296,7 +309,18 @@ def test_elsewhere_a_line_may_stand_for_many(capsys, total, every, lines):
     assert [line.split()[2] for line in printed] == [f"{x}/{total}" for x in lines]
 
 
-# What experiments read.
+def test_the_total_may_be_that_of_a_tool(capsys):
+    with Progress("searching", 50, unit="images", every=3) as progress:
+        for done in range(1, 5):
+            progress.update(done, 4, total="of a tool")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit("  ", 1)[0] for line in lines] == [
+        "searching images 3/4  total of a tool",
+        "searching images 4/4  total of a tool",
+    ]
+
+
+# Inputs.
 
 
 @pytest.mark.parametrize(

@@ -106,12 +106,18 @@ def test_it_says_what_the_pictures_tell(finished, trained):
     net = zf.load(trained / "weights.safetensors")
     dataset = make_shapes(40, seed=1).take(np.arange(16))
     images = np.asarray(net.preprocess(dataset.images))
-    replaced = controls(net, images, "conv2").similarity["deconvnet"].signed.mean(0)
+    replaced = controls(net, images, "conv2")
     classes = zf.sanity(net, images, dataset.labels)
-    fc3 = classes.similarity["deconvnet"].signed[:, classes.columns.index("fc3")]
+    means = {
+        name: mean
+        for result in (replaced, classes)
+        for name, mean in zip(
+            result.columns, result.similarity["deconvnet"].signed.mean(0), strict=True
+        )
+    }
     text = (finished / "index.html").read_text()
-    for number in (*replaced[1:-1], fc3.mean()):
-        assert f"{number:z.2f}" in text
+    for name in ("random there", "another unit", "another image", "fc3"):
+        assert f"{means[name]:z.2f}" in text
     assert (finished / "sanity/index.html").exists()
 
 
@@ -241,8 +247,13 @@ def test_weights_of_a_dataset_of_other_images_are_named(tmp_path, refusal):
     mean = np.zeros((16, 16, 3), np.float32)
     model = zf.ConvNet(SMALL, rngs=nnx.Rngs(0))
     names = make_shapes(1).class_names
-    about = dict(preprocess=Preprocessing(mean), class_names=names)
-    zf.save(file, model, **about, metadata={"dataset": "shapes"})
+    zf.save(
+        file,
+        model,
+        preprocess=Preprocessing(mean),
+        class_names=names,
+        metadata={"dataset": "shapes"},
+    )
     argv = [*FEW, "--weights", str(file), "--out", str(tmp_path / "out")]
     line = refusal(run, Options, 2, *argv)
     assert "32 x 32" in line and "16 x 16" in line

@@ -39,8 +39,13 @@ def wide(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     model = zf.ConvNet(WIDE, rngs=nnx.Rngs(0))
     mean = np.random.default_rng(1).uniform(90, 150, (16, 24, 3)).astype(np.float32)
-    about = dict(preprocess=Preprocessing(mean, 1 / 16), class_names=CLASSES)
-    zf.save(path, model, **about, metadata={})
+    zf.save(
+        path,
+        model,
+        preprocess=Preprocessing(mean, 1 / 16),
+        class_names=CLASSES,
+        metadata={},
+    )
     return path
 
 

@@ -67,8 +67,13 @@ def described(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     model = zf.ConvNet(TINY, rngs=nnx.Rngs(0))
     mean = np.full((12, 12, 3), 100, np.float32)
-    about = dict(preprocess=Preprocessing(mean, 1 / 64), class_names=("a", "b", "c"))
-    zf.save(path, model, **about, metadata={})
+    zf.save(
+        path,
+        model,
+        preprocess=Preprocessing(mean, 1 / 64),
+        class_names=("a", "b", "c"),
+        metadata={},
+    )
     return path
 
 

@@ -122,8 +122,13 @@ def test_a_layer_of_dead_units_cannot_be_drawn(tmp_path, refusal):
     save(file, 0)
     net = zf.load(file)
     net.model.conv2.bias[...] = net.model.conv2.bias[...] - 1e6
-    about = dict(preprocess=net.preprocess, class_names=net.class_names, metadata={})
-    zf.save(file, net, **about)
+    zf.save(
+        file,
+        net,
+        preprocess=net.preprocess,
+        class_names=net.class_names,
+        metadata={},
+    )
     argv = [*SHAPES, "--weights", str(file), "--layers", "conv2"]
     line = refusal(run, Options, 2, *argv, "--out", str(tmp_path / "out"))
     assert "all units of conv2 are dead" in line

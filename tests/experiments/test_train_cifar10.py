@@ -380,7 +380,7 @@ def test_a_disk_that_fills_up_is_1_and_keeps_the_checkpoints(
         (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "whole numbers"]),
         (["--keep-epochs", "1,99"], ["--keep-epochs 99", "epochs 1 to "]),
         (["--validation", "-1"], ["--validation", "0 or more", "-1"]),
-        (["--target-accuracy", "1.5"], ["--target-accuracy", "0 to 1", "1.5"]),
+        (["--target-accuracy", "1.5"], ["--target-accuracy", "between 0 and 1", "1.5"]),
         (["--target-accuracy", "nan"], ["--target-accuracy", "nan"]),
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--seed", str(2**70)], ["--seed", str(2**70)]),

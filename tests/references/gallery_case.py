@@ -120,8 +120,9 @@ def build_sanity(folder: Path) -> dict[str, float]:
                 {"deconvnet": np.zeros((0, len(columns), *IMAGE, 3), np.float32)},
             )
         )
-    figures = dict.fromkeys(gallery.SANITY_FIGURES, b"a picture")
-    gallery.write_sanity(folder, "conv2", *comparisons, figures, "key")
+    figures = {name: b"a picture" for name in gallery.SANITY_FIGURES}
+    randomized, replacements = comparisons
+    gallery.write_sanity(folder, "conv2", randomized, replacements, figures, "key")
     destroyed, replaced = (
         x.similarity["deconvnet"].signed.mean(0) for x in comparisons
     )

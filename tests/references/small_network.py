@@ -37,5 +37,4 @@ def save(path: Path, seed: int, arch: Architecture = SMALL, metadata=LEARNED) ->
     mean = np.full((32, 32, 3), 128, np.float32)
     preprocess = Preprocessing(mean, 1 / 64, size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(preprocess=preprocess, class_names=CLASSES, metadata=metadata)
-    zf.save(path, model, **about)
+    zf.save(path, model, preprocess=preprocess, class_names=CLASSES, metadata=metadata)
