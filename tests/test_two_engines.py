@@ -17,6 +17,8 @@ from zfnet_jax import metrics
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 from zfnet_jax.networks import Network, network
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ARCH = Architecture(
     "small",
     (18, 15),
