@@ -27,11 +27,8 @@ def importance(
 ) -> Float[Array, "b h w"]:
     """Rank pixels by the greatest magnitude among their channels.
 
-    Simonyan et al. 2014, section 3.1. The magnitude of a negative value counts as well:
-    a pixel that lowers the logit when it grows raises it when it shrinks.
-
-        >>> importance(np.array([[[[1.0, -3.0, 2.0]]]])).item()
-        3.0
+    Simonyan et al. 2014, section 3.1. A negative value counts as well: a pixel that
+    lowers the logit when it grows raises it when it shrinks.
     """
     return jnp.abs(jnp.asarray(maps)).max(-1)
 
@@ -47,33 +44,26 @@ def pointing_game(
     the accuracy of a method. They also count a point within 15 pixels of the object, on
     images of about 224 pixels.
 
-    Where several pixels share the maximum, the result is the share of them that hit:
-    the expected result of picking one at random. A constant map thus scores the share
-    of the image that the object covers.
-
-        >>> mask = np.array([[[True, False, False]]])
-        >>> pointing_game(np.array([[[0.0, 2.0, 1.0]]]), mask, tolerance=1.0)
-        array([1.])
-
     Args:
         importances: One number per pixel, as `importance` gives.
         masks: True on the object.
-        tolerance: Distance in pixels, from the center of the nearest pixel of the
-            object, up to which a point is a hit.
+        tolerance: Distance in pixels to the nearest pixel of the object, up to which a
+            point is a hit.
 
     Returns:
-        A number per image from 0, a miss, to 1, a hit.
+        1 for a hit, 0 for a miss. Among several maxima it is the share of them that
+        hit, so a constant map scores the share of the image that the object covers.
 
     Raises:
         ValueError: The shapes differ, `importances` are not finite, a mask is empty, or
             `tolerance` is negative or not finite.
     """
-    values, objects = np.asarray(importances), np.asarray(masks)
+    objects = np.asarray(masks)
     if objects.ndim != 3 or objects.dtype != np.bool_:
         raise ValueError(
             f"masks must be bool [n, h, w], not {objects.dtype} {list(objects.shape)}"
         )
-    _check_importances(values, objects.shape)
+    values = _check_importances(importances, objects.shape)
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be at least 0 and finite, not {tolerance}")
     empty = np.flatnonzero(~objects.any((1, 2)))
@@ -102,11 +92,9 @@ class Curves:
     """How the probability of a class changes with the pixels, most important first.
 
     Attributes:
-        fractions: Share of the pixels that have changed, from 0 to 1;
-            float [steps + 1].
-        probabilities: Probability of the target; float [n, steps + 1].
-        areas: Area under each curve over `fractions`, by the trapezoidal rule;
-            float [n].
+        fractions: [steps + 1], share of the pixels that have changed, from 0 to 1.
+        probabilities: [n, steps + 1], probability of the target.
+        areas: [n], area under each curve over `fractions`, by the trapezoidal rule.
     """
 
     fractions: Float[np.ndarray, " points"]
@@ -132,11 +120,9 @@ def insertion(
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> ranking = importance(zf.attribute(model, images, 3))
-        >>> insertion(model, images, 3, ranking, steps=4).probabilities.shape
+        >>> net, images = zf.load("zfnet32-cifar10"), np.ones((2, 32, 32, 3))
+        >>> ranking = importance(zf.attribute(net, images, "cat"))
+        >>> insertion(net, images, "cat", ranking, steps=4).probabilities.shape
         (2, 5)
 
     Args:
@@ -144,18 +130,16 @@ def insertion(
         images: Preprocessed images [n, h, w, c], a source of them, or a path.
         targets: A label or a class name for all images, or one per image.
         importances: One number per pixel, as `importance` gives.
-        baseline: Value of a pixel before it is inserted, in the units of the images: a
-            number, or an array that broadcasts to their shape. In preprocessed images 0
-            is the mean image.
-        steps: Number of steps, each of an equal number of pixels up to rounding. None
-            means one per row of an image, as in RISE.
+        baseline: Value of a pixel before it is inserted: a number, or an array that
+            broadcasts to the images. In preprocessed images 0 is the mean image.
+        steps: Number of steps, of equally many pixels up to rounding. None: one per row
+            of an image, as in RISE.
         batch_size: Images per batch.
         progress: Called with the number of images done and their total.
 
     Raises:
-        ValueError: There is no such class, the images do not fit the network,
-            `importances` or `baseline` do not fit the images, or `steps` is not from 1
-            to the number of pixels.
+        ValueError: The arguments do not fit the network or the images, or `steps` is
+            not from 1 to the number of pixels.
     """
     return _replace_pixels(
         *(net, images, targets, importances, baseline, steps, batch_size, progress),
@@ -176,30 +160,15 @@ def deletion(
 ) -> Curves:
     """Replace pixels by a baseline, most important first, and follow a class.
 
-    The reverse of `insertion`, which describes the arguments; a smaller area is better.
-    RISE replaces pixels by a constant.
+    The reverse of `insertion`, with the same arguments; a smaller area is better. RISE
+    replaces pixels by a constant.
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> ranking = importance(zf.attribute(model, images, 3))
-        >>> deletion(model, images, 3, ranking, steps=4).areas.shape
+        >>> net, images = zf.load("zfnet32-cifar10"), np.ones((2, 32, 32, 3))
+        >>> ranking = importance(zf.attribute(net, images, "cat"))
+        >>> deletion(net, images, "cat", ranking, steps=4).areas.shape
         (2,)
-
-    Args:
-        net: See `insertion`.
-        images: See `insertion`.
-        targets: See `insertion`.
-        importances: See `insertion`.
-        baseline: Value of a pixel after it is deleted.
-        steps: See `insertion`.
-        batch_size: Images per batch.
-        progress: Called with the number of images done and their total.
-
-    Raises:
-        ValueError: As in `insertion`.
     """
     return _replace_pixels(
         *(net, images, targets, importances, baseline, steps, batch_size, progress),
@@ -221,10 +190,9 @@ def _replace_pixels(
     net, images = as_network(net, images)
     count, (height, width, channels) = len(images), net.image_shape
     labels = net.targets(targets, count)
-    importances = np.asarray(importances)
-    _check_importances(importances, (count, height, width))
+    importances = _check_importances(importances, (count, height, width))
     pixels = height * width
-    number: int = height if steps is None else steps
+    number = height if steps is None else steps
     if not 1 <= number <= pixels:
         raise ValueError(
             f"steps must be from 1 to the {pixels} pixels of an image, not {number}"
@@ -236,8 +204,8 @@ def _replace_pixels(
         raise ValueError(
             f"baseline {list(np.shape(baseline))} does not fit images {list(shape)}"
         ) from None
-    order = np.argsort(-importances.reshape(count, pixels), axis=1, kind="stable")
-    ranks = np.argsort(order, axis=1).astype(np.int32).reshape(count, height, width, 1)
+    order = np.argsort(-importances.reshape(count, pixels), 1, kind="stable")
+    ranks = np.argsort(order, 1).astype(np.int32).reshape(count, height, width, 1)
     counts = np.arange(number + 1, dtype=np.int32) * pixels // number
 
     parts = []
@@ -269,7 +237,8 @@ def _follow(
     return lax.map(step, counts).T
 
 
-def _check_importances(importances: np.ndarray, shape: tuple[int, ...]) -> None:
+def _check_importances(importances: Any, shape: tuple[int, ...]) -> np.ndarray:
+    importances = np.asarray(importances)
     floats = jnp.issubdtype(importances.dtype, jnp.floating)
     if importances.shape != shape or not floats:
         raise ValueError(
@@ -278,22 +247,14 @@ def _check_importances(importances: np.ndarray, shape: tuple[int, ...]) -> None:
         )
     if not np.isfinite(importances).all():
         raise ValueError("importances hold a value that is not finite")
+    return importances
 
 
 def spearman(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Spearman's rank correlation; equal values share their mean rank.
-
-    Example:
-        >>> import numpy as np
-        >>> spearman(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 6.0]))
-        1.0
-
-    Args:
-        a: Values.
-        b: As many others.
+    """Spearman's rank correlation of two arrays; equal values share their mean rank.
 
     Returns:
-        From -1 to 1; 0 where all values of one side are equal and have no order.
+        From -1 to 1; 0 where all values of one side are equal.
     """
     x, y = _ranks(a), _ranks(b)
     spread = math.sqrt((x @ x) * (y @ y))
@@ -317,19 +278,9 @@ def ssim(
 ) -> Float[Array, "n h w"]:
     """Structural similarity at each pixel of pictures with values in [0, 1].
 
-    Wang et al. 2004 ("Image quality assessment"), section III: a Gaussian window of
-    11 x 11 pixels, standard deviation 1.5, K1 = 0.01 and K2 = 0.03. Pictures are
-    reflected at their border.
-
-    Example:
-        >>> import numpy as np
-        >>> picture = np.eye(8)[None]
-        >>> ssim(picture, picture).min().round(4).item()
-        1.0
-
-    Args:
-        a: Pictures.
-        b: The pictures to compare them with, one by one.
+    Wang et al. 2004 ("Image quality assessment"), section III: a Gaussian window of 11
+    x 11 pixels, standard deviation 1.5, K1 = 0.01 and K2 = 0.03. Pictures are reflected
+    at their border.
     """
     rows, columns = map(_gaussian_weights, a.shape[1:])
 

@@ -60,12 +60,6 @@ class Pretrained(networks.Network):
         preprocess: From uint8[b, h, w, c] to the float32[b, h, w, c] it was trained on.
         class_names: One name per class, in the order of the labels.
         metadata: Origin of the weights: command, seed, accuracy and the like.
-
-    Example:
-        >>> import zfnet_jax as zf
-        >>> net = zf.load("zfnet32-cifar10")
-        >>> net.class_names[:3]
-        ('airplane', 'automobile', 'bird')
     """
 
     # Never None, as they can be for other networks.
@@ -104,8 +98,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
     Example:
         >>> import zfnet_jax as zf
         >>> net = zf.load("zfnet32-cifar10")
-        >>> net.model.arch.name, net.metadata["seed"]
-        ('zfnet32', 0)
+        >>> net.model.arch.name, net.class_names[:2], net.metadata["seed"]
+        ('zfnet32', ('airplane', 'automobile'), 0)
     """
     name = os.fspath(name_or_path)
     folder = importlib.resources.files("zfnet_jax") / "pretrained"
@@ -129,9 +123,7 @@ def load_weights(
 ) -> ConvNet:
     """Build a network from weights alone; every tensor must fit.
 
-    PyTorch is not needed for its files, and nothing in them is run. The weights of a
-    dense layer after a map are reordered from PyTorch's (channel, row, column) to the
-    (row, column, channel) of this library.
+    PyTorch is not needed for its files, and nothing in them is run.
 
     Args:
         source: Arrays by name, or a file: safetensors, or a state dict of `torch.save`,
@@ -153,19 +145,16 @@ def load_weights(
             of another shape, not floats, or not finite. The message lists them.
 
     Example:
-        >>> import numpy as np
-        >>> import zfnet_jax as zf
+        >>> import numpy as np, zfnet_jax as zf
         >>> arch = zf.Architecture("tiny", (1, 2), (zf.Dense("logits", 1, relu=False),))
-        >>> weight, bias = np.arange(6.0).reshape(1, 6), np.array([7.0])
-        >>> arrays = {"net.logits.weight": weight, "net.logits.bias": bias}
-        >>> model = zf.load_weights(arrays, arch)
-        >>> float(model(np.ones((1, 1, 2, 3)))[0, 0])
-        22.0
+        >>> arrays = {"logits.weight": np.ones((1, 6)), "logits.bias": np.array([7.0])}
+        >>> float(zf.load_weights(arrays, arch)(np.ones((1, 1, 2, 3)))[0, 0])
+        13.0
     """
-    arrays, header = source, None
-    if not isinstance(arrays, Mapping):
-        arrays, header = _read(Path(os.fspath(arrays)))
-    label = "the mapping" if isinstance(source, Mapping) else str(source)
+    if isinstance(source, Mapping):
+        label, arrays, header = "the mapping", source, None
+    else:
+        label, (arrays, header) = str(source), _read(Path(source))
     tensors = {n: np.asarray(x) for n, x in arrays.items() if n != _MEAN}
     # torch's AveragedModel counts in it.
     tensors.pop("n_averaged", None)
@@ -204,13 +193,12 @@ def save(
             description does not fit the network.
 
     Example:
-        >>> import pathlib, tempfile
-        >>> import zfnet_jax as zf
+        >>> import pathlib, tempfile, zfnet_jax as zf
         >>> net = zf.load("zfnet32-cifar10")
+        >>> about = dict(preprocess=net.preprocess, class_names=net.class_names)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = pathlib.Path(folder, "copy.safetensors")
-        ...     about = dict(preprocess=net.preprocess, class_names=net.class_names)
-        ...     zf.save(file, net.model, **about, metadata={"origin": "a copy"})
+        ...     zf.save(file, net, **about, metadata={"origin": "a copy"})
         ...     zf.load(file).metadata
         {'origin': 'a copy'}
     """
@@ -356,11 +344,11 @@ def _shapes(
     arch: Architecture, modules: Mapping[str, str]
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of an architecture, by name in the state dict."""
-    return {
-        f"{modules[layer.name]}.{kind}": shape
-        for layer in _layers(arch)
-        for kind, shape in (("weight", layer.shape), ("bias", (layer.features,)))
-    }
+    shapes = {}
+    for layer in _layers(arch):
+        shapes[f"{modules[layer.name]}.weight"] = layer.shape
+        shapes[f"{modules[layer.name]}.bias"] = (layer.features,)
+    return shapes
 
 
 def _refuse_normalization(source: str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -510,10 +498,10 @@ def _describe(
 ) -> tuple[Architecture, Preprocessing, tuple[str, ...], dict[str, Any]]:
     """Architecture, preprocessing, class names and metadata in a header."""
     try:
-        fields = _to_tuples(header["architecture"])
-        layers = [dict(layer) for layer in header["architecture"]["layers"]]
+        fields = {**header["architecture"]}
+        layers = [dict(layer) for layer in fields.pop("layers")]
         layers = tuple(_KINDS[x.pop("kind")](**_to_tuples(x)) for x in layers)
-        arch = Architecture(**{**fields, "layers": layers})
+        arch = Architecture(**_to_tuples(fields), layers=layers)
         mean = np.asarray(arrays[_MEAN], np.float32)
         preprocess = Preprocessing(mean, **_to_tuples(header["preprocessing"]))
         class_names, metadata = tuple(header["class_names"]), dict(header["metadata"])
@@ -541,28 +529,25 @@ def _check_description(
 ) -> None:
     if not isinstance(preprocess, Preprocessing):
         raise ValueError(f"{source}: preprocess must be a Preprocessing")
-    mean, size = preprocess.mean, preprocess.size
+    mean, size, scale = preprocess.mean, preprocess.size, preprocess.scale
     shape = (mean.shape[:2] if size is None else size, mean.shape[2:])
     expected = (arch.input_hw, (arch.channels,))
     wrong = [x for x, value in metadata.items() if not _is_text_or_number(value)]
-    problems = {
-        f"preprocessing gives images of {shape}, expected {expected}": shape
-        != expected,
-        "the mean image is not finite": not np.isfinite(mean).all(),
-        f"the scale {preprocess.scale!r} is not a finite number": isinstance(
-            preprocess.scale, str
-        )
-        or not _is_text_or_number(preprocess.scale),
-        "class names must be text": not all(isinstance(x, str) for x in class_names),
-        f"{len(class_names)} class names for {arch.num_classes} classes": len(
-            class_names
-        )
-        != arch.num_classes,
-        f"metadata {_list(wrong)} must be text or a finite number": bool(wrong),
-    }
-    for problem, is_wrong in problems.items():
-        if is_wrong:
-            raise ValueError(f"{source}: {problem}")
+    problem = None
+    if shape != expected:
+        problem = f"preprocessing gives images of {shape}, expected {expected}"
+    elif not np.isfinite(mean).all():
+        problem = "the mean image is not finite"
+    elif isinstance(scale, str) or not _is_text_or_number(scale):
+        problem = f"the scale {scale!r} is not a finite number"
+    elif not all(isinstance(x, str) for x in class_names):
+        problem = "class names must be text"
+    elif len(class_names) != arch.num_classes:
+        problem = f"{len(class_names)} class names for {arch.num_classes} classes"
+    elif wrong:
+        problem = f"metadata {_list(wrong)} must be text or a finite number"
+    if problem is not None:
+        raise ValueError(f"{source}: {problem}")
 
 
 def _is_text_or_number(value: object) -> bool:

@@ -1,20 +1,20 @@
-"""Whether hiding the same part changes features alike across images (Table 1, Fig. 8).
+"""Similarity of the changes when a part is hidden in several images (Table 1, Fig. 8).
 
 Section 4.3 asks whether a network relates parts, such as eyes and noses, between images
-of one kind of object, although nothing in it says so. One part is masked in each image.
-With x_i the features of image i at a layer and x̃_i those of the masked image,
-ε_i = x_i - x̃_i, and the paper sums the Hamming distance of their signs:
+of one kind of object. One part is masked in each image. With x_i the features of image
+i at a layer and x̃_i those of the masked image, ε_i = x_i - x̃_i, and the paper sums
+the Hamming distance of their signs:
 
     Δ = Σ_{i≠j} H(sign ε_i, sign ε_j)
 
-A lower Δ means more alike. Here Δ is the mean over pairs and dimensions: from 0 to 1,
-whatever the number of images. A sign is -1, 0 or 1, since a rectified feature often
-does not change at all. A mask that changes nothing therefore has Δ = 0 as well; the
-share of the features that change is reported alongside.
+A lower Δ means more alike. Here Δ is the mean over pairs and dimensions, from 0 to 1. A
+sign is -1, 0 or 1, since a rectified feature often does not change at all. A mask that
+changes nothing therefore has Δ = 0 as well; the share of the features that change is
+reported alongside.
 
-The paper compares with random boxes. A part may be more alike than these just because
-it lies on the object and they on the background. A second control, beyond the paper,
-tells whether it matters which part it is: a random part in each image.
+The paper compares with random boxes, most of which lie on the background. A second
+control, beyond the paper, tells whether it matters which part it is: a random part in
+each image.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Correspondence(Result):
     def p_random(self) -> Float64[np.ndarray, " p"]:
         """P-values of a permutation test against random boxes.
 
-        Null hypothesis: a part's boxes are random boxes too. Then the part and its r
-        draws are exchangeable, and each rank of its Δ is equally likely. The p-value is
-        (1 + number of draws with Δ no higher) / (1 + r): one-sided, ties counted
-        against the part, exact for these images and this network, at least 1 / (1 + r).
+        Null hypothesis: a part's boxes are random boxes too, so each rank of its Δ
+        among the r draws is equally likely. The p-value is (1 + number of draws with Δ
+        no higher) / (1 + r): one-sided, ties counted against the part, at least 1 / (1
+        + r).
         """
         return self._rank(self.random)
 
@@ -100,11 +100,9 @@ def correspondence(
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        >>> net, images = zf.load("zfnet32-cifar10"), np.ones((2, 32, 32, 3))
         >>> boxes = {"eye": np.array([[4, 4, 12, 12], [8, 6, 16, 14]])}
-        >>> results = correspondence(model, images, boxes, draws=3)
+        >>> results = correspondence(net, images, boxes, draws=3)
         >>> list(results), results["fc7"].random.shape
         (['pool5', 'fc7'], (1, 3))
 
@@ -164,7 +162,7 @@ def correspondence(
 
     whole = read(np.zeros((count, 4), np.int64))
     signs: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    control: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    control: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for done, rows in enumerate(boxes.values()):
         for step, masks in enumerate((rows, *draw_boxes(rows, image_hw, draws, seed))):
             for name, features in read(masks).items():
@@ -173,7 +171,7 @@ def correspondence(
                     signs[name].append(sign)
                 else:
                     means = sign_distances(sign).mean(), (sign != 0).mean()
-                    control[name].append(np.array(means))
+                    control[name].append(means)
             if progress is not None:
                 progress(done * (1 + draws) + step + 1, len(boxes) * (1 + draws))
     # The same mixtures for all layers.
@@ -184,11 +182,9 @@ def correspondence(
     for name in names:
         of_parts = np.stack(signs[name])
         distances = np.stack([sign_distances(sign) for sign in of_parts])
-        random = np.stack(control[name]).reshape(len(boxes), draws, 2)
-        mixed = [
-            sign_distances(of_parts[parts, np.arange(count)]).mean()
-            for parts in mixtures
-        ]
+        random = np.reshape(control[name], (len(boxes), draws, 2))
+        each = np.arange(count)
+        mixed = [sign_distances(of_parts[parts, each]).mean() for parts in mixtures]
         results[name] = Correspondence(
             parts=tuple(boxes),
             delta=distances.mean(1),
@@ -211,16 +207,7 @@ def _features(
 
 
 def sign_distances(signs: Int8[np.ndarray, "n d"]) -> Float64[np.ndarray, " pairs"]:
-    """Share of the dimensions in which two sign vectors differ, per pair i < j.
-
-    Example:
-        >>> import numpy as np
-        >>> sign_distances(np.array([[1, 0, -1, 1], [1, 0, 0, -1]], np.int8)).tolist()
-        [0.5]
-
-    Args:
-        signs: Vectors of -1, 0 and 1.
-    """
+    """Share of dimensions in which vectors of -1, 0 and 1 differ, per pair i < j."""
     # Sums of ones, exact in float32 up to 2**24 dimensions, by fast products.
     same = sum(
         (ones := (signs == value).astype(np.float32)) @ ones.T for value in (-1, 0, 1)
@@ -237,19 +224,10 @@ def mask_boxes(
 ) -> Shaped[Array, "n h w c"]:
     """Fill a box in each image; also under jit.
 
-    Example:
-        >>> import numpy as np
-        >>> images = np.ones((1, 2, 3, 1), np.float32)
-        >>> mask_boxes(images, np.array([[0, 1, 1, 3]]))[0, :, :, 0].tolist()
-        [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
-
     Args:
-        images: Images of any dtype.
+        images: Images of any dtype, which the result keeps.
         boxes: Top, left, bottom, right in pixels; bottom and right are exclusive.
         fill: A value, or an image that shows in the box.
-
-    Returns:
-        The masked images, in the dtype of `images`.
     """
     images = jnp.asarray(images)
     rows = jnp.arange(images.shape[1])[:, None]
@@ -270,13 +248,8 @@ def draw_boxes(
     Every position inside the image is equally likely, including the part's own:
     otherwise the permutation test would not be exact.
 
-    Example:
-        >>> import numpy as np
-        >>> draw_boxes(np.array([[0, 0, 5, 2]]), (5, 2), 1).tolist()
-        [[[0, 0, 5, 2]]]
-
     Args:
-        boxes: Top, left, bottom, right in pixels, inside the image.
+        boxes: As in `mask_boxes`, inside the image.
         image_hw: Height and width of the images.
         draws: Number of draws.
         seed: Seed for the random draws; it gives parts of one size the same boxes.

@@ -1,4 +1,4 @@
-"""How features develop during training (Fig. 4 of the paper).
+"""Development of features during training (Fig. 4 of the paper).
 
 The paper shows, at several epochs, each unit's strongest activation over the training
 set; where its source image changes, the picture jumps. `motion` adds a number: how much
@@ -31,10 +31,10 @@ class Evolution:
     Attributes:
         layer: Name of the layer.
         epochs: Epochs of the checkpoints, in order.
-        activations: float32 [e, u], the unit's strongest activation over the images.
-        images: int32 [e, u], index of its image.
-        positions: int32 [e, u, 2], row and column in the map; (0, 0) in a dense layer.
-        dead: bool [e, u], the unit is positive nowhere.
+        activations: [e, u], the unit's strongest activation over the images.
+        images: [e, u], index of its image.
+        positions: [e, u, 2], row and column in the map; (0, 0) in a dense layer.
+        dead: [e, u], the unit is positive nowhere.
     """
 
     layer: str
@@ -68,30 +68,22 @@ class Evolution:
 
         Args:
             networks: The network at each checkpoint, by epoch.
-            images: The images that were searched; they are read as they are needed.
+            images: The images that were searched.
             units: Units of the layer; all if None.
             rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
 
         Returns:
-            Crops of the receptive field over units, then checkpoints:
-            [units * e, h, w, c]. `images` holds indices into the images given. A dead
-            unit's projection is zero.
+            Crops of the receptive field over units, then checkpoints. A dead unit's is
+            zero.
 
         Raises:
             ValueError: There is no such unit or rule, or the images do not fit.
         """
-        parts = [
-            project_strongest(
-                networks[epoch],
-                images,
-                self.layer,
-                units,
-                self.images[row, :, None],
-                self.positions[row, :, None],
-                rule,
-            )
-            for row, epoch in enumerate(self.epochs)
-        ]
+        parts = []
+        for row, epoch in enumerate(self.epochs):
+            top = self.images[row, :, None], self.positions[row, :, None]
+            net = networks[epoch]
+            parts.append(project_strongest(net, images, self.layer, units, *top, rule))
 
         def interleave(name: str) -> np.ndarray:
             stacked = np.stack([getattr(part, name) for part in parts], 1)
@@ -120,14 +112,14 @@ def evolution(
         The result for each layer, in the order of the forward pass.
 
     Raises:
-        ValueError: There are fewer than two checkpoints, their networks differ, or
-            `top_activations` refuses the images or the layers.
+        ValueError: There are fewer than two checkpoints, their networks differ, or as
+            in `top_activations`.
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
         >>> from flax import nnx
         >>> models = {e: zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(e)) for e in (1, 5)}
-        >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+        >>> images = np.ones((2, 32, 32, 3))
         >>> result = evolution(models, images, "conv5")["conv5"]
         >>> result
         Evolution(conv5: 96 units, epochs 1, 5)
@@ -169,7 +161,7 @@ def motion(
     for one that is unrelated to its former self.
 
     Args:
-        networks: The network at each checkpoint, by epoch.
+        networks: As in `evolution`.
         images: As in `top_activations`.
         layers: Names of layers; all if None.
 
@@ -178,16 +170,7 @@ def motion(
         that does not vary at one of the two.
 
     Raises:
-        ValueError: There are fewer than two checkpoints, their networks differ, there
-            is no such layer, or the images do not fit.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
-        >>> float(motion({1: model, 2: model}, images, "pool1")["pool1"].max())
-        0.0
+        ValueError: As in `evolution`.
     """
     nets = _sort(networks, images)
     rows: dict[str, list[np.ndarray]] = {}
@@ -201,8 +184,9 @@ def motion(
                 sums[name] = sums[name] + np.asarray(parts[name], np.float64)
         for name, (count, x, y, xx, yy, xy) in sums.items():
             covariance = xy / count - x / count * y / count
-            variances = xx / count - (x / count) ** 2, yy / count - (y / count) ** 2
-            scale = np.sqrt(np.maximum(variances[0], 0) * np.maximum(variances[1], 0))
+            variance_x = np.maximum(xx / count - (x / count) ** 2, 0)
+            variance_y = np.maximum(yy / count - (y / count) ** 2, 0)
+            scale = np.sqrt(variance_x * variance_y)
             # Less than rounding is no variation.
             still = scale <= 1e-6 * np.sqrt(xx * yy) / count
             r = covariance / np.where(still, 1, scale)
@@ -219,13 +203,9 @@ def _moments(
     pair = [net.features(batch, layers) for net in (before, after)]
     sums = {}
     for name in layers:
-        real = jnp.arange(len(batch)) < count
-        x, y = (
-            jnp.where(
-                real[:, None, None], maps.reshape(len(batch), -1, maps.shape[-1]), 0
-            )
-            for maps in (features[name].astype(float) for features in pair)
-        )
+        flat = [x[name].reshape(len(batch), -1, x[name].shape[-1]) for x in pair]
+        is_real = (jnp.arange(len(batch)) < count)[:, None, None]
+        x, y = (jnp.where(is_real, maps.astype(float), 0) for maps in flat)
         positions = jnp.full(x.shape[-1], count * x.shape[1], x.dtype)
         terms = (x, y, x * x, y * y, x * y)
         sums[name] = jnp.stack([positions, *(term.sum((0, 1)) for term in terms)])

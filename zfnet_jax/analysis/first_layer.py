@@ -1,7 +1,7 @@
 """The paper's objections to AlexNet's first layer, as numbers (section 4.1, Fig. 6).
 
 Filters of very high and very low frequency with few between, dead filters, one filter
-that dominates, and a second layer with the aliasing of the first one's stride of 4.
+that dominates, and aliasing in the second layer by the first one's stride of 4.
 """
 
 from __future__ import annotations
@@ -33,31 +33,13 @@ _BATCH_SIZE = 32
 
 
 def filter_rms(kernel: Kernel) -> Float32[np.ndarray, " o"]:
-    """Root mean square of each filter of a convolution, which section 3 limits.
-
-    Example:
-        >>> import numpy as np
-        >>> filter_rms(np.full((3, 3, 1, 2), 2.0)).tolist()
-        [2.0, 2.0]
-
-    Args:
-        kernel: HWIO.
-    """
+    """Root mean square of each filter of an HWIO kernel, which section 3 limits."""
     wide = np.asarray(kernel, np.float64)
     return np.sqrt((wide**2).mean((0, 1, 2))).astype(np.float32)
 
 
 def limit_filters(kernel: Kernel, limit: float) -> Float32[np.ndarray, "kh kw i o"]:
     """Scale filters whose RMS is above a limit back to it.
-
-    Example:
-        >>> import numpy as np
-        >>> limit_filters(np.array([[[[1.0, 0.25]]]]), 0.5).ravel().tolist()
-        [0.5, 0.25]
-
-    Args:
-        kernel: HWIO.
-        limit: Largest RMS.
 
     Raises:
         ValueError: The limit is not above 0.
@@ -75,35 +57,27 @@ def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
     and assigned to bands by the length of the frequency vector. White noise has shares
     of 5, 15 and 80%, the bands' shares of the area.
 
-    Example:
-        >>> import numpy as np
-        >>> shares = band_energy(np.ones((32, 32, 1, 1)))
-        >>> max(shares, key=lambda band: shares[band][0])
-        'low'
-
     Args:
         kernel: HWIO; height and width at most 64.
 
     Returns:
-        Shares that add up to 1, by the name of the band in `BANDS`; all are 0 for a
-        filter of zeros.
+        Shares that add up to 1, by the name of the band in `BANDS`; 0 for a filter of
+        zeros.
 
     Raises:
         ValueError: The kernel is too large.
     """
-    if max(kernel.shape[:2]) > _SPECTRUM:
-        height, width = kernel.shape[:2]
+    height, width = kernel.shape[:2]
+    if max(height, width) > _SPECTRUM:
         raise ValueError(f"a kernel of {height} x {width} exceeds {_SPECTRUM} pixels")
     wide = np.asarray(kernel, np.float64)
     spectrum = np.fft.fft2(wide, (_SPECTRUM, _SPECTRUM), axes=(0, 1))
     energy = (np.abs(spectrum) ** 2).sum(2)
     length = np.hypot(*np.meshgrid(*[np.fft.fftfreq(_SPECTRUM)] * 2))
     total = energy.sum((0, 1))
+    shares = energy / np.where(total > 0, total, 1)
     return {
-        name: (
-            energy[(low <= length) & (length < high)].sum(0)
-            / np.where(total > 0, total, 1)
-        ).astype(np.float32)
+        name: shares[(low <= length) & (length < high)].sum(0).astype(np.float32)
         for name, (low, high) in BANDS.items()
     }
 
@@ -115,13 +89,6 @@ def dense_feature(
 
     Every stride is replaced by a dilation of the layers after it. With the product T of
     all strides up to the layer, `dense[:, ::T, ::T]` starts with the feature itself.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> dense_feature(model, np.zeros((1, 32, 32, 3), "f4"), "pool1").shape
-        (1, 32, 32, 48)
 
     Args:
         model: A `ConvNet`, whose strides are known.
@@ -181,14 +148,6 @@ def aliasing(
     window, at frequencies of at least half a cycle per stride in either direction:
     keeping every T-th value folds this onto lower frequencies. It is 0 at stride 1, and
     1 - 1/T² for white noise.
-
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> float(aliasing(model, images, "conv1").max())
-        0.0
 
     Args:
         net: A `ConvNet` or a network of one, whose strides are known.

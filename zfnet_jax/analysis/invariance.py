@@ -1,4 +1,4 @@
-"""How far features move when an image is shifted, scaled or rotated (Fig. 5).
+"""Changes of features when an image is shifted, scaled or rotated (Fig. 5).
 
 The paper transforms five images by various amounts. It plots the Euclidean distance
 between the features of the transformed and of the original image, at the first and at
@@ -35,12 +35,12 @@ class Invariance(Result):
     """Effect of a transformation on n images.
 
     Attributes:
-        amounts: float32 [a], the amounts of the transformation.
-        distances: By layer, float32 [n, a]: Euclidean distance to the features of the
+        amounts: [a], the amounts of the transformation.
+        distances: By layer, [n, a]: Euclidean distance to the features of the
             untransformed image.
-        relative: By layer, float32 [n, a]: the same divided by the length of the
-            untransformed image's features.
-        probability: float32 [n, a], the probability of the target.
+        relative: By layer, [n, a]: the same divided by the length of the untransformed
+            image's features.
+        probability: [n, a], the probability of the target.
     """
 
     amounts: Float32[np.ndarray, " a"]
@@ -64,14 +64,10 @@ def invariance(
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> result = invariance(model, images, 3, "translate", [0.0, 2.0])
+        >>> net, images = zf.load("zfnet32-cifar10"), np.ones((2, 32, 32, 3))
+        >>> result = invariance(net, images, "cat", "translate", [0.0, 2.0])
         >>> list(result.distances), result.probability.shape
         (['conv1', 'fc7'], (2, 2))
-        >>> result.distances["conv1"][:, 0].tolist()
-        [0.0, 0.0]
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -105,10 +101,7 @@ def invariance(
         # Both sides of a distance come from one program, so no change is exactly 0.
         read = functools.partial(_read, net, batch, targets, transform, border, names)
         before, _ = read(np.float32(IDENTITY[transform]))
-        columns = []
-        for amount in amounts:
-            after, probability = read(amount)
-            columns.append((*_measure(before, after), probability))
+        columns = [_measure(before, *read(amount)) for amount in amounts]
         parts.append(jax.tree.map(lambda *x: np.stack(x, 1), *columns))
         if progress is not None:
             progress(start + count, len(images))
@@ -152,15 +145,15 @@ def _read(
 
 @jax.jit
 def _measure(
-    before: dict[str, Array], after: dict[str, Array]
-) -> tuple[dict[str, Float[Array, " n"]], dict[str, Float[Array, " n"]]]:
-    """Distances of features, and the same relative to the length of the first."""
+    before: dict[str, Array], after: dict[str, Array], probability: Float[Array, " n"]
+) -> tuple[dict[str, Array], dict[str, Array], Float[Array, " n"]]:
+    """Distances, the same relative to the length of the first, and `probability`."""
     distances, relative = {}, {}
     for name, original in before.items():
         distances[name] = jnp.linalg.norm(after[name] - original, axis=1)
         length = jnp.linalg.norm(original, axis=1)
         relative[name] = distances[name] / jnp.where(length > 0, length, 1)
-    return distances, relative
+    return distances, relative, probability
 
 
 def transform_images(
@@ -172,20 +165,14 @@ def transform_images(
 ) -> Float[Array, "n h w c"]:
     """Transform images about their center by linear interpolation; also under jit.
 
-    Example:
-        >>> import numpy as np
-        >>> image = np.array([[1.0], [2.0], [3.0]], np.float32)[None, ..., None]
-        >>> transform_images(image, "translate", 1.0, border="edge").ravel().tolist()
-        [1.0, 1.0, 2.0]
-
     Args:
         images: [n, h, w, c].
-        transform: "translate" moves the picture down by `amount` pixels, vertically as
-            in the paper; "scale" enlarges it by the factor `amount`; "rotate" turns it
+        transform: "translate" moves the picture down by `amount` pixels, as in the
+            paper; "scale" enlarges it by the factor `amount`; "rotate" turns it
             counterclockwise by `amount` degrees.
         amount: Amount of the transformation.
-        border: Source of the pixels outside the image: the reflection about the edge,
-            the nearest edge, or zeros, the mean image after preprocessing.
+        border: Pixels outside the image: its reflection about the edge, the nearest
+            edge, or zeros, the mean image after preprocessing.
     """
     height, width = images.shape[1:3]
     center = (height - 1) / 2, (width - 1) / 2
@@ -257,11 +244,6 @@ def linearity(
 
     The paper calls layer 7 quasi-linear for translation and scaling.
 
-    Example:
-        >>> import numpy as np
-        >>> linearity(np.array([-1.0, 0.0, 1.0]), np.array([2.0, 0.0, 2.0]), 0.0, 1.0)
-        1.0
-
     Args:
         amounts: Amounts of a transformation.
         curve: A distance at each of them.
@@ -275,23 +257,16 @@ def linearity(
     distances = np.abs(np.asarray(amounts, np.float64) - identity)
     included = distances <= within
     x, y = distances[included], np.asarray(curve, np.float64)[included]
-    total = ((y - y.mean()) ** 2).sum() if len(y) else 0.0
-    if len(x) < 3 or total == 0:
+    if len(x) < 3 or np.ptp(y) == 0:
         return math.nan
-    slope, offset = np.polyfit(x, y, 1)
-    return float(1 - ((y - slope * x - offset) ** 2).sum() / total)
+    return float(np.corrcoef(x, y)[0, 1] ** 2)
 
 
 def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
     """Share of a curve's variance that repeats `folds` times in a full turn.
 
-    For an object of that rotational symmetry the distance curve of a rotation falls
-    back after every 360 / folds degrees.
-
-    Example:
-        >>> import numpy as np
-        >>> periodicity(np.array([0.0, 1.0, 0.0, 1.0]), 2)
-        1.0
+    The distance curve of a rotation falls back every 360 / folds degrees for an object
+    of that rotational symmetry.
 
     Args:
         curve: Distances at equal steps of a full turn, without the last.

@@ -36,16 +36,16 @@ class TopActivations:
 
     Attributes:
         layer: Name of the layer.
-        activations: float32 [u, k], strongest first; ties go to the earlier image, then
-            to the earlier position in row-major order.
-        images: int32 [u, k], index of the image.
-        positions: int32 [u, k, 2], row and column in the map; (0, 0) in a dense layer.
-        active: float32 [u], share of the images in which the unit is positive anywhere.
-        mean: float32 [u], the unit's strongest activation, averaged over all images.
-        class_counts: int32 [u, classes], number of images of each class in which the
-            unit is positive anywhere; no classes without labels.
-        class_means: float32 [u, classes], the unit's strongest activation, averaged
-            over the images of each class; NaN for a class without images.
+        activations: [u, k], strongest first; ties go to the earlier image, then to the
+            earlier position in row-major order.
+        images: [u, k], index of the image.
+        positions: [u, k, 2], row and column in the map; (0, 0) in a dense layer.
+        active: [u], share of the images in which the unit is positive anywhere.
+        mean: [u], the unit's strongest activation, averaged over all images.
+        class_counts: [u, classes], number of images of each class in which the unit is
+            positive anywhere; no classes without labels.
+        class_means: [u, classes], the unit's strongest activation, averaged over the
+            images of each class; NaN for a class without images.
     """
 
     layer: str
@@ -107,13 +107,12 @@ class TopActivations:
 
         Args:
             net: The network that was searched.
-            images: The images that were searched; they are read as they are needed.
+            images: The images that were searched.
             units: Units of the layer; all if None.
             rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
 
         Returns:
-            Crops of the receptive field over units, then from the strongest on:
-            [units * k, h, w, c]. `images` holds indices into the images given. An
+            Crops of the receptive field over units, then from the strongest on. An
             activation of zero projects to zeros.
 
         Raises:
@@ -141,21 +140,14 @@ def project_strongest(
         if not 0 <= unit < count:
             raise ValueError(f"no unit {unit}: {layer} has {count} (0 to {count - 1})")
     selection = _Selection(images, indices[chosen].ravel())
-    projections = project(
-        net,
-        selection,
-        layer,
-        np.repeat(chosen, k)[:, None],
-        positions[chosen].reshape(-1, 2),
-        rule=rule,
-        crop=True,
-    )
+    points = np.repeat(chosen, k)[:, None], positions[chosen].reshape(-1, 2)
+    projections = project(net, selection, layer, *points, rule=rule, crop=True)
     return dataclasses.replace(projections, images=selection.indices)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Selection:
-    """Some images of a source, in an order of their own."""
+    """Some images of a source, in another order."""
 
     source: np.ndarray | Array | ImageSource
     indices: Int[np.ndarray, " n"]
@@ -183,8 +175,7 @@ def top_activations(
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
-        images: Preprocessed images [n, h, w, c], or a source that reads them as they
-            are needed; a path is loaded by the network's `load_images`.
+        images: Preprocessed images [n, h, w, c], a source of them, or a path.
         layers: Names of layers; all if None.
         k: Activations per unit, each of another image; at most n.
         labels: Class of each image. There are as many classes as the network has
@@ -201,15 +192,12 @@ def top_activations(
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
+        >>> net = zf.load("zfnet32-cifar10")
         >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
-        >>> top = zf.top_activations(model, images, ["conv2", "conv5"], k=4)
-        >>> top["conv5"]
-        TopActivations(conv5: 96 units, k=4, 2 dead)
+        >>> top = zf.top_activations(net, images, ["conv2", "conv5"], k=4)
         >>> top["conv5"].positions[17, 0].shape  # of unit 17's strongest activation
         (2,)
-        >>> top["conv5"].project(model, images, units=[17, 3]).pixels.shape
+        >>> top["conv5"].project(net, images, units=[17, 3]).pixels.shape
         (8, 39, 39, 3)
     """
     net, images = as_network(net, images)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,19 +72,16 @@ class Occlusion(Result):
     ) -> Float[np.ndarray, "*n h w"]:
         """Mean of `values` over the squares that cover each pixel.
 
-        A pixel that no square covers gets 0; there are such pixels only where the
-        stride exceeds the size.
+        A pixel that no square covers gets 0, which needs a stride above the size.
 
         Args:
             values: One number per position, such as the drop of a probability.
         """
-        down, across = (
-            (offset >= 0) & (offset < size)
-            for offset, size in (
-                (np.subtract.outer(np.arange(first[-1] + size), first), size)
-                for first, size in zip((self.tops, self.lefts), self.size, strict=True)
-            )
-        )
+        covered = []
+        for starts, size in zip((self.tops, self.lefts), self.size, strict=True):
+            offsets = np.subtract.outer(np.arange(starts[-1] + size), starts)
+            covered.append((offsets >= 0) & (offsets < size))
+        down, across = covered
         counts = np.outer(down.sum(1), across.sum(1)).clip(1)
         return down @ np.asarray(values, np.float64) @ across.T / counts
 
@@ -105,10 +102,8 @@ def occlusion(
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(1, 32, 32, 3))
-        >>> responses = occlusion(model, images, 3, size=8, stride=8)
+        >>> net, images = zf.load("zfnet32-cifar10"), np.ones((1, 32, 32, 3))
+        >>> responses = occlusion(net, images, "cat", size=8, stride=8)
         >>> drop = responses.clean_logits[0, 3] - responses.logits[0, :, :, 3]
         >>> responses.by_pixel(drop).shape
         (32, 32)
@@ -121,17 +116,15 @@ def occlusion(
         size: Side of the square in pixels, or (height, width).
         stride: Pixels from one position to the next, or (rows, columns). The last
             position of a row or column is moved back to the border of the image.
-        fill: Value of covered pixels, in the units of `images`: a number, or an array
-            that broadcasts to the shape of an image. The 0 of images that were
-            preprocessed by subtracting the mean is the mean image.
+        fill: Value of covered pixels: a number, or an array that broadcasts to an
+            image. In preprocessed images 0 is the mean image.
         units: Feature map of `layer` whose activity is summed: one for all images or
             one per image. None: the map with the strongest activation in each image.
         layer: A layer with feature maps; None: the last convolution.
         progress: Called with the number of positions done and their total.
 
     Raises:
-        ValueError: The images, targets, units, layer or fill do not fit the network, or
-            the square does not fit the image.
+        ValueError: The arguments do not fit the network, or the square the image.
     """
     net, images = as_network(net, images)
     height, width, _ = net.image_shape
@@ -147,7 +140,13 @@ def occlusion(
         raise ValueError(
             f"fill of shape {np.shape(fill)} does not fit images of {net.image_shape}"
         ) from None
-    layer = _check_layer(net, layer)
+    if layer is None:
+        convs: list[str] = [x.name for x in net.layers.values() if x.kind == "conv"]
+        if not convs:
+            raise ValueError("the network has no convolution: name a layer with maps")
+        layer = convs[-1]
+    if len(net.layer(layer).shape) != 3:
+        raise ValueError(f"{layer} has no feature maps")
     given = _check_units(units, layer, net.layer(layer).shape[-1], len(images))
     labels = net.targets(targets, len(images))
     tops, lefts = (
@@ -156,11 +155,10 @@ def occlusion(
     )
     corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), -1)
     corners = corners.reshape(-1, 2).astype(np.int32)
-    needed, respond, stages = (layer, net.output), _respond, None
+    needed, stages = (layer, net.output), None
     if isinstance(net.model, ConvNet):
         needed = tuple(net.layers)
         stages = windows.plan_occlusion(net.model.arch, corners, corners + size)
-        respond = functools.partial(_respond_by_windows, stages=stages)
 
     responses, total = [], len(images) * len(corners)
     for start, image, _ in net.batches(images, 1):
@@ -173,8 +171,14 @@ def occlusion(
         features["image"] = jnp.asarray(image, features[layer].dtype)
         parts = []
         for rows in _split(len(corners), _WINDOWS if stages else _IMAGES):
-            squares = Squares(corners[rows], size, cover)
-            part = respond(net, features, squares, rows, layer, np.int32(unit))
+            squares = cover, corners[rows], size
+            if stages is None:
+                clean = features["image"][0]
+                part = _cover_images(net, clean, *squares, layer, np.int32(unit))
+            else:
+                part = _cover_windows(
+                    net.model, stages, features, *squares, rows, layer, np.int32(unit)
+                )
             parts.append(jax.tree.map(np.asarray, part))
             if progress is not None:
                 progress(start * len(corners) + int(rows[-1]) + 1, total)
@@ -211,8 +215,8 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
         mask: True on the object.
 
     Returns:
-        A share from 0 to 1; NaN where no value is positive. A constant map has the
-        object's share of the image, which is chance.
+        From 0 to 1; NaN where no value is positive. A constant map has the object's
+        share of the image, which is chance.
     """
     positive = np.maximum(values, 0)
     total = positive.sum()
@@ -224,18 +228,6 @@ def _pair(name: str, value: Any) -> Pair:
     if min(rows, columns) < 1:
         raise ValueError(f"{name} must be at least 1 pixel, not {value}")
     return int(rows), int(columns)
-
-
-def _check_layer(net: Network, layer: str | None) -> str:
-    if layer is None:
-        layer = next(
-            (x.name for x in [*net.layers.values()][::-1] if x.kind == "conv"), None
-        )
-        if layer is None:
-            raise ValueError("the network has no convolution: name a layer with maps")
-    if len(net.layer(layer).shape) != 3:
-        raise ValueError(f"{layer} has no feature maps")
-    return layer
 
 
 def _check_units(
@@ -260,43 +252,22 @@ def _split(count: int, together: int) -> list[Int[np.ndarray, " k"]]:
     return np.split(np.arange(parts * -(-count // parts)).clip(max=count - 1), parts)
 
 
-class Squares(NamedTuple):
-    """Squares to cover: corners [b, 2], their size and the image that covers."""
-
-    corners: Int[np.ndarray, "b 2"]
-    size: Pair
-    cover: Float32[np.ndarray, "h w c"]
-
-
 @functools.partial(jax.jit, static_argnames="layers")
 def _features(net: Network, images: Array, layers: tuple[str, ...]) -> dict[str, Array]:
     return net.features(images, layers)
 
 
-def _respond(
-    net: Network,
-    features: Mapping[str, Array],
-    squares: Squares,
-    rows: np.ndarray,
-    layer: str,
-    unit: np.int32,
-) -> tuple[Array, Array]:
-    """Logits and activity of any network: one pass per square."""
-    del rows
-    corners, size, cover = squares
-    return _run_covered(net, features["image"][0], cover, corners, unit, size, layer)
-
-
 @functools.partial(jax.jit, static_argnames=("size", "layer"))
-def _run_covered(
+def _cover_images(
     net: Network,
-    image: Array,
+    image: Float[Array, "h w c"],
     cover: Array,
     corners: Array,
-    unit: Array,
     size: Pair,
     layer: str,
+    unit: Array,
 ) -> tuple[Array, Array]:
+    """Logits and activity of any network, from one covered image per square."""
     rows, columns = (
         (pixel >= corners[:, axis, None])
         & (pixel < corners[:, axis, None] + size[axis])
@@ -309,27 +280,27 @@ def _run_covered(
     return features[net.output].astype(jnp.float32), activity
 
 
-def _respond_by_windows(
-    net: Network,
+def _cover_windows(
+    model: ConvNet,
+    stages: Sequence[windows.Stage],
     features: Mapping[str, Array],
-    squares: Squares,
+    cover: np.ndarray,
+    corners: np.ndarray,
+    size: Pair,
     rows: np.ndarray,
     layer: str,
     unit: np.int32,
-    *,
-    stages: Sequence[windows.Stage],
 ) -> tuple[Array, Array]:
-    """As `_respond`, for a ConvNet: only what the squares change is computed."""
-    cover = jnp.asarray(squares.cover, features["image"].dtype)
-    patches = _cut_squares(cover, squares.corners, squares.size)
-    activity = None
+    """As `_cover_images`, for a ConvNet: only what the squares change is computed."""
+    dtype = features["image"].dtype
+    patches = _cut_squares(jnp.asarray(cover, dtype), corners, size)
+    activity = jnp.zeros(0)
     for stage in stages:
-        patches = windows.recompute(net.model, stage, features, patches, rows)
+        patches = windows.recompute(model, stage, features, patches, rows)
         if stage.layer is not None and stage.layer.name == layer:
             starts = stage.out.corners[rows]
             activity = _sum_map(features[layer][0], patches, starts, unit)
-    assert activity is not None
-    return _classify(net.model, patches), activity
+    return _classify(model, patches), activity
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -1,9 +1,9 @@
-"""How well a linear classifier reads the classes off a layer (Table 7).
+"""Classes that a linear classifier reads off a layer (Table 7).
 
 The paper trains a linear SVM, or a softmax, on the features of each layer of a frozen
 network. Here both use all dimensions of a layer, however many there are: with an L2
 penalty the weights lie in the span of the training images (the representer theorem), so
-that as many coordinates as there are training images are enough.
+as many coordinates as there are training images are enough.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class LinearFit(Result):
     """Linear classifiers for p penalties.
 
     Attributes:
-        weights: float32 [p, d, classes].
-        intercepts: float32 [p, classes].
-        objectives: float32 [p], the minimized values.
-        gaps: float32 [p], the squared gradient over twice the penalty, as a share of
-            the objective. No other weights are better by more, since the penalty curves
-            the objective upward in all their directions.
+        weights: [p, d, classes].
+        intercepts: [p, classes].
+        objectives: [p], the minimized values.
+        gaps: [p], the squared gradient over twice the penalty, as a share of the
+            objective. No other weights are better by more, since the penalty curves the
+            objective upward in all their directions.
     """
 
     weights: Float32[np.ndarray, "p d classes"]
@@ -93,14 +93,9 @@ def probe(
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(12, 32, 32, 3))
-        >>> labels = np.arange(12) % 2
-        >>> images[labels == 1] += 1
-        >>> probes = probe(
-        ...     model, images, labels, layers="fc6", train=6, validation=2
-        ... )
+        >>> net, labels = zf.load("zfnet32-cifar10"), np.arange(12) % 2
+        >>> images = np.ones((12, 32, 32, 3)) * labels[:, None, None, None]
+        >>> probes = probe(net, images, labels, layers="fc6", train=6, validation=2)
         >>> probes["fc6"]["softmax"].predictions
         array([0, 1, 0, 1])
 
@@ -160,22 +155,8 @@ def probe_features(
     of any width.
 
     Memory is `train`² + `train` · min(d, `train`) numbers besides the features; time
-    grows with the cube of the smaller of `train` and d.
-
-    Example:
-        >>> import numpy as np
-        >>> labels = np.arange(12) % 3
-        >>> features = np.eye(3, dtype=np.float32)[labels]
-        >>> probe_features(features, labels, 6, 3)["svm"].accuracy
-        1.0
-
-    Args:
-        features: One row per image, in random order; see `probe` for the split.
-        labels: Class of each row, from 0.
-        train: Number of training rows.
-        validation: Number of validation rows.
-        classifiers: As in `fit_linear`.
-        penalties: Penalties to select from; on a tie the greatest is selected.
+    grows with the cube of the smaller of `train` and d. The arguments are those of
+    `probe`, with a row of features for each image.
 
     Returns:
         Probes by classifier.
@@ -190,7 +171,7 @@ def probe_features(
             f"{len(features)} images cannot be split into {train} to train, "
             f"{validation} to validate and at least 1 to test"
         )
-    if not np.isfinite(features.min()) or not np.isfinite(features.max()):
+    if not np.isfinite([features.min(), features.max()]).all():
         raise ValueError("features must be finite")
     classes = int(labels.max()) + 1
     counts = np.bincount(labels[:train], minlength=classes)
@@ -274,21 +255,15 @@ def fit_linear(
     """Train a linear classifier for each penalty by L-BFGS.
 
     The objective is the mean loss over the rows plus half the penalty times the sum of
-    all squared weights. Intercepts are not penalized. LIBLINEAR and scikit-learn call
-    1 / (penalty · n) C.
-
-    Example:
-        >>> import numpy as np
-        >>> fit = fit_linear(np.array([[-1.0], [1.0]]), np.array([0, 1]), "svm", [0.01])
-        >>> fit.weights.shape, bool(fit.gaps[0] <= TOLERANCE)
-        ((1, 1, 2), True)
+    all squared weights. Intercepts are not penalized. LIBLINEAR and scikit-learn call 1
+    / (penalty · n) C.
 
     Args:
         features: One row per image; fastest if columns are uncorrelated with mean 0.
         labels: Class of each row, from 0.
         classifier: "svm", one class against the rest with the squared hinge loss;
             "softmax", multinomial logistic regression.
-        penalties: At least one.
+        penalties: At least one, from 1e-9 to 1e9.
 
     Returns:
         The classifiers. Training stops at a gap of at most `TOLERANCE`, or after 1,000
@@ -296,7 +271,7 @@ def fit_linear(
 
     Raises:
         ValueError: There is no such classifier, fewer than two classes, no penalty, or
-            one that is not from 1e-9 to 1e9.
+            one that is out of range.
     """
     if classifier not in get_args(Classifier):
         known = ", ".join(get_args(Classifier))
@@ -385,12 +360,6 @@ def balance_order(labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, "
 
     Consecutive parts cut from it hold equally many images of each class, to within one,
     as long as there are images of all.
-
-    Example:
-        >>> import numpy as np
-        >>> labels = np.array([0, 0, 0, 1, 1, 1])
-        >>> sorted(labels[balance_order(labels, 0)[:2]].tolist())
-        [0, 1]
 
     Args:
         labels: Class of each image.

@@ -1,4 +1,4 @@
-"""How much of a picture depends on the network, and how much on the image alone.
+"""Dependence of a picture on the network, rather than on the image alone.
 
 A picture that shows what a network has learned must change when the weights are
 destroyed (Adebayo et al. 2018, arXiv 1810.03292). It must differ between units, and
@@ -36,8 +36,7 @@ class Similarity(NamedTuple):
         signed: Spearman's rank correlation of all values, over pixels and channels.
         magnitude: Spearman's rank correlation of their magnitudes.
         ssim: Structural similarity of the pictures as usually shown: the greatest
-            magnitude among the channels of each pixel, as a share of the picture's
-            greatest.
+            magnitude among the channels, as a share of the picture's greatest.
     """
 
     signed: Float64[np.ndarray, "*shape"]
@@ -53,7 +52,7 @@ class Comparison(Result):
         columns: Names of the c pictures of an image. The first is the reference, the
             last the image's edges.
         similarity: By rule, [n, c]: similarity of each picture to the first.
-        empty: By rule, bool [n, c]: whether a picture is zero everywhere.
+        empty: By rule, [n, c]: a picture is zero everywhere.
         pictures: By rule, [shown, c, h, w, channels]: pictures of the first images.
     """
 
@@ -76,19 +75,14 @@ def sanity(
     """Compare pictures of a class as layers are destroyed from the top, one by one.
 
     This is the cascading randomization of Adebayo et al. 2018; see `cascade`. The
-    signal is 1 at the output of the class, so a picture does not depend on the sign
-    that the output happens to get.
+    signal is 1 at the output of the class.
 
     Example:
         >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> result = sanity(model, images, 3, rules=["gradient"])
-        >>> result.columns[:4]
-        ('trained', 'logits', 'fc7', 'fc6')
-        >>> result.similarity["gradient"].signed.shape
-        (2, 10)
+        >>> net, images = zf.load("zfnet32-cifar10"), np.ones((2, 32, 32, 3))
+        >>> result = sanity(net, images, "cat", rules=["gradient"])
+        >>> result.columns[:4], result.similarity["gradient"].signed.shape
+        (('trained', 'logits', 'fc7', 'fc6'), (2, 10))
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -110,10 +104,8 @@ def sanity(
     """
     net, images = as_network(net, images)
     images = net.images(images)
-    signal = np.eye(net.num_classes, dtype=np.float32)[
-        net.targets(targets, len(images))
-    ]
-    own = np.arange(len(images))
+    labels, own = net.targets(targets, len(images)), np.arange(len(images))
+    signal = np.eye(net.num_classes, dtype=np.float32)[labels]
     columns = [
         _Column(name, stage, own, signal.__getitem__)
         for name, stage in [("trained", net), *cascade(net, seed)]
@@ -125,9 +117,9 @@ def cascade(net: Network, seed: int = 0) -> Iterator[tuple[str, Network]]:
     """Destroy the layers of a network one by one, from the output to the image.
 
     Each array of weights is drawn anew from the normal distribution with its own mean
-    and standard deviation. One without negative values, such as the variances of a
-    batch normalization, is shuffled instead. This destroys the order of the weights and
-    not their scale, so that no layer falls silent or overflows.
+    and standard deviation, so that no layer falls silent or overflows. One without
+    negative values, such as the variances of a batch normalization, is shuffled
+    instead.
 
     Args:
         net: The network; it stays unchanged.
@@ -191,15 +183,6 @@ def controls(
     - the same unit at the same position of another image, the one that activates it
       most there.
 
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> from flax import nnx
-        >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
-        >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-        >>> result = controls(model, images, "fc6", rules=["guided"])
-        >>> result.columns
-        ('unit', 'random there', 'another unit', 'another image', 'edges')
-
     Args:
         net: A `Network`, or any model that `zf.network` takes.
         images: At least two preprocessed images.
@@ -210,9 +193,9 @@ def controls(
         progress: Called with the number of images done and their total.
 
     Returns:
-        Columns `unit`, `random there`, `random everywhere`, `another unit`,
-        `another image` and `edges`. A layer of vectors has a single position, and no
-        `random everywhere`.
+        Columns `unit`, `random there`, `random everywhere`, `another unit`, `another
+        image` and `edges`. A layer of vectors has a single position, and no `random
+        everywhere`.
 
     Raises:
         ValueError: There are fewer than two images, they do not fit the network, or
@@ -235,9 +218,8 @@ def controls(
     np.fill_diagonal(rivals, -np.inf)
 
     def draw(which: np.ndarray) -> np.ndarray:
-        numbers = [
-            _rng(seed, i).standard_normal(maps.shape[1:]) for i in which.tolist()
-        ]
+        shape = maps.shape[1:]
+        numbers = [_rng(seed, i).standard_normal(shape) for i in which.tolist()]
         return np.abs(numbers).astype(np.float32)
 
     def draw_at_position(which: np.ndarray) -> np.ndarray:
@@ -275,12 +257,11 @@ def _receptive_fields(
 ) -> Bool[np.ndarray, "n h w"]:
     """Pixels that each position of a layer depends on."""
     field, shape = net.layer(layer).receptive_field, net.layer(layer).shape
-    if field is None:
-        return np.ones((len(positions), *net.image_shape[:2]), bool)
-    inside = np.zeros((len(positions), *net.image_shape[:2]), bool)
-    for pixels, position in zip(inside, positions.tolist(), strict=True):
-        top, left, bottom, right = field.box(*divmod(position, shape[1]))
-        pixels[top:bottom, left:right] = True
+    inside = np.full((len(positions), *net.image_shape[:2]), field is None)
+    if field is not None:
+        for pixels, position in zip(inside, positions.tolist(), strict=True):
+            top, left, bottom, right = field.box(*divmod(position, shape[1]))
+            pixels[top:bottom, left:right] = True
     return inside
 
 
@@ -319,22 +300,19 @@ def _compare(
     for start, batch, count in net.batches(images, _BATCH_SIZE):
         which = np.minimum(np.arange(start, start + len(batch)), len(images) - 1)
         edges = np.asarray(find_edges(batch))
-        by_column = [
-            _draw_pictures(
-                column.net,
-                images[column.sources[which]],
-                column.signal(which).reshape(-1, *shape),
-                layer,
-                tuple(rules),
+        by_column = []
+        for column in columns:
+            sources, signal = images[column.sources[which]], column.signal(which)
+            signal = signal.reshape(-1, *shape)
+            by_column.append(
+                _draw_pictures(column.net, sources, signal, layer, tuple(rules))
             )
-            for column in columns
-        ]
-        seen = None if inside is None else inside[which[:count]]
+        pixels = None if inside is None else inside[which[:count]]
         for index, rule in enumerate(rules):
             pictures = [*(np.asarray(x[index]) for x in by_column), edges]
             pictures = np.stack(pictures, 1)[:count]
             parts = [
-                [*similarity(pictures[:, 0], x, seen), ~x.any((1, 2, 3))]
+                [*similarity(pictures[:, 0], x, pixels), ~x.any((1, 2, 3))]
                 for x in pictures.swapaxes(0, 1)
             ]
             measures[rule].append(np.array(parts).transpose(1, 2, 0))
@@ -368,20 +346,10 @@ def similarity(
 ) -> Similarity:
     """Compare pictures pair by pair, whatever the scale of each.
 
-    Example:
-        >>> import numpy as np
-        >>> a = np.random.default_rng(0).normal(size=(1, 8, 8, 3))
-        >>> result = similarity(a, -2 * a)
-        >>> result.signed.round(6), result.magnitude.round(6), result.ssim.round(6)
-        (array([-1.]), array([1.]), array([1.]))
-
     Args:
         a: Pictures.
         b: The pictures to compare them with.
         inside: Pixels that count; all if None.
-
-    Returns:
-        Arrays [n].
     """
     masks = np.ones(a.shape[:3], bool) if inside is None else inside
     pairs = [
@@ -410,14 +378,7 @@ def _shown_ssim(a: Array, b: Array, inside: Array) -> Float[Array, "n h w"]:
 
 @jax.jit
 def find_edges(images: Float[Array | np.ndarray, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Magnitude of the Sobel gradient of each channel; the border is reflected.
-
-    Example:
-        >>> import numpy as np
-        >>> image = np.array([[0.0, 0.0, 1.0, 1.0]])[None, ..., None]
-        >>> find_edges(image).ravel().tolist()
-        [0.0, 4.0, 4.0, 0.0]
-    """
+    """Magnitude of the Sobel gradient of each channel; the border is reflected."""
     x = jnp.pad(jnp.asarray(images), ((0, 0), (1, 1), (1, 1), (0, 0)), "symmetric")
 
     def smooth(x: Array, axis: int) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from zfnet_jax.data.dataset import DataNotFoundError
 from zfnet_jax.data.preprocessing import Preprocessing, fitted
@@ -23,25 +23,13 @@ _FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
 # 134 million: the largest of today's common sensors, and 400 MB as RGB.
 _MAX_PIXELS = 2**27
 
-# The transposition that makes a photograph upright, by its EXIF tag.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 class Photographs:
     """A photograph or a folder of them as images of a network, decoded when needed.
 
     An index is an int for one image, or an integer array, list or slice for a batch.
-    Nothing is kept in memory, so a folder of any size can be used. The center of each
-    photograph is resized to the size of the network, and converted to gray for a
-    network of one channel.
+    Nothing is kept in memory. The center of each photograph is resized to the size of
+    the network, and converted to gray for a network of one channel.
 
     A folder without photographs of its own may have one subfolder per class.
 
@@ -50,18 +38,6 @@ class Photographs:
         pictures: The same images as the network sees them, but as uint8 pixels.
         class_names: Names of the subfolders, in order; None without subfolders.
         labels: The class of each image, an index into `class_names`, or None.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> import numpy as np
-        >>> from PIL import Image
-        >>> from zfnet_jax.data import Photographs
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("a.png", "b.png"):
-        ...         Image.new("RGB", (60, 40)).save(pathlib.Path(folder, name))
-        ...     images = Photographs(folder, (32, 32, 3), lambda x: x / np.float32(255))
-        ...     images.names, images[np.array([1])].shape, images.pictures[0].shape
-        (('a.png', 'b.png'), (1, 32, 32, 3), (32, 32, 3))
     """
 
     def __init__(
@@ -92,13 +68,10 @@ class Photographs:
                 f"photographs are gray or RGB, but images {image_shape} have "
                 f"{image_shape[2]} channels"
             )
-        self.folder = Path(path)
-        files, self.class_names = _list_files(self.folder)
-        if self.folder.is_dir():
-            names = [file.relative_to(self.folder).as_posix() for file in files]
-        else:
-            self.folder, names = self.folder.parent, [self.folder.name]
-        self.names = tuple(names)
+        path = Path(path)
+        files, self.class_names = _list_files(path)
+        self.folder = path if path.is_dir() else path.parent
+        self.names = tuple(x.relative_to(self.folder).as_posix() for x in files)
         self.labels: Int32[np.ndarray, " n"] | None = None
         if self.class_names is not None:
             labels = [self.class_names.index(file.parent.name) for file in files]
@@ -163,20 +136,14 @@ class Pictures:
         return batch[0] if single else batch
 
     def read(self, index: Any) -> tuple[UInt8[np.ndarray, "b h w c"], bool]:
-        """Decode a batch at the size that `preprocess` takes.
-
-        Returns:
-            The pixels, and whether the index was that of one image.
-        """
+        """Decode a batch for `preprocess`; also whether the index was of one image."""
         chosen = np.arange(len(self))[index]
-        height, width, channels = self.image_shape
-        size = (height, width)
-        if self.resize is not None:
-            size = self.resize.mean.shape[:2]
-        batch = np.empty((chosen.size, *size, channels), np.uint8)
+        shape = self.image_shape if self.resize is None else self.resize.mean.shape
+        batch = np.empty((chosen.size, *shape), np.uint8)
         for row, place in zip(batch, chosen.flat, strict=True):
-            pixels = fitted(load_photograph(self.folder / self.names[int(place)]), size)
-            if channels == 1:
+            photograph = load_photograph(self.folder / self.names[int(place)])
+            pixels = fitted(photograph, shape[:2])
+            if shape[2] == 1:
                 pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
             row[...] = pixels
         return batch, chosen.ndim == 0
@@ -188,32 +155,19 @@ def _list_files(path: Path) -> tuple[list[Path], tuple[str, ...] | None]:
         if not path.exists():
             raise DataNotFoundError(f"there is no photograph or folder {path}")
         return [path], None
-    try:
-        return find_photographs(path), None
-    except DataNotFoundError:
-        files: list[Path] = []
-        for folder in sorted(path.iterdir()):
-            if folder.is_dir() and not folder.name.startswith("."):
-                files += _find(folder)
-        if not files:
-            raise
-    return files, tuple(dict.fromkeys(file.parent.name for file in files))
+    folders = [x for x in sorted(path.iterdir()) if x.name[0] != "." and x.is_dir()]
+    if not _find(path) and (files := [x for folder in folders for x in _find(folder)]):
+        return files, tuple(dict.fromkeys(file.parent.name for file in files))
+    return find_photographs(path), None
 
 
 def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as upright RGB pixels.
+    """Read an image file as upright RGB pixels, 0 to 255.
 
     The formats are AVIF (if Pillow has it), BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF
-    and WebP, up to 134 million (2**27) pixels. The mode may be gray of 1, 8 or 16 bits,
-    a palette, CMYK or YCbCr. EXIF orientation is applied, color profiles are not.
-    Transparency becomes white, 16-bit levels are divided by 257, and the first frame of
-    an animation is taken.
-
-    Args:
-        path: The file.
-
-    Returns:
-        RGB pixels, 0 to 255.
+    and WebP, up to 134 million (2**27) pixels. EXIF orientation is applied, color
+    profiles are not. Transparency becomes white, 16-bit levels are divided by 257, and
+    the first frame of an animation is taken.
 
     Raises:
         DataNotFoundError: There is no such file, or it is not an image, is damaged or
@@ -248,31 +202,25 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
                 f"{path} declares too large an image ({error}); the limit is "
                 f"{_MAX_PIXELS:,} pixels"
             ) from error
+        except MemoryError:
+            raise
         # Each of Pillow's decoders has its own errors for damaged files.
         except Exception as error:
-            if isinstance(error, MemoryError):
-                raise
             raise DataNotFoundError(
                 f"{path} is truncated or damaged: {error or type(error).__name__}"
             ) from error
         try:
-            rgb = _rgb(image)
+            return np.asarray(_to_rgb(_turn_upright(image)))
         except ValueError as error:
             raise DataNotFoundError(
                 f"{path} cannot be converted to RGB: {error}"
             ) from error
-        turn = _TURNS.get(_orientation(image))
-    return np.asarray(rgb if turn is None else rgb.transpose(turn))
 
 
 def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
     """List the files in a folder whose names are those of readable photographs.
 
-    Args:
-        folder: The folder; its subfolders and hidden files are left out.
-
-    Returns:
-        At least one path, in the order of their names.
+    Subfolders and hidden files are left out. The paths are in the order of their names.
 
     Raises:
         DataNotFoundError: There is no such folder, or no such file in it.
@@ -291,21 +239,20 @@ def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
 
 def _find(folder: Path) -> list[Path]:
     Image.init()
-    suffixes = {
-        suffix
-        for suffix, name in Image.registered_extensions().items()
-        if name in _FORMATS
-    }
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in suffixes
-        and not path.name.startswith(".")
-        and path.is_file()
-    ]
+    extensions = Image.registered_extensions().items()
+    suffixes = {suffix for suffix, name in extensions if name in _FORMATS}
+    paths = [x for x in sorted(folder.iterdir()) if x.suffix.lower() in suffixes]
+    return [x for x in paths if x.name[0] != "." and x.is_file()]
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # The EXIF block is broken; other software ignores it then, too.
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         levels = np.asarray(image)
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65_535:
@@ -317,11 +264,3 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF tag; 1, upright, if it is broken, as in other software."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        return 1
