@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from jax import lax
 
 import zfnet_jax as zf
-from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.arch import (
+    Architecture,
+    ContrastNorm,
+    Conv,
+    Dense,
+    MaxPool,
+    ReceptiveField,
+)
 from zfnet_jax.networks import network
 
 
@@ -203,3 +210,15 @@ def test_a_global_operation_sees_the_whole_image():
     ]
     assert fields[0] is not None and fields[0].size == (1, 1)
     assert set(fields[1:]) == {None}
+
+
+def test_of_a_pooling_by_any_function():
+    def model(x):
+        def join(a, b):
+            return lax.sqrt(a * a + b * b)
+
+        windows = (1, 3, 2, 1), (1, 2, 1, 1), ((0, 0), (1, 0), (0, 0), (0, 0))
+        return lax.reduce_window(x, 0.0, join, *windows).mean((1, 2))
+
+    pool, _ = network(model, (9, 8, 3)).layers.values()
+    assert pool.receptive_field == ReceptiveField((3, 2), (2, 1), (-1, 0), (9, 8))

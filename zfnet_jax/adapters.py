@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from zfnet_jax.layers import parent
+
 
 class Adapter(NamedTuple):
     """A model as a function of a list of arrays and a batch of images.
@@ -57,27 +59,24 @@ def _is_a(model: Any, package: str, name: str) -> bool:
 
 
 def _adapt_tree(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
-    def arrays(tree: Any) -> list[tuple[Any, Any]]:
-        return [
-            (path, leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            if isinstance(leaf, jax.Array | np.ndarray)
-        ]
+    def read() -> list[Any]:
+        return [leaf for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
 
     def apply(weights: list[Any], images: Any) -> Any:
-        leaves, structure = jax.tree.flatten(tree)
-        numbers = iter(weights)
-        leaves = [
-            next(numbers) if isinstance(leaf, jax.Array | np.ndarray) else leaf
-            for leaf in leaves
-        ]
-        return call(jax.tree.unflatten(structure, leaves), images)
+        rest = iter(weights)
+        filled = jax.tree.map(lambda x: next(rest) if _is_array(x) else x, tree)
+        return call(filled, images)
 
-    paths = [module_path(path) for path, _ in arrays(tree)]
-    collection = isinstance(tree, Mapping) and "params" in tree
-    if collection:  # of Linen: the first name is not a module's.
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = [module_path(path) for path, leaf in leaves if _is_array(leaf)]
+    if isinstance(tree, Mapping) and "params" in tree:
+        # A collection of Linen: the first name is not a module's.
         paths = [path.partition(".")[2] or path for path in paths]
-    return Adapter(apply, lambda: [leaf for _, leaf in arrays(tree)], [*paths], {})
+    return Adapter(apply, read, [*paths], {})
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def _adapt_equinox(module: Any, image_shape: tuple[int, ...]) -> Adapter:
@@ -141,8 +140,7 @@ def module_path(path: tuple[Any, ...]) -> str:
     if len(names) > 1 and names[-1] == "value":  # of an NNX variable
         names.pop()
     name = ".".join(names)
-    cut = max(name.rfind("."), name.rfind("/"))
-    return name[:cut] if cut > 0 else name
+    return parent(name) or name
 
 
 def _closed_over(function: Any) -> dict[int, str]:

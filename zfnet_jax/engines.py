@@ -127,15 +127,9 @@ class TracedEngine:
             names[:] = result
             return list(result.values())
 
-        try:
-            # A reader knows the plain operations, not their fast forms.
-            with ops.reading(True):
-                program, result = tracing.trace(run, list(weights), images)
-        except Exception as error:
-            message = relu_audit.explain_trace_error(error)
-            if message is None:
-                raise
-            raise ValueError(message) from error
+        # A reader knows the plain operations, not their fast forms.
+        with relu_audit.explain_training_mode(), ops.reading(True):
+            program, result = tracing.trace(run, list(weights), images)
         for value in jax.tree.leaves(result):
             if value.ndim < 2 or len(value) != len(images):
                 raise ValueError(

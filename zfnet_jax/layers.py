@@ -12,14 +12,14 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
 from zfnet_jax import tracing
 from zfnet_jax.arch import ReceptiveField
-from zfnet_jax.receptive_fields import IMAGES, POOLINGS, Axis, read_views
+from zfnet_jax.receptive_fields import IMAGES, POOLINGS, Axis, View, read_views
 from zfnet_jax.tracing import Equation, Program
 
 Kind = Literal[
@@ -89,8 +89,23 @@ class _Draft:
     kind: Kind
     value: int
     name: str | None
-    weights: frozenset[int]
+    weights: frozenset[int] = frozenset()
     rectified: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    """What is known of a value that does not depend on the images.
+
+    Attributes:
+        path: Path of the module whose parameter it comes from.
+        weights: Inputs of the program that it comes from.
+        is_zero: Whether it is known to be 0 throughout.
+    """
+
+    path: str | None = None
+    weights: frozenset[int] = frozenset()
+    is_zero: bool = False
 
 
 class Reader:
@@ -105,101 +120,77 @@ class Reader:
     def __init__(self, program: Program, paths: Sequence[str | None]) -> None:
         """Follow images and constants through the equations."""
         self.program = program
-        *weights, images = program.inputs
-        self.views = read_views(program, {images: IMAGES})
-        # By constant: path of the parameter it comes from, and all inputs it takes.
-        self.paths: dict[int, str] = {
-            number: path
-            for number, path in zip(weights, paths, strict=True)
-            if path is not None
-        }
-        self.weights = {number: frozenset([i]) for i, number in enumerate(weights)}
-        self.zeros = {n for n, a in program.constants.items() if tracing.is_zero(a)}
+        self.views = read_views(program, {program.inputs[-1]: IMAGES})
+        self.constants = _read_constants(program, paths, self.views)
+        self.makers = {n: e for e in program.equations for n in e.outputs}
         self.consumers: dict[int, list[Equation]] = collections.defaultdict(list)
         for equation in program.equations:
             for number in set(equation.inputs):
                 self.consumers[number].append(equation)
-            self._follow_constants(equation)
         self.drafts: list[_Draft] = []
         self.absorbed: set[int] = set()
-        # By signal: the last layer that it depends on.
+        # By signal: the layer that it is, and the last layer that it depends on.
+        self.owners: dict[int, int] = {}
         self.latest: dict[int, int] = {}
-
-    def _follow_constants(self, equation: Equation) -> None:
-        if any(number in self.views for number in equation.inputs):
-            return
-        given = [n for n in equation.inputs if n in self.paths]
-        weights = self._weights(equation.inputs)
-        for number in equation.outputs:
-            if given:
-                self.paths[number] = self.paths[given[0]]
-            self.weights[number] = weights
-            if equation.name in _SHAPING and equation.inputs[0] in self.zeros:
-                self.zeros.add(number)
-
-    def _weights(self, numbers: Sequence[int]) -> frozenset[int]:
-        return frozenset[int]().union(*(self.weights.get(n, ()) for n in numbers))
 
     def read(self) -> list[Position]:
         """All layers in the order of the forward pass; names are unique."""
         for equation in self.program.equations:
-            signals = [n for n in equation.inputs if n in self.views]
+            signals, _ = self._split(equation)
             if not signals:
                 continue
-            latest = max((self.latest.get(n, -1) for n in signals), default=-1)
-            if not self.absorbed.intersection(equation.outputs):
-                draft = self._start(equation, signals, latest)
+            latest = max(self.latest.get(number, -1) for number in signals)
+            if self.absorbed.isdisjoint(equation.outputs):
+                draft = self._start(equation, latest)
                 if draft is not None:
                     self._extend(draft)
                     self._add(draft)
             for number in equation.outputs:
-                owner = [i for i, d in enumerate(self.drafts) if d.value == number]
-                self.latest[number] = owner[0] if owner else latest
+                self.latest[number] = self.owners.get(number, latest)
         output = self.program.outputs[0]
-        if output not in {draft.value for draft in self.drafts}:
-            self._add(_Draft("output", output, "output", frozenset()))
+        if output not in self.owners:
+            self._add(_Draft("output", output, "output"))
         return [self._position(draft) for draft in self.drafts]
 
     def read_outputs(self, names: Sequence[str]) -> list[Position]:
         """The program's results as layers of the names given."""
-        makers = {n: e for e in self.program.equations for n in e.outputs}
-        return [
-            self._position(
-                _Draft(
-                    "named",
-                    value,
-                    name,
-                    frozenset(),
-                    value in makers and self._is_relu(makers[value]),
-                )
-            )
-            for name, value in zip(names, self.program.outputs, strict=True)
-        ]
+        positions = []
+        for name, value in zip(names, self.program.outputs, strict=True):
+            maker = self.makers.get(value)
+            rectified = maker is not None and self._is_relu(maker)
+            draft = _Draft("named", value, name, rectified=rectified)
+            positions.append(self._position(draft))
+        return positions
 
-    def _start(
-        self, equation: Equation, signals: list[int], latest: int
-    ) -> _Draft | None:
+    def _split(self, equation: Equation) -> tuple[list[int], list[_Constant]]:
+        """The inputs of an equation: signals, by number, and constants."""
+        signals = [n for n in equation.inputs if n in self.views]
+        constants = [self.constants[n] for n in equation.inputs if n not in self.views]
+        return signals, constants
+
+    def _start(self, equation: Equation, latest: int) -> _Draft | None:
         """The layer that begins with an equation, if one does."""
+        signals, constants = self._split(equation)
         kind = self._kind(equation, signals)
         if kind is None:
             return None
-        weights = self._weights(equation.inputs)
-        value, name = equation.outputs[0], None
+        draft = _Draft(kind, equation.outputs[0], None, _weights(constants))
         if kind in ("conv", "dense"):
-            paths = [self.paths[n] for n in equation.inputs if n in self.paths]
-            name = paths[-1] if paths else None
+            paths = [constant.path for constant in constants if constant.path]
+            draft.name = paths[-1] if paths else None
         elif kind == "named":
-            name = equation.params["name"]
+            draft.name = equation.params["name"]
         elif kind == "relu":
-            name, weights = self._block(signals[0])
+            draft.name, draft.weights = self._block(signals[0])
+            draft.rectified = True
         elif latest >= 0:
             suffix = "norm" if kind == "norm" else "pool"
-            name = f"{self.drafts[latest].name}.{suffix}"
-        return _Draft(kind, value, name, weights, rectified=kind == "relu")
+            draft.name = f"{self.drafts[latest].name}.{suffix}"
+        return draft
 
     def _kind(self, equation: Equation, signals: list[int]) -> Kind | None:
         view = self.views[signals[0]]
-        if equation.params.get("name") == "contrast_norm":
+        if tracing.is_contrast_norm(equation.source):
             return "norm"
         if equation.name == "name":
             return "named"
@@ -223,8 +214,7 @@ class Reader:
             gone = {view.axes[i] for i in equation.params["axes"]}
             if {"rows", "columns"} <= gone:
                 return "max pool" if equation.name == "reduce_max" else "mean pool"
-        body = tracing.body_of(equation) if len(signals) == 1 else None
-        if body is not None and equation.name not in ("scan", "while"):
+        if equation.name.startswith("custom") and len(signals) == 1:
             inside = set(tracing.primitives(equation.source))
             if "conv_general_dilated" in inside:
                 return "conv"
@@ -234,68 +224,60 @@ class Reader:
 
     def _is_relu(self, equation: Equation) -> bool:
         """Whether an equation is max(x, 0), perhaps with a constant upper bound."""
-        signals = [n for n in equation.inputs if n in self.views]
+        signals, constants = self._split(equation)
         if len(signals) != 1:
             return False
         if equation.name == "max":
-            return bool(self.zeros.intersection(equation.inputs))
+            return constants[0].is_zero
         if equation.name == "clamp":
-            return equation.inputs[0] in self.zeros and equation.inputs[1] in signals
-        body = tracing.body_of(equation)
-        if body is None or equation.name in ("scan", "while"):
+            return equation.inputs[1] in signals and constants[0].is_zero
+        if not equation.name.startswith("custom"):
             return False
-        inner = tracing.flatten(body)
+        inner = tracing.flatten(tracing.bodies(equation.source)[0])
         names = [e.name for e in inner.equations if e.name not in _SHAPING]
-        zero = any(tracing.is_zero(array) for array in inner.constants.values())
+        zero = any(map(tracing.is_zero, inner.constants.values()))
         return zero and names in (["max"], ["max", "min"], ["clamp"])
 
     def _extend(self, draft: _Draft) -> None:
         """Follow a layer to the end of its bias, normalization and ReLU."""
-        value = draft.value
+        value, has_kernel = draft.value, draft.kind in ("conv", "dense")
         while len(self.consumers[value]) == 1 and value not in self.program.outputs:
             (equation,) = self.consumers[value]
-            signals = [n for n in equation.inputs if n in self.views]
-            clipped = draft.rectified and equation.name == "min"
-            if len(signals) > 1 or (draft.rectified and not clipped):
-                if equation.name != "name":
-                    return
-            is_affine = equation.name in _AFFINE and (
-                draft.kind in ("conv", "dense") or equation.name == "div"
-            )
+            signals, constants = self._split(equation)
             value = equation.outputs[0]
             if equation.name == "name":
                 draft.name = equation.params["name"]
+            elif len(signals) > 1:
+                return
+            elif draft.rectified:
+                if equation.name != "min":  # Above which a ReLU is clipped.
+                    return
             elif self._is_relu(equation):
                 draft.rectified = True
-            elif not (is_affine or clipped):
-                if equation.name not in _SHAPING or draft.kind not in (
-                    "conv",
-                    "dense",
-                ):
-                    return
-                continue
+            elif equation.name in _SHAPING and has_kernel:
+                continue  # It belongs to the layer if a bias or a ReLU follows.
+            elif equation.name not in (_AFFINE if has_kernel else {"div"}):
+                return
             draft.value = value
-            draft.weights |= self._weights(equation.inputs)
+            draft.weights |= _weights(constants)
             self.absorbed.add(value)
 
     def _block(self, value: int) -> tuple[str | None, frozenset[int]]:
         """Name of a ReLU by itself: its normalization's, or its branches' block."""
-        makers = {n: e for e in self.program.equations for n in e.outputs}
         weights = frozenset[int]()
         name = None
-        while (equation := makers.get(value)) is not None:
-            signals = [n for n in equation.inputs if n in self.views]
+        while (equation := self.makers.get(value)) is not None:
+            signals, constants = self._split(equation)
             if len(signals) > 1 and equation.name in ("add", "add_any", "concatenate"):
                 main = max(self.latest.get(number, -1) for number in signals)
                 if name is None and main >= 0:
                     own = self.drafts[main].name or ""
-                    name = _parent(own) or f"{own}.relu"
+                    name = parent(own) or f"{own}.relu"
                 break
             if len(signals) != 1 or equation.name not in _AFFINE | _SHAPING:
                 break
-            weights |= self._weights(equation.inputs)
-            paths = [self.paths[n] for n in equation.inputs if n in self.paths]
-            name = name or (paths[0] if paths else None)
+            weights |= _weights(constants)
+            name = name or next((c.path for c in constants if c.path), None)
             (value,) = signals
         return name, weights
 
@@ -309,13 +291,10 @@ class Reader:
             [stem], (f"{stem}_{i}" for i in itertools.count(2))
         )
         draft.name = next(name for name in candidates if name not in used)
+        self.owners.setdefault(draft.value, len(self.drafts))
         self.drafts.append(draft)
 
     def _position(self, draft: _Draft) -> Position:
-        axes = self.views[draft.value].axes
-        return Position(self._layer(draft), draft.value, axes, draft.weights)
-
-    def _layer(self, draft: _Draft) -> Layer:
         name = draft.name or ""
         view, shape = self.views[draft.value], self.program.avals[draft.value].shape
         sizes = dict[Axis, int]()
@@ -333,10 +312,35 @@ class Reader:
                 field = ReceptiveField(size, stride, start, hw)
         else:
             own = (math.prod(shape) // sizes["batch"],)
-        return Layer(name, draft.kind, own, draft.rectified, field)
+        layer = Layer(name, draft.kind, own, draft.rectified, field)
+        return Position(layer, draft.value, view.axes, draft.weights)
 
 
-def _parent(path: str) -> str:
+def _read_constants(
+    program: Program, paths: Sequence[str | None], views: Mapping[int, View]
+) -> dict[int, _Constant]:
+    *weights, _ = program.inputs
+    constants = {
+        n: _Constant(is_zero=tracing.is_zero(a)) for n, a in program.constants.items()
+    }
+    for index, (number, path) in enumerate(zip(weights, paths, strict=True)):
+        constants[number] = _Constant(path, frozenset([index]))
+    for equation in program.equations:
+        if any(number in views for number in equation.inputs):
+            continue
+        operands = [constants[number] for number in equation.inputs]
+        path = next((operand.path for operand in operands if operand.path), None)
+        zero = equation.name in _SHAPING and operands[0].is_zero
+        constant = _Constant(path, _weights(operands), zero)
+        constants |= dict.fromkeys(equation.outputs, constant)
+    return constants
+
+
+def _weights(constants: Iterable[_Constant]) -> frozenset[int]:
+    return frozenset().union(*(constant.weights for constant in constants))
+
+
+def parent(path: str) -> str:
     """The module that holds a module."""
     cut = max(path.rfind("."), path.rfind("/"))
     return path[:cut] if cut > 0 else ""

@@ -7,8 +7,9 @@ the map, a flattening or an operation that is not known sees the whole image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 from zfnet_jax import tracing
 from zfnet_jax.tracing import Equation, Program
@@ -69,14 +70,41 @@ class View(NamedTuple):
             view = view.replace_span(axis, one.union(two) if one and two else None)
         return view
 
+    def take(self, axes: Iterable[int]) -> View:
+        """The view with some of its axes, by index."""
+        return self._replace(axes=tuple(self.axes[i] for i in axes))
+
+    def drop(self, axes: Collection[int]) -> View:
+        """The view without some of its axes."""
+        return self.take(i for i in range(len(self.axes)) if i not in axes)
+
+    def forget(self, axes: Iterable[int]) -> View:
+        """The view after all pixels along some axes are mixed."""
+        view = self
+        for i in axes:
+            view = view.replace_span(self.axes[i], None)
+        return view
+
+    def slide(self, windows: Iterable[tuple[int, int, int] | None]) -> View:
+        """The view after a window slides over every axis.
+
+        Args:
+            windows: For each axis extent, stride and padding before the first position;
+                None if its positions are not evenly spaced.
+        """
+        view = self
+        for axis, window in zip(self.axes, windows, strict=True):
+            if span := view.span(axis):
+                view = view.replace_span(
+                    axis, span.through(*window) if window else None
+                )
+        return view
+
 
 IMAGES = View(("batch", "rows", "columns", "channels"), Span(1, 1, 0), Span(1, 1, 0))
 
-Views = dict[int, View]
-Rule = Callable[[Equation, Program, Views], View]
 
-
-def read_views(program: Program, inputs: dict[int, View]) -> Views:
+def read_views(program: Program, inputs: dict[int, View]) -> dict[int, View]:
     """The view of every value that depends on the images.
 
     Args:
@@ -85,55 +113,67 @@ def read_views(program: Program, inputs: dict[int, View]) -> Views:
     """
     views = dict(inputs)
     for equation in program.equations:
-        if any(number in views for number in equation.inputs):
-            for number, view in zip(
-                equation.outputs, _views(equation, program, views), strict=True
-            ):
-                views[number] = view
+        operands = [views.get(number) for number in equation.inputs]
+        if not any(operands):
+            continue
+        name, params = equation.name, equation.params
+        shapes = [program.avals[number].shape for number in equation.inputs]
+        inside = _views_inside(equation, operands) if name in _CALLS else None
+        for index, number in enumerate(equation.outputs):
+            shape = program.avals[number].shape
+            operation = Operation(name, params, operands, shapes, shape)
+            rule = _RULES.get(name, _pointwise)
+            known = inside[index] if inside else rule(operation)
+            views[number] = known or _unknown(operation)
     return views
 
 
-def _views(equation: Equation, program: Program, views: Views) -> list[View]:
-    branches = equation.params.get("branches")
-    body = tracing.body_of(equation)
-    bodies = branches or ([] if body is None else [body])
-    if equation.name in ("scan", "while") or not bodies:
-        rule = _RULES.get(equation.name)
-        if rule is not None:
-            return [rule(equation, program, views)]
-        return [_pointwise(equation, program, views, n) for n in equation.outputs]
-    inputs = equation.inputs[1:] if branches else equation.inputs
+_CALLS = {"cond", "jit", "custom_jvp_call", "custom_vjp_call"}
+
+
+def _views_inside(equation: Equation, operands: list[View | None]) -> list[View | None]:
+    """Results of the function that an equation calls; of all branches of a `cond`."""
     results = []
-    for body in bodies:
+    for body in tracing.bodies(equation.source):
         inner = tracing.flatten(body)
-        known = {
-            own: views[number]
-            for own, number in zip(inner.inputs, inputs, strict=True)
-            if number in views
-        }
-        inner_views = read_views(inner, known)
-        results.append([inner_views.get(number) for number in inner.outputs])
-    return [
-        _union([view for view in group if view is not None])
-        or _unknown(program.avals[number].shape)
-        for number, group in zip(
-            equation.outputs, zip(*results, strict=True), strict=True
-        )
-    ]
+        # The first operand of a `cond` chooses the branch.
+        own = operands[len(operands) - len(inner.inputs) :]
+        given = {n: view for n, view in zip(inner.inputs, own, strict=True) if view}
+        views = read_views(inner, given)
+        results.append([views.get(number) for number in inner.outputs])
+    groups = ([*filter(None, group)] for group in zip(*results, strict=True))
+    return [functools.reduce(View.union, group) if group else None for group in groups]
 
 
-def _union(views: Sequence[View]) -> View | None:
-    total = views[0] if views else None
-    for view in views[1:]:
-        total = total.union(view) if total else None
-    return total
+class Operation(NamedTuple):
+    """An equation, as far as a rule needs to know it.
+
+    Attributes:
+        name: Name of the primitive.
+        params: Parameters of the primitive.
+        operands: View of each operand; None for a constant.
+        shapes: Shape of each operand.
+        shape: Shape of the result.
+    """
+
+    name: str
+    params: dict[str, Any]
+    operands: list[View | None]
+    shapes: list[tuple[int, ...]]
+    shape: tuple[int, ...]
+
+    @property
+    def view(self) -> View:
+        """View of the first operand that is not a constant."""
+        return next(view for view in self.operands if view)
 
 
-def _unknown(shape: tuple[int, ...]) -> View:
+def _unknown(operation: Operation) -> View:
     """A value of which nothing is known but its shape."""
-    if len(shape) < 2:
-        return View(("batch", *[None] * (len(shape) - 1))[: len(shape)])
-    return View(("batch", *[None] * (len(shape) - 2), "channels"))
+    count = len(operation.shape)
+    if count < 2:
+        return View(("batch",)[:count])
+    return View(("batch", *[None] * (count - 2), "channels"))
 
 
 _POINTWISE = {
@@ -145,149 +185,104 @@ _POINTWISE = {
 }
 
 
-def _pointwise(equation: Equation, program: Program, views: Views, output: int) -> View:
-    shape = program.avals[output].shape
-    signals = [number for number in equation.inputs if number in views]
-    same = [n for n in signals if program.avals[n].shape == shape]
+def _pointwise(operation: Operation) -> View:
+    """Also of operations that are not known: they may mix all pixels."""
+    pairs = zip(operation.operands, operation.shapes, strict=True)
+    signals = [(view, shape) for view, shape in pairs if view]
+    same = [view for view, shape in signals if shape == operation.shape]
     if not same:
-        return _unknown(shape)
-    first = views[same[0]]
-    if equation.name not in _POINTWISE or len(same) < len(signals):
-        return View(first.axes)
-    view = _union([views[number] for number in same])
-    return view or View(first.axes)
+        return _unknown(operation)
+    if operation.name not in _POINTWISE or len(same) < len(signals):
+        return View(same[0].axes)
+    return functools.reduce(View.union, same)
 
 
-def _convolution(equation: Equation, program: Program, views: Views) -> View:
-    image, kernel = equation.inputs
-    params = equation.params
+def _windows(
+    params: dict[str, Any], extents: Iterable[int], base: str, dilation: str
+) -> Iterator[tuple[int, int, int] | None]:
+    """What `View.slide` takes, from the names of the parameters that dilate."""
+    names = "window_strides", "padding", base, dilation
+    for extent, stride, (before, _), apart, step in zip(
+        extents, *(params[name] for name in names), strict=True
+    ):
+        yield ((extent - 1) * step + 1, stride, int(before)) if apart == 1 else None
+
+
+def _convolution(operation: Operation) -> View:
+    params, (view, kernel) = operation.params, operation.operands
     numbers = params["dimension_numbers"]
-    view = views.get(image)
-    shape = program.avals[equation.outputs[0]].shape
+    batch, channels, *pixels = numbers.lhs_spec
     if (
         view is None
-        or kernel in views
-        or view.axes[numbers.lhs_spec[0]] != "batch"
+        or kernel is not None
+        or view.axes[batch] != "batch"
         or params["batch_group_count"] != 1
     ):
-        return _unknown(shape)
-    axes: list[Axis] = [None] * len(shape)
-    axes[numbers.out_spec[0]], axes[numbers.out_spec[1]] = "batch", "channels"
+        return _unknown(operation)
+    extents = [operation.shapes[1][i] for i in numbers.rhs_spec[2:]]
     # An axis of pixels that lies where the channels should be is mixed with them.
-    view = view.replace_span(view.axes[numbers.lhs_spec[1]], None)
-    for k, (axis, out) in enumerate(
-        zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
-    ):
-        axes[out] = view.axes[axis]
-        size = program.avals[kernel].shape[numbers.rhs_spec[2 + k]]
-        extent = (size - 1) * params["rhs_dilation"][k] + 1
-        span = view.span(axes[out])
-        if span is not None:
-            known = params["lhs_dilation"][k] == 1
-            span = span.through(
-                extent, params["window_strides"][k], int(params["padding"][k][0])
-            )
-            view = view.replace_span(axes[out], span if known else None)
-    return view._replace(axes=tuple(axes))
+    view = view.forget([channels]).take(pixels)
+    view = view.slide(_windows(params, extents, "lhs_dilation", "rhs_dilation"))
+    view = view._replace(axes=("batch", "channels", *view.axes))
+    return view.take(map(numbers.out_spec.index, range(len(numbers.out_spec))))
 
 
-def _window(equation: Equation, program: Program, views: Views) -> View:
-    del program
-    view = next(views[number] for number in equation.inputs if number in views)
-    params = equation.params
-    for k, axis in enumerate(view.axes):
-        span = view.span(axis)
-        if span is not None:
-            known = params["base_dilation"][k] == 1
-            dilation = params["window_dilation"][k]
-            extent = (params["window_dimensions"][k] - 1) * dilation + 1
-            span = span.through(
-                extent, params["window_strides"][k], int(params["padding"][k][0])
-            )
-            view = view.replace_span(axis, span if known else None)
-    return view
+def _window(operation: Operation) -> View:
+    params = operation.params
+    extents = params["window_dimensions"]
+    windows = _windows(params, extents, "base_dilation", "window_dilation")
+    return operation.view.slide(windows)
 
 
-def _pad(equation: Equation, program: Program, views: Views) -> View:
-    if equation.inputs[0] not in views:
-        return _unknown(program.avals[equation.outputs[0]].shape)
-    view = views[equation.inputs[0]]
-    for axis, (low, _, interior) in zip(
-        view.axes, equation.params["padding_config"], strict=True
-    ):
-        if (span := view.span(axis)) is not None:
-            moved = None if interior else span.through(1, 1, int(low))
-            view = view.replace_span(axis, moved)
-    return view
+def _pad(operation: Operation) -> View:
+    view, edges = operation.operands[0], operation.params["padding_config"]
+    if view is None:
+        return _unknown(operation)
+    return view.slide(
+        None if interior else (1, 1, int(low)) for low, _, interior in edges
+    )
 
 
-def _slice(equation: Equation, program: Program, views: Views) -> View:
-    del program
-    view = views[equation.inputs[0]]
-    starts = equation.params["start_indices"]
-    strides = equation.params["strides"] or (1,) * len(starts)
-    for axis, start, stride in zip(view.axes, starts, strides, strict=True):
-        if (span := view.span(axis)) is not None:
-            view = view.replace_span(axis, span.through(1, stride, -start))
-    return view
+def _slice(operation: Operation) -> View:
+    starts = operation.params["start_indices"]
+    strides = operation.params["strides"] or (1,) * len(starts)
+    return operation.view.slide(
+        (1, stride, -start) for start, stride in zip(starts, strides, strict=True)
+    )
 
 
-def _concatenate(equation: Equation, program: Program, views: Views) -> View:
-    del program
-    signals = [views[number] for number in equation.inputs if number in views]
-    view = _union(signals) or signals[0]
-    return view.replace_span(view.axes[equation.params["dimension"]], None)
+def _concatenate(operation: Operation) -> View:
+    view = functools.reduce(View.union, filter(None, operation.operands))
+    return view.forget([operation.params["dimension"]])
 
 
-def _transpose(equation: Equation, program: Program, views: Views) -> View:
-    del program
-    view = views[equation.inputs[0]]
-    axes = tuple(view.axes[i] for i in equation.params["permutation"])
-    return view._replace(axes=axes)
+def _broadcast(operation: Operation) -> View:
+    view, places = operation.view, operation.params["broadcast_dimensions"]
+    pairs = zip(operation.shapes[0], places, strict=True)
+    repeated = [i for i, (n, out) in enumerate(pairs) if n != operation.shape[out]]
+    axes = dict(zip(places, view.axes, strict=True))
+    return view.forget(repeated)._replace(
+        axes=tuple(axes.get(i) for i in range(len(operation.shape)))
+    )
 
 
-def _squeeze(equation: Equation, program: Program, views: Views) -> View:
-    del program
-    view = views[equation.inputs[0]]
-    gone = equation.params["dimensions"]
-    kept = tuple(axis for i, axis in enumerate(view.axes) if i not in gone)
-    return view._replace(axes=kept)
-
-
-def _broadcast(equation: Equation, program: Program, views: Views) -> View:
-    view = views[equation.inputs[0]]
-    old = program.avals[equation.inputs[0]].shape
-    new = program.avals[equation.outputs[0]].shape
-    axes: list[Axis] = [None] * len(new)
-    for i, out in enumerate(equation.params["broadcast_dimensions"]):
-        axes[out] = view.axes[i]
-        if old[i] != new[out]:
-            view = view.replace_span(view.axes[i], None)
-    return view._replace(axes=tuple(axes))
-
-
-def _reshape(equation: Equation, program: Program, views: Views) -> View:
-    view = views[equation.inputs[0]]
-    old = program.avals[equation.inputs[0]].shape
-    new = program.avals[equation.outputs[0]].shape
-    axes: list[Axis] = [None] * len(new)
+def _reshape(operation: Operation) -> View:
+    view, old, new = operation.view, operation.shapes[0], operation.shape
+    axes = dict[int, Axis]()
     for before, after in _groups(old, new):
-        roles: list[Axis] = [view.axes[i] for i in before if old[i] != 1]
-        if not roles and len(before) == len(after):
-            roles = [view.axes[i] for i in before]
-            after_roles = dict(zip(after, roles, strict=True))
+        wide = [i for i in before if old[i] != 1]
+        if not wide and len(before) == len(after):
+            axes.update(zip(after, (view.axes[i] for i in before), strict=True))
         else:
-            wide = [i for i in after if new[i] != 1]
-            after_roles = _regroup(roles, wide)
-        for i, role in after_roles.items():
-            axes[i] = role
-    for axis in ("rows", "columns"):
-        if axis in view.axes and axis not in axes:
-            lost = view.axes.index(axis)
-            # A map of one pixel may lose its axes and still be that pixel.
-            if old[lost] != 1:
-                view = view.replace_span(axis, None)
-    return view._replace(axes=tuple(axes))
+            roles: list[Axis] = [view.axes[i] for i in wide]
+            axes |= _regroup(roles, [i for i in after if new[i] != 1])
+    # A map of one pixel may lose its axes and still be that pixel.
+    lost = [
+        i
+        for i, axis in enumerate(view.axes)
+        if axis not in axes.values() and old[i] != 1
+    ]
+    return view.forget(lost)._replace(axes=tuple(axes.get(i) for i in range(len(new))))
 
 
 def _regroup(roles: list[Axis], after: list[int]) -> dict[int, Axis]:
@@ -326,43 +321,34 @@ def _groups(
     yield list(range(i, len(old))), list(range(j, len(new)))
 
 
-def _reduce(equation: Equation, program: Program, views: Views) -> View:
-    view = views[equation.inputs[0]]
-    gone = equation.params["axes"]
-    for i in gone:
-        if view.axes[i] == "batch" and program.avals[equation.inputs[0]].shape[i] > 1:
-            raise ValueError(
-                "the network mixes the images of a batch, as batch normalization does "
-                "in training: call model.eval(), or take the running statistics"
-            )
-        view = view.replace_span(view.axes[i], None)
-    kept = tuple(axis for i, axis in enumerate(view.axes) if i not in gone)
-    return view._replace(axes=kept)
+def _reduce(operation: Operation) -> View:
+    view, gone = operation.view, [*map(int, operation.params["axes"])]
+    if any(view.axes[i] == "batch" and operation.shapes[0][i] > 1 for i in gone):
+        raise ValueError(
+            "the network mixes the images of a batch, as batch normalization does "
+            "in training: call model.eval(), or take the running statistics"
+        )
+    return view.forget(gone).drop(gone)
 
 
-def _product(equation: Equation, program: Program, views: Views) -> View:
-    left, right = equation.inputs
-    contracted, batch = equation.params["dimension_numbers"]
-    shape = program.avals[equation.outputs[0]].shape
-    if left in views and right in views:
-        return _unknown(shape)
-    side = 0 if left in views else 1
-    view = views[equation.inputs[side]]
-    for i in contracted[side]:
-        view = view.replace_span(view.axes[i], None)
-    axes: list[Axis] = [view.axes[i] for i in batch[side]]
-    for number, gone, along in zip(equation.inputs, contracted, batch, strict=True):
-        for i in range(len(program.avals[number].shape)):
-            if i not in gone and i not in along:
-                own = number == equation.inputs[side]
-                axes.append(view.axes[i] if own else "channels")
+def _product(operation: Operation) -> View:
+    if all(operation.operands):
+        return _unknown(operation)
+    signal = 0 if operation.operands[0] else 1
+    contracted, batch = operation.params["dimension_numbers"]
+    view = operation.view.forget(contracted[signal])
+    axes: list[Axis] = [view.axes[i] for i in batch[signal]]
+    for side, shape in enumerate(operation.shapes):
+        for i in range(len(shape)):
+            if i not in contracted[side] and i not in batch[side]:
+                axes.append(view.axes[i] if side == signal else "channels")
     return view._replace(axes=tuple(axes))
 
 
 POOLINGS = {
     *"reduce_window reduce_window_max reduce_window_min reduce_window_sum".split()
 }
-_RULES: dict[str, Rule] = {
+_RULES: dict[str, Callable[[Operation], View]] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
@@ -370,9 +356,9 @@ _RULES: dict[str, Rule] = {
     "pad": _pad,
     "reshape": _reshape,
     "slice": _slice,
-    "squeeze": _squeeze,
-    "transpose": _transpose,
-    **dict.fromkeys(POOLINGS - {"reduce_window"}, _window),
+    "squeeze": lambda operation: operation.view.drop(operation.params["dimensions"]),
+    "transpose": lambda operation: operation.view.take(operation.params["permutation"]),
+    **dict.fromkeys(POOLINGS, _window),
     **dict.fromkeys(
         ["reduce_max", "reduce_min", "reduce_prod", "reduce_sum", "argmax", "argmin"],
         _reduce,

@@ -9,9 +9,10 @@ and dropout consist of several operations and are reported as one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -103,22 +104,6 @@ BATCH_NORMALIZATION = f"a normalization by the statistics of the batch: {TRAININ
 PATTERNS = {SOFTMAX, NORMALIZATION, BATCH_NORMALIZATION}
 
 
-def bodies(eqn: core.JaxprEqn) -> list[core.ClosedJaxpr]:
-    """The jaxprs inside an equation through which a signal passes."""
-    match eqn.primitive.name:
-        case "cond":
-            return [*eqn.params["branches"]]
-        case "while":
-            return [eqn.params["body_jaxpr"]]
-        case "jit" | "scan":
-            return [eqn.params["jaxpr"]]
-        case "remat2" | "checkpoint":
-            return [core.ClosedJaxpr(eqn.params["jaxpr"], ())]
-        case "custom_jvp_call" | "custom_vjp_call":
-            return [eqn.params["call_jaxpr"]]
-    return []
-
-
 class Audit:
     """One walk over a function whose float arguments are its inputs.
 
@@ -181,8 +166,8 @@ class Audit:
     def _visit(
         self, eqn: core.JaxprEqn, operands: list[Dependence], path: Path
     ) -> list[Dependence]:
-        inner, params = bodies(eqn), eqn.params
-        if is_contrast_norm(eqn) and operands[0].level:
+        inner, params = tracing.bodies(eqn), eqn.params
+        if tracing.is_contrast_norm(eqn) and operands[0].level:
             self.norms.add(path)
             return [Dependence(SIGNAL)]
         if not inner:
@@ -330,33 +315,23 @@ class Audit:
         self.findings[path] = next(lines, "unknown line"), operation
 
 
-def explain_trace_error(error: Exception) -> str | None:
-    """Say what to do if a model could not be traced because it is in training mode.
-
-    Args:
-        error: What the trace raised.
-
-    Returns:
-        One line for the user; None if the error has another cause.
-    """
-    cause = re.search(
-        r"Cannot mutate (BatchStat|Rng)|\"batch_stats\" is immutable"
-        r"|needs PRNG for \"dropout\"|Dropout requires a key",
-        str(error),
-    )
-    return cause and (
-        f"the model is in training mode ({str(error).partition(' (http')[0]}): "
-        f"{TRAINING} (Linen: use_running_average=True, deterministic=True; Equinox: "
-        "eqx.nn.inference_mode)"
-    )
-
-
-def is_contrast_norm(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation is `ops.contrast_norm`, which is jitted under its name."""
-    if eqn.primitive.name != "jit" or eqn.params["name"] != "contrast_norm":
-        return False
-    shapes = [[atom.aval for atom in atoms] for atoms in (eqn.invars, eqn.outvars)]
-    return len(shapes[0]) == 1 and shapes[0] == shapes[1]
+@contextlib.contextmanager
+def explain_training_mode() -> Iterator[None]:
+    """Raise ValueError instead of what a model in training mode raises in a trace."""
+    try:
+        yield
+    except Exception as error:
+        if not re.search(
+            r"Cannot mutate (BatchStat|Rng)|\"batch_stats\" is immutable"
+            r"|needs PRNG for \"dropout\"|Dropout requires a key",
+            str(error),
+        ):
+            raise
+        raise ValueError(
+            f"the model is in training mode ({str(error).partition(' (http')[0]}): "
+            f"{TRAINING} (Linen: use_running_average=True, deterministic=True; "
+            "Equinox: eqx.nn.inference_mode)"
+        ) from error
 
 
 def _obstacle(

@@ -18,9 +18,10 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import core
 
-from zfnet_jax.relu_audit import Audit, Path, bodies, explain_trace_error
+from zfnet_jax.relu_audit import Audit, Path, explain_training_mode
+from zfnet_jax.tracing import at_source, bind, bodies
 
 Rule = Literal["deconvnet", "guided", "gradient"]
 
@@ -131,12 +132,8 @@ def _trace(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list, A
         args, kwargs = jax.tree.unflatten(tree, filled)
         return fn(*args, **kwargs)
 
-    try:
+    with explain_training_mode():
         closed, shapes = jax.make_jaxpr(call, return_shape=True)(arrays)
-    except Exception as error:
-        if explanation := explain_trace_error(error):
-            raise ValueError(explanation) from error
-        raise
     return closed, jax.tree.leaves(arrays), jax.tree.structure(shapes)
 
 
@@ -162,26 +159,21 @@ class Interpreter:
         def read(atom: core.Var | core.Literal) -> Any:
             return atom.val if isinstance(atom, core.Literal) else values[atom]
 
-        names = source_info_util.current_name_stack()
         for index, eqn in enumerate(closed.jaxpr.eqns):
-            info = eqn.source_info
-            context = source_info_util.user_context(
-                info.traceback, name_stack=names + info.name_stack
-            )
-            with context, eqn.ctx.manager:
+            with at_source(eqn):
                 results = self._apply(eqn, [*map(read, eqn.invars)], (*path, index))
             values.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in closed.jaxpr.outvars]
 
     def _apply(self, eqn: core.JaxprEqn, operands: list, path: Path) -> Sequence[Any]:
         if path not in self._changed:
-            return _bind(eqn, operands)
+            return bind(eqn, operands)
         if path in self.audit.rectifiers:
             return [self._rectify(eqn, operands, self.audit.rectifiers[path])]
         if path in self.audit.norms:
             if self.rule == "gradient":
-                return _bind(eqn, operands)
-            return _pass_signal(functools.partial(_bind, eqn), operands)
+                return bind(eqn, operands)
+            return _pass_signal(functools.partial(bind, eqn), operands)
         name = eqn.primitive.name
         runs = [
             functools.partial(self.run, body, path=(*path, index))
@@ -199,9 +191,9 @@ class Interpreter:
             for body, run in zip(bodies(eqn), runs, strict=True)
         ]
         if name == "cond":
-            return _bind(eqn, operands, branches=tuple(rewritten))
+            return bind(eqn, operands, branches=tuple(rewritten))
         key = "body_jaxpr" if name == "while" else "jaxpr"
-        return _bind(eqn, operands, **{key: rewritten[0]})
+        return bind(eqn, operands, **{key: rewritten[0]})
 
     def _rectify(self, eqn: core.JaxprEqn, operands: list, index: int) -> jax.Array:
         bounds = dict(enumerate(operands))
@@ -214,7 +206,7 @@ class Interpreter:
 
         def clip(x: jax.Array, arrays: dict[int, jax.Array]) -> tuple[jax.Array, Any]:
             known = bounds | arrays
-            (y,) = _bind(eqn, [known.get(i, x) for i in range(len(operands))])
+            (y,) = bind(eqn, [known.get(i, x) for i in range(len(operands))])
             # False for NaN, which is on neither side.
             return y, [(y < bound) | (y > bound) for bound in known.values()]
 
@@ -250,12 +242,3 @@ def _pass_signal(run, operands):
 _pass_signal.defvjp(
     lambda run, operands: (run(operands), None), lambda run, _, signal: (signal,)
 )
-
-
-def _bind(eqn: core.JaxprEqn, operands: Sequence[Any], **changes: Any) -> Sequence[Any]:
-    """Run an equation, with some of its parameters changed."""
-    bound: Any = eqn.primitive.get_bind_params(eqn.params | changes)
-    # Releases of JAX before 0.10 return functions and parameters apart.
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    results = eqn.primitive.bind(*functions, *operands, **params)
-    return results if eqn.primitive.multiple_results else [results]

@@ -8,6 +8,7 @@ hand out any value on the way.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,10 +22,6 @@ from jax.extend import core, source_info_util
 
 from zfnet_jax import ops
 from zfnet_jax.arch import Conv, MaxPool
-
-_INLINED = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-# Kept whole although it is a `jit`: the ReLU rules know it by this name.
-_KEPT = {"contrast_norm"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,17 +58,8 @@ class Equation:
             result = _OPERATIONS[self.name](self, *values)
             if result is not None:
                 return [result]
-        primitive, info = self.source.primitive, self.source.source_info
-        bound: Any = primitive.get_bind_params(self.source.params)
-        # JAX before 0.10 gives functions and parameters apart.
-        functions, params = bound if isinstance(bound, tuple) else ((), bound)
-        stack = source_info_util.current_name_stack() + info.name_stack
-        with (
-            source_info_util.user_context(info.traceback, name_stack=stack),
-            self.source.ctx.manager,
-        ):
-            results = primitive.bind(*functions, *values, **params)
-        return results if primitive.multiple_results else [results]
+        with at_source(self.source):
+            return bind(self.source, values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,8 +115,8 @@ def trace(function: Callable[..., Any], *arguments: Any) -> tuple[Program, Any]:
     return flatten(closed), shapes
 
 
-def flatten(closed: core.ClosedJaxpr | core.Jaxpr) -> Program:
-    """Inline every call of a jaxpr and drop equations that nothing depends on."""
+def flatten(closed: core.ClosedJaxpr) -> Program:
+    """Inline every `jit` and `checkpoint`, and drop equations that nothing needs."""
     avals: list[Any] = []
     constants: dict[int, Any] = {}
     equations: list[Equation] = []
@@ -142,30 +130,27 @@ def flatten(closed: core.ClosedJaxpr | core.Jaxpr) -> Program:
         constants[number] = array
         return number
 
-    def inline(closed: Any, inputs: Sequence[int]) -> list[int]:
-        jaxpr = getattr(closed, "jaxpr", closed)
-        numbers: dict[core.Var, int] = dict(zip(jaxpr.invars, inputs, strict=True))
-        for variable, array in zip(
-            jaxpr.constvars, getattr(closed, "consts", ()), strict=True
-        ):
-            numbers[variable] = constant(array)
+    def inline(closed: core.ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+        jaxpr = closed.jaxpr
+        numbers = dict(zip(jaxpr.invars, inputs, strict=True))
+        numbers.update(zip(jaxpr.constvars, map(constant, closed.consts), strict=True))
 
-        def number(atom: Any) -> int:
+        def number(atom: core.Var | core.Literal) -> int:
             if isinstance(atom, core.Literal):
                 return constant(atom.val)
             return numbers[atom]
 
         for source in jaxpr.eqns:
             given = tuple(map(number, source.invars))
-            if (body := _inlined_body(source)) is not None:
-                results = inline(body, given)
+            if _is_inlined(source):
+                results = inline(bodies(source)[0], given)
             else:
                 results = [value(variable.aval) for variable in source.outvars]
                 equations.append(Equation(source, given, tuple(results)))
             numbers.update(zip(source.outvars, results, strict=True))
         return list(map(number, jaxpr.outvars))
 
-    inputs = [value(v.aval) for v in getattr(closed, "jaxpr", closed).invars]
+    inputs = [value(variable.aval) for variable in closed.jaxpr.invars]
     outputs = inline(closed, inputs)
     program = Program(equations, avals, inputs, constants, outputs)
     return dataclasses.replace(program, equations=program.needed(outputs))
@@ -192,12 +177,36 @@ def hoist(program: Program) -> tuple[Program, list[Any]]:
     return hoisted, list(arrays.values())
 
 
-def body_of(equation: Equation) -> core.ClosedJaxpr | core.Jaxpr | None:
-    """The function that a `custom_jvp`, `custom_vjp` or kept `jit` equation calls."""
-    for key in ("call_jaxpr", "jaxpr", "fun_jaxpr"):
-        if key in equation.params:
-            return equation.params[key]
-    return None
+def bodies(source: core.JaxprEqn) -> list[core.ClosedJaxpr]:
+    """The functions inside an equation through which a signal passes."""
+    match source.primitive.name:
+        case "cond":
+            return [*source.params["branches"]]
+        case "while":
+            return [source.params["body_jaxpr"]]
+        case "jit" | "scan":
+            return [source.params["jaxpr"]]
+        case "remat2" | "checkpoint":
+            return [core.ClosedJaxpr(source.params["jaxpr"], ())]
+        case "custom_jvp_call" | "custom_vjp_call":
+            return [source.params["call_jaxpr"]]
+    return []
+
+
+def is_contrast_norm(source: core.JaxprEqn) -> bool:
+    """Whether an equation is `ops.contrast_norm`, which is jitted under its name."""
+    if source.primitive.name != "jit" or source.params["name"] != "contrast_norm":
+        return False
+    shapes = [
+        [atom.aval for atom in atoms] for atoms in (source.invars, source.outvars)
+    ]
+    return len(shapes[0]) == 1 and shapes[0] == shapes[1]
+
+
+def _is_inlined(source: core.JaxprEqn) -> bool:
+    # The ReLU rules know the contrast normalization by its `jit`.
+    name = source.primitive.name
+    return name in ("jit", "remat2", "checkpoint") and not is_contrast_norm(source)
 
 
 def primitives(source: core.JaxprEqn) -> Iterator[str]:
@@ -208,10 +217,23 @@ def primitives(source: core.JaxprEqn) -> Iterator[str]:
             yield from primitives(equation)
 
 
-def _inlined_body(source: core.JaxprEqn) -> Any:
-    if source.primitive.name in _INLINED and source.params.get("name") not in _KEPT:
-        return source.params.get("jaxpr", source.params.get("call_jaxpr"))
-    return None
+@contextlib.contextmanager
+def at_source(source: core.JaxprEqn) -> Iterator[None]:
+    """Whatever runs inside has the source line, names and context of an equation."""
+    info = source.source_info
+    stack = source_info_util.current_name_stack() + info.name_stack
+    with (
+        source_info_util.user_context(info.traceback, name_stack=stack),
+        source.ctx.manager,
+    ):
+        yield
+
+
+def bind(source: core.JaxprEqn, operands: Sequence[Any], **changes: Any) -> list[Any]:
+    """Run an equation, with some of its parameters changed."""
+    params = source.primitive.get_bind_params(source.params | changes)
+    results = source.primitive.bind(*operands, **params)
+    return [*results] if source.primitive.multiple_results else [results]
 
 
 def _convolve(equation: Equation, x: Any, kernel: Any) -> Any:
