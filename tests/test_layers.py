@@ -15,7 +15,7 @@ ORDER = """
     cpu ops model
     tracing relu_audit relu_rules receptive_fields layers
     adapters engines networks weights
-    windows deconvnet projections attribution metrics
+    windows deconvnet crops projections attribution metrics
     recipes training analysis gallery
     zfnet_jax experiments benchmarks tests
 """.split()

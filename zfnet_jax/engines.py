@@ -24,6 +24,7 @@ from zfnet_jax.arch import (
     Conv,
     Dense,
     MaxPool,
+    Pair,
     has_relu,
     receptive_field,
 )
@@ -78,6 +79,10 @@ class ConvNetEngine:
         features = weights.features(images, until=last).features
         return {name: features[name] for name in names}
 
+    def resize(self, image_hw: Pair) -> ConvNetEngine | None:
+        """Its dense layers take one size."""
+        return self if image_hw == self.arch.input_hw else None
+
     def leaves(self, weights: ConvNet, layer: str) -> Sequence[int]:
         """Kernel and bias."""
         paths = jax.tree_util.tree_leaves_with_path(weights)
@@ -107,6 +112,8 @@ class TracedEngine:
         self.apply = apply
         self.image_shape = image_shape
         self.given = len(weights)
+        self._arguments = jax.eval_shape(list, weights), paths, closed_over
+        self._sizes: dict[Pair, TracedEngine | None] = {}
         images = jax.ShapeDtypeStruct((_TRACED, *image_shape), jnp.float32)
         program, constants, names = self._trace(weights, images)
         self.paths = [*paths, *(closed_over.get(id(array)) for array in constants)]
@@ -175,6 +182,22 @@ class TracedEngine:
             name: positions[name].canonical(values[positions[name].value])
             for name in names
         }
+
+    def resize(self, image_hw: Pair) -> TracedEngine | None:
+        """The same function for images of another size; None if it takes one size."""
+        if image_hw not in self._sizes:
+            weights, paths, closed_over = self._arguments
+            shape = (*image_hw, self.image_shape[2])
+            try:
+                engine = TracedEngine(
+                    self.apply, list(weights), paths, shape, closed_over
+                )
+            except Exception:  # Whatever a model raises where shapes do not fit.
+                engine = None
+            if engine is not None and len(engine.paths) != len(self.paths):
+                engine = None
+            self._sizes[image_hw] = engine
+        return self._sizes[image_hw]
 
     def leaves(self, weights: Any, layer: str) -> Sequence[int]:
         """Arrays that the layer's operations take."""

@@ -309,6 +309,13 @@ class Network:
 
         return Photographs(path, self.image_shape, self.preprocess)
 
+    def resize(self, image_hw: tuple[int, int]) -> Network | None:
+        """The same network for images of another size; None if it takes one size."""
+        engine = self._engine.resize(image_hw)
+        if engine is None:
+            return None
+        return Network(self.model, engine, self._read_weights, self.preprocess)
+
     def map_weights(self, layer: str, change: Callable[[Array], Array]) -> Network:
         """The same network with every array of weights of a layer changed."""
         weights = self._read_weights()

@@ -15,7 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from zfnet_jax import windows
-from zfnet_jax.arch import ReceptiveField
+from zfnet_jax.arch import ReceptiveField, receptive_field
+from zfnet_jax.crops import Crop, find_crop, project_crops
 from zfnet_jax.deconvnet import pull_back
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
@@ -29,7 +30,7 @@ _BATCH_SIZE = 16
 # Activations that go down in one program.
 _POINTS = 64
 # Numbers of the largest layer that stay in a CPU's cache on the way down.
-_CACHED = 1 << 19
+_CACHED = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -137,28 +138,39 @@ def project(
             pixels = np.zeros(shape, points.activations.dtype)
         corners = _corners(field, points.positions).tolist()
         pictures = pixels[start * per_image :]
-        for rows, patches in send_down(points):
-            is_whole = patches.shape[1:3] == tuple(image_hw)
-            for row, patch in zip(rows.tolist(), patches, strict=True):
-                source = (0, 0) if is_whole else corners[row]
-                _paste(patch, source, pictures[row], corners[row] if crop else (0, 0))
+        for rows, patches, places in send_down(points):
+            for row, patch, place in zip(rows, patches, places.tolist(), strict=True):
+                _paste(patch, place, pictures[row], corners[row] if crop else (0, 0))
     points = windows.Points(*map(np.concatenate, zip(*parts, strict=True)))
     corners = _corners(field, points.positions)
     boxes = np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1)
     return Projections(pixels, boxes, *points)
 
 
-Pixels = Iterator[tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w c"]]]
+# Points by number, their pixels, and where in the image these begin.
+Pixels = Iterator[
+    tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w c"], Int[np.ndarray, "k 2"]]
+]
 
 
 def _start(
     net: Network, images: np.ndarray, layer: str, rule: Rule
-) -> tuple[Array, Callable[[windows.Points], Pixels]]:
+) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
     """Activations of a layer, and what sends points down, in parts."""
     if isinstance(net.model, ConvNet):
         trace = windows.forward(net.model, images, layer, rule)
         send_down = functools.partial(_send_windows, net.model, trace, layer, rule)
         return trace.activations, send_down
+    if (crop := find_crop(net, layer)) is not None:
+        activations = net.activations(images, layer, batch_size=len(images))[layer]
+        send_down = functools.partial(_send_crops, net, crop, images, rule)
+        return activations, send_down
+    return _start_whole(net, images, layer, rule)
+
+
+def _start_whole(
+    net: Network, images: np.ndarray, layer: str, rule: Rule
+) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
     together = _fit(net, len(images), _POINTS)
     activations, pull = pull_back(net, images, layer, rule)
     return activations, functools.partial(_send_images, pull, activations, together)
@@ -176,8 +188,34 @@ def _send_windows(
     for part in np.split(rows, rows[_POINTS::_POINTS]):
         padded = np.resize(part, _power_of_two(len(part)))
         chosen = windows.Points(*(array[padded] for array in points))
-        pixels = windows.backward(model, trace, chosen, layer, rule)
-        yield part, np.asarray(pixels)[: len(part)]
+        pixels = np.asarray(windows.backward(model, trace, chosen, layer, rule))
+        whole = pixels.shape[1:3] == model.arch.input_hw
+        field = receptive_field(model.arch, layer)
+        places = _corners(field, chosen.positions) * (not whole)
+        yield part, pixels[: len(part)], places[: len(part)]
+
+
+def _send_crops(
+    net: Network, crop: Crop, images: np.ndarray, rule: Rule, points: windows.Points
+) -> Pixels:
+    """Crops that hold the receptive fields, a few in one program."""
+    together = _fit(crop.net, 1, _POINTS)
+    corners, positions = crop.place(points.positions)
+    moved = points._replace(positions=positions)
+    rows = np.arange(len(points.units))
+    for part in np.split(rows, rows[together::together]):
+        padded = np.resize(part, min(together, _power_of_two(len(part))))
+        chosen = windows.Points(*(array[padded] for array in moved))
+        pixels, values = project_crops(
+            crop.net, images, corners[padded], chosen, crop.layer, rule
+        )
+        if not np.allclose(values, chosen.activations, rtol=1e-3, atol=1e-5):
+            # The network depends on the position in the image, as a map of
+            # coordinates does.
+            _, send_down = _start_whole(net, images, crop.layer, rule)
+            yield from send_down(points)
+            return
+        yield part, np.asarray(pixels)[: len(part)], corners[part]
 
 
 def _send_images(
@@ -194,7 +232,8 @@ def _send_images(
         padded = np.resize(part, (_power_of_two(len(part)), count))
         chosen = windows.Points(*(array[padded] for array in points))
         pixels = np.asarray(_pull_points(pull, activations, chosen, together))
-        yield part.ravel(), pixels[: len(part), :count].reshape(-1, *pixels.shape[2:])
+        pixels = pixels[: len(part), :count].reshape(-1, *pixels.shape[2:])
+        yield part.ravel(), pixels, np.zeros((part.size, 2), np.int32)
 
 
 @functools.partial(jax.jit, static_argnames="together")
