@@ -312,7 +312,9 @@ def _compare(
         if progress is not None:
             progress(start + count, len(images))
     # [measure, n, c], the last measure for empty pictures.
-    whole = {rule: np.concatenate(parts, 1) for rule, parts in measures.items()}
+    whole: dict[Rule, np.ndarray] = {
+        rule: np.concatenate(parts, 1) for rule, parts in measures.items()
+    }
     return Comparison(
         (*(column.name for column in columns), "edges"),
         {rule: Similarity(*numbers[:3]) for rule, numbers in whole.items()},
