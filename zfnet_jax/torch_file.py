@@ -28,15 +28,15 @@ _MOST_OPCODES = 4_000_000
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)
 _ENTRIES = ("state_dict", "model_state_dict", "model")
 # NumPy has no bfloat16: see _decode.
-_KINDS = "Float Double Half BFloat16 Long Int Short Char Byte Bool ComplexFloat "
-_KINDS += "ComplexDouble"
-_DTYPES = dict(
-    zip(
-        [f"torch.{kind}Storage" for kind in _KINDS.split()],
-        "f4 f8 f2 u2 i8 i4 i2 i1 u1 ? c8 c16".split(),
-        strict=True,
-    )
-)
+_KINDS = "Float=f4 Double=f8 Half=f2 BFloat16=u2 Long=i8 Int=i4 Short=i2 Char=i1 "
+_KINDS += "Byte=u1 Bool=? ComplexFloat=c8 ComplexDouble=c16"
+_DTYPES = {
+    f"torch.{kind}Storage": dtype
+    for kind, dtype in (pair.split("=") for pair in _KINDS.split())
+}
+# The ways in which zipfile says that an archive is damaged.
+_DAMAGE = EOFError, NotImplementedError, OverflowError, RuntimeError
+_DAMAGE += struct.error, zipfile.BadZipFile
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -97,14 +97,7 @@ def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
         storages = {tensor.storage for tensor in state.values()}
         flat = {storage: _decode(storage, read, order) for storage in storages}
         return {name: _view(name, x, flat[x.storage]) for name, x in state.items()}
-    except (
-        EOFError,
-        NotImplementedError,
-        OverflowError,
-        RuntimeError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:  # the ways in which zipfile says that an archive is damaged
+    except _DAMAGE as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
@@ -158,10 +151,7 @@ def _open_zip(content: bytes) -> tuple[object, Read, str]:
     value, _ = _interpret(io.BytesIO(archive.read(pickles[0])))
 
     def read(storage: Storage) -> bytes:
-        try:
-            return archive.read(f"{root}data/{storage.key}")
-        except KeyError:
-            raise ValueError(f"its storage {_quote(storage.key)} is missing") from None
+        return archive.read(f"{root}data/{storage.key}")
 
     return value, read, ">" if order == b"big" else "<"
 
@@ -188,17 +178,15 @@ def _open_legacy(content: bytes) -> tuple[object, Read, str]:
         records[key] = memoryview(content)[start : start + size]
         stream.seek(start + size)
 
-    def read(storage: Storage) -> memoryview:
-        if storage.key not in records:
-            raise ValueError(f"its storage {_quote(storage.key)} is missing")
-        return records[storage.key]
-
-    return value, read, "<"
+    return value, lambda storage: records[storage.key], "<"
 
 
 def _decode(storage: Storage, read: Read, order: str) -> np.ndarray:
     dtype = np.dtype(order + _DTYPES[storage.kind])
-    record, size = read(storage), storage.length * dtype.itemsize
+    try:
+        record, size = read(storage), storage.length * dtype.itemsize
+    except KeyError:
+        raise ValueError(f"its storage {_quote(storage.key)} is missing") from None
     if len(record) != size:
         raise ValueError(
             f"its storage {_quote(storage.key)} has {len(record)} bytes, not {size}"

@@ -206,7 +206,7 @@ def save(
         model = model.model
     if not isinstance(model, ConvNet):
         raise ValueError(f"save takes a ConvNet, not a {type(model).__name__}")
-    arch = model.arch
+    arch, path = model.arch, Path(path)
     _check_description(str(path), arch, preprocess, class_names, metadata)
     settings = dataclasses.asdict(preprocess)
     arrays = {_MEAN: settings.pop("mean")}
@@ -227,10 +227,8 @@ def save(
         "preprocessing": settings,
         "metadata": dict(metadata),
     }
-    header["sha256"] = _digest(header, arrays)
-    text = json.dumps(header, sort_keys=True)
+    text = json.dumps({**header, "sha256": _digest(header, arrays)}, sort_keys=True)
     content = safetensors.numpy.save(arrays, {_HEADER: text})
-    path = Path(path)
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         with unfinished.open("wb") as file:
@@ -275,21 +273,13 @@ def read_safetensors(
 
 
 class _Layer(NamedTuple):
-    """Weights of one layer in a PyTorch state dict.
+    """Weights of one layer in a PyTorch state dict."""
 
-    Attributes:
-        name: The layer's name in `Architecture`.
-        names: Names in PyTorch: the first is written, and each of them is read.
-        window: Inputs of one unit: (rows, columns, channels) or (units,).
-        features: Number of units.
-        shape: Shape of the weight in PyTorch.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    window: tuple[int, ...]
+    name: str  # in `Architecture`
+    names: tuple[str, ...]  # in PyTorch: the first is written, and each of them is read
+    window: tuple[int, ...]  # inputs of one unit: (rows, columns, channels) or (units,)
     features: int
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the weight in PyTorch
 
 
 def _layers(arch: Architecture) -> Iterator[_Layer]:
@@ -315,16 +305,14 @@ def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[st
     layers = [re.escape(name) for layer in _layers(arch) for name in layer.names]
     pattern = rf"((?:.*\.)?)({'|'.join(layers)}|{_COUNTED})\.(?:weight|bias)"
     matches = [m for name in names if (m := re.fullmatch(pattern, name, re.DOTALL))]
-    prefixes = sorted({m[1] for m in matches}, key=len)
-    shared = [x for x in prefixes if all(name.startswith(x) for name in names)]
-    if prefixes and not shared and "" not in prefixes:
-        others = [_quote(n) for n in names if not n.startswith(prefixes[0])]
-        prefix = _quote(prefixes[0])
+    prefixes = {m[1] for m in matches}
+    prefix = min(prefixes, key=len, default="")
+    # Any other prefix of all names would be longer.
+    if others := [_quote(n) for n in names if not n.startswith(prefix)]:
         raise ValueError(
-            f"{source}: the names of its layers start with {prefix!r}, but not "
+            f"{source}: the names of its layers start with {_quote(prefix)!r}, but not "
             f"{_list(others)}; give the layers' tensors alone"
         )
-    prefix = shared[0] if shared else ""
     counted: dict[str, str] = {}
     for kind, block in ((Conv, "features."), (Dense, "classifier.")):
         used = {m[2] for m in matches if m[1] == prefix and m[2].startswith(block)}

@@ -220,7 +220,7 @@ def mask_boxes(
     images: Shaped[Array | np.ndarray, "n h w c"],
     boxes: Int[Array | np.ndarray, "n 4"],
     *,
-    fill: float | Shaped[np.ndarray, "h w c"] = 0.0,
+    fill: float | Shaped[Array | np.ndarray, "h w c"] = 0.0,
 ) -> Shaped[Array, "n h w c"]:
     """Fill a box in each image; also under jit.
 

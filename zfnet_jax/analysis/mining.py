@@ -84,8 +84,8 @@ class TopActivations:
         other classes that have images (Morcos et al. 2018, arXiv 1803.06959). NaN for a
         dead unit, where a mean is negative, and with fewer than two classes.
         """
-        means = self.class_means[:, ~np.isnan(self.class_means).any(0)]
-        means = means.astype(np.float64)
+        has_images = ~np.isnan(self.class_means).any(0)
+        means = self.class_means[:, has_images].astype(np.float64)
         classes = means.shape[1]
         if classes < 2:
             return np.full(len(means), np.nan)
@@ -225,14 +225,13 @@ def top_activations(
     for start, batch, real in net.batches(images, -(-batch_size // step) * step):
         for offset in range(0, real, step):
             group = batch[offset : min(offset + step, real)]
-            first, count = start + offset, len(group)
+            labels_of_group = classes[start + offset :][: len(group)]
+            span = np.int32(start + offset), np.int32(len(group))
             group = jax.device_put(np.resize(group, (step, *net.image_shape)), split)
-            best, peaks = _search(
-                weights, group, np.int32(first), np.int32(count), best, names, mesh
-            )
+            best, peaks = _search(weights, group, *span, best, names, mesh)
             for name, part in jax.device_get(peaks).items():
-                terms = np.stack([part > 0, part], 1)[:count]
-                np.add.at(sums[name], classes[first : first + count], terms)
+                terms = np.stack([part > 0, part], 1)[: len(labels_of_group)]
+                np.add.at(sums[name], labels_of_group, terms)
         if progress is not None:
             progress(start + real, total)
     return {

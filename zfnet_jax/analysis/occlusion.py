@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from zfnet_jax import windows
+from zfnet_jax.analysis.correspondence import mask_boxes
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.results import Result
@@ -268,14 +269,10 @@ def _cover_images(
     unit: Array,
 ) -> tuple[Array, Array]:
     """Logits and activity of any network, from one covered image per square."""
-    rows, columns = (
-        (pixel >= corners[:, axis, None])
-        & (pixel < corners[:, axis, None] + size[axis])
-        for axis, pixel in enumerate(map(np.arange, image.shape[:2]))
-    )
-    is_covered = rows[:, :, None, None] & columns[:, None, :, None]
-    batch = jnp.where(is_covered, cover.astype(image.dtype), image)
-    features = net.features(batch, (layer, net.output))
+    boxes = jnp.concatenate([corners, corners + np.array(size)], 1)
+    images = jnp.broadcast_to(image, (len(boxes), *image.shape))
+    covered = mask_boxes(images, boxes, fill=cover)
+    features = net.features(covered, (layer, net.output))
     activity = features[layer][..., unit].astype(jnp.float32).sum((1, 2))
     return features[net.output].astype(jnp.float32), activity
 

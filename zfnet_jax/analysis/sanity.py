@@ -148,7 +148,6 @@ def _redraw(net: Network, layer: str, rng: np.random.Generator) -> Network | Non
     net.map_weights(layer, lambda array: arrays.append(array) or array)
     if not arrays:
         return None
-    redrawn = {}
     # The largest first: the order of the arrays depends on how a model stores them.
     for index in sorted(range(len(arrays)), key=lambda index: -arrays[index].size):
         old = np.asarray(arrays[index], np.float64)
@@ -156,8 +155,8 @@ def _redraw(net: Network, layer: str, rng: np.random.Generator) -> Network | Non
             new = rng.permutation(old.ravel()).reshape(old.shape)
         else:
             new = old.mean() + old.std() * rng.standard_normal(old.shape)
-        redrawn[index] = jnp.asarray(new, arrays[index].dtype)
-    values = (redrawn[index] for index in range(len(arrays)))
+        arrays[index] = jnp.asarray(new, arrays[index].dtype)
+    values = iter(arrays)
     return net.map_weights(layer, lambda _: next(values))
 
 
@@ -269,19 +268,12 @@ _Signal = Callable[[np.ndarray], np.ndarray]
 
 
 class _Column(NamedTuple):
-    """One picture per image.
-
-    Attributes:
-        name: Name of the column.
-        net: Network that makes the pictures.
-        sources: Indices of the images they are made from.
-        signal: Signals for the images of these indices.
-    """
+    """One picture per image."""
 
     name: str
-    net: Network
-    sources: Int[np.ndarray, " n"]
-    signal: _Signal
+    net: Network  # makes the pictures
+    sources: Int[np.ndarray, " n"]  # indices of the images they are made from
+    signal: _Signal  # signals for the images of some indices
 
 
 def _compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import warnings
@@ -77,7 +78,8 @@ class Photographs:
             labels = [self.class_names.index(file.parent.name) for file in files]
             self.labels = np.array(labels, np.int32)
         self.preprocess = preprocess
-        self.pictures = Pictures(self.folder, self.names, image_shape, preprocess)
+        resize = preprocess if isinstance(preprocess, Preprocessing) else None
+        self.pictures = Pictures(self.folder, self.names, image_shape, resize)
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -107,22 +109,15 @@ class Photographs:
         return f"Photographs({len(self)} of {str(self.folder)!r}, {shape})"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
     """Photographs as uint8 pixels of a network's size; made by `Photographs`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str],
-        image_shape: tuple[int, int, int],
-        preprocess: Callable[[Any], Any],
-    ) -> None:
-        """Keep the arguments; see `Photographs`."""
-        self.folder = folder
-        self.names = names
-        self.image_shape = image_shape
-        # Ours may resize what it is given, from the size of its mean image.
-        self.resize = preprocess if isinstance(preprocess, Preprocessing) else None
+    folder: Path
+    names: Sequence[str]
+    image_shape: tuple[int, int, int]
+    # It takes pictures of the size of its mean image, which it may resize.
+    resize: Preprocessing | None
 
     def __len__(self) -> int:
         """Number of photographs."""
