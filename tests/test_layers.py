@@ -17,7 +17,7 @@ ORDER = """
     adapters engines networks weights
     windows deconvnet crops projections attribution metrics
     recipes training analysis gallery
-    zfnet_jax experiments benchmarks tests
+    zfnet_jax experiments tests benchmarks
 """.split()
 RANK = {name: rank for rank, name in enumerate(ORDER)}
 
