@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,8 @@ def project_strongest(
     return dataclasses.replace(projections, images=selection.indices)
 
 
-class _Selection(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Selection:
     """Some images of a source, in an order of their own."""
 
     source: np.ndarray | Array | ImageSource
