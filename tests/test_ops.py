@@ -16,13 +16,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from zfnet_jax import ops
+from zfnet_jax import cpu, ops
 from zfnet_jax.arch import ContrastNorm, Conv, MaxPool
 
 
 @pytest.fixture(autouse=True, params=["definition", "cpu"], scope="module")
 def form(request) -> Iterator[str]:
-    with ops.reading(request.param == "definition"):
+    with cpu.use_definitions(request.param == "definition"):
         yield request.param
 
 

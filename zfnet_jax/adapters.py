@@ -131,7 +131,7 @@ def keras_image_shape(model: Any) -> tuple[int, ...]:
     shape = model.input_shape[1:] if _is_a(model, "keras", "Model") else ()
     if not shape or None in shape:
         raise ValueError("image_shape is needed: (height, width, channels)")
-    return tuple(int(extent) for extent in shape)
+    return shape
 
 
 def module_path(path: tuple[Any, ...]) -> str:

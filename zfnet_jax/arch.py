@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -288,10 +289,7 @@ class Architecture:
                 inputs = shape[-1] // layer.groups
                 kernels[layer.name] = (*layer.kernel, inputs, layer.features)
             elif isinstance(layer, Dense):
-                size = 1
-                for extent in shape:
-                    size *= extent
-                kernels[layer.name] = (size, layer.features)
+                kernels[layer.name] = (math.prod(shape), layer.features)
         return kernels
 
 
@@ -300,13 +298,10 @@ def _output_shape(layer: Layer, shape: Shape) -> Shape:
         return (layer.features,)
     if len(shape) == 1:
         raise ValueError(f"{layer.name}: a spatial layer cannot follow a dense one")
-    height, width, channels = shape
     if isinstance(layer, ContrastNorm):
         return shape
-    rows, columns = (
-        _output_extent(layer, extent, axis)
-        for axis, extent in enumerate((height, width))
-    )
+    height, width, channels = shape
+    rows, columns = _output_extent(layer, height, 0), _output_extent(layer, width, 1)
     if isinstance(layer, MaxPool):
         return rows, columns, channels
     if channels % layer.groups:
@@ -360,32 +355,26 @@ class ReceptiveField:
         reaches some pixels of the box. A clipped box may hold a border that is reached
         through padding only.
         """
-        top, left = (
-            start + stride * position
-            for start, stride, position in zip(
-                self.start, self.stride, (row, column), strict=True
-            )
-        )
-        bottom, right = top + self.size[0], left + self.size[1]
-        if not clip:
-            return top, left, bottom, right
-        rows, columns = (
-            [min(max(edge, 0), extent) for edge in edges]
-            for edges, extent in zip(
-                ((top, bottom), (left, right)), self.input_hw, strict=True
-            )
-        )
-        return rows[0], columns[0], rows[1], columns[1]
+        edges = [0, 0, 0, 0]
+        for axis, position in enumerate((row, column)):
+            first = self.start[axis] + self.stride[axis] * position
+            ends = first, first + self.size[axis]
+            if clip:
+                ends = (min(max(end, 0), self.input_hw[axis]) for end in ends)
+            edges[axis::2] = ends
+        top, left, bottom, right = edges
+        return top, left, bottom, right
 
     def through(self, layer: Conv | MaxPool, input_hw: Pair) -> ReceptiveField:
         """Field of the same unit one layer further down, in that layer's input."""
+        axes = zip(self.size, self.stride, self.start, strict=True)
         rows, columns = (
             (
-                (self.size[axis] - 1) * layer.stride[axis] + layer.kernel[axis],
-                self.stride[axis] * layer.stride[axis],
-                self.start[axis] * layer.stride[axis] - layer.padding[axis][0],
+                (size - 1) * layer.stride[axis] + layer.kernel[axis],
+                stride * layer.stride[axis],
+                start * layer.stride[axis] - layer.padding[axis][0],
             )
-            for axis in (0, 1)
+            for axis, (size, stride, start) in enumerate(axes)
         )
         size, stride, start = zip(rows, columns, strict=True)
         return ReceptiveField(size, stride, start, input_hw)
@@ -434,10 +423,9 @@ def _compute_field(arch: Architecture, layer: str) -> ReceptiveField:
     target = arch.layer(layer)
     if isinstance(target, Dense):
         return ReceptiveField(arch.input_hw, (1, 1), (0, 0), arch.input_hw)
-    walked = list(arch.walk())
-    top = next(i for i, (spec, *_) in enumerate(walked) if spec is target)
-    field = ReceptiveField((1, 1), (1, 1), (0, 0), map_hw(walked[top][2]))
-    for spec, inputs, _ in reversed(walked[: top + 1]):
+    below = [*arch.walk()][: arch.layers.index(target) + 1]
+    field = ReceptiveField((1, 1), (1, 1), (0, 0), map_hw(below[-1][2]))
+    for spec, inputs, _ in reversed(below):
         if isinstance(spec, Conv | MaxPool):
             field = field.through(spec, map_hw(inputs))
     return field
@@ -493,6 +481,13 @@ def ablate(
     return Architecture(name, arch.input_hw, tuple(layers), arch.channels)
 
 
+_HEAD: tuple[Layer, ...] = (
+    Dense("fc6", 4096, dropout=0.5),
+    Dense("fc7", 4096, dropout=0.5),
+    Dense("logits", 1000, relu=False),
+)
+
+
 def _zfnet(name: str, *, contrast_norm: bool) -> Architecture:
     layers: tuple[Layer, ...] = (
         Conv("conv1", 96, kernel=7, stride=2, padding=1),
@@ -510,12 +505,6 @@ def _zfnet(name: str, *, contrast_norm: bool) -> Architecture:
     kept = (n for n in layers if contrast_norm or not isinstance(n, ContrastNorm))
     return Architecture(name, (224, 224), tuple(kept))
 
-
-_HEAD: tuple[Layer, ...] = (
-    Dense("fc6", 4096, dropout=0.5),
-    Dense("fc7", 4096, dropout=0.5),
-    Dense("logits", 1000, relu=False),
-)
 
 ZFNET = _zfnet("zfnet", contrast_norm=True)
 ZFNET_PLAIN = _zfnet("zfnet-plain", contrast_norm=False)

@@ -101,10 +101,7 @@ def backproject(
     result is the derivative of `(activations * signal).sum()`.
 
     Example:
-        Project every activation above 1, of all units together:
-
-        >>> import jax.numpy as jnp, numpy as np
-        >>> import zfnet_jax as zf
+        >>> import jax.numpy as jnp, numpy as np, zfnet_jax as zf
         >>> from flax import nnx
         >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))
         >>> images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
@@ -117,9 +114,7 @@ def backproject(
         images: Preprocessed images.
         layer: Name of the layer.
         signal: One number per activation of the layer: [b, h, w, c] or [b, units].
-        rule: Backward rule for ReLUs, as in `with_relu_rule`. The contrast
-            normalization of a `ConvNet` is passed through by "deconvnet" and "guided",
-            and differentiated by "gradient".
+        rule: Backward rule for ReLUs, as in `with_relu_rule`.
 
     Returns:
         Whole images, float32, or float64 for a float64 network.
@@ -135,19 +130,19 @@ def backproject(
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
         raise ValueError(f"signal of shape {np.shape(signal)}: {layer} takes {shape}")
-    if isinstance(net.model, ConvNet):
-        return _backproject(net.model, images, signal, layer, rule)
-    activations, pull = pull_back(net, images, layer, rule)
-    return _pull(pull, jnp.asarray(signal, activations.dtype))
+    return _backproject(net, images, signal, layer, rule)
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
 def _backproject(
-    model: ConvNet, images: Array, signal: Array, layer: str, rule: Rule
+    net: Network, images: Array, signal: Array, layer: str, rule: Rule
 ) -> Array:
-    _, trace = forward(model, images, layer)
-    dtype = jnp.promote_types(model.dtype, jnp.float32)
-    return backward(model, trace, signal.astype(dtype), rule)
+    if isinstance(net.model, ConvNet):
+        _, trace = forward(net.model, images, layer)
+        dtype = jnp.promote_types(net.model.dtype, jnp.float32)
+        return backward(net.model, trace, signal.astype(dtype), rule)
+    activations, pull = pull_back(net, images, layer, rule)
+    return pull(signal.astype(activations.dtype))[0]
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "rule"))
@@ -159,8 +154,3 @@ def pull_back(
         lambda x: net.features(x, (layer,))[layer], rule, strict=rule != "gradient"
     )
     return jax.vjp(ruled, jnp.asarray(images))
-
-
-@jax.jit
-def _pull(pull: Callable[[Array], tuple[Array]], signal: Array) -> Array:
-    return pull(signal)[0]

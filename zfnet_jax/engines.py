@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from zfnet_jax import ops, relu_audit, tracing
-from zfnet_jax.adapters import module_path
+from zfnet_jax import cpu, relu_audit, tracing
+from zfnet_jax.adapters import Adapter, module_path
 from zfnet_jax.arch import (
     Architecture,
     ContrastNorm,
@@ -33,7 +33,6 @@ from zfnet_jax.model import ConvNet
 
 # Images of the trace that the layers are read from; one image would look like none.
 _TRACED = 2
-
 
 _KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "norm"}
 
@@ -92,91 +91,52 @@ class ConvNetEngine:
 class TracedEngine:
     """The layers of a function, read off its equations.
 
+    Its weights are the arrays of the adapter, then those that the function closes over.
+
     Args:
-        apply: From weights, a list of arrays, and images to the result.
-        weights: The arrays; those that `apply` closes over are appended to them.
-        paths: For each of them the path of its module, or None.
+        adapter: The function, and the arrays that it takes.
         image_shape: Height, width and channels.
-        closed_over: Paths of arrays that `apply` may close over, by identity.
     """
 
-    def __init__(
-        self,
-        apply: Callable[[list[Any], Any], Any],
-        weights: list[Any],
-        paths: list[str | None],
-        image_shape: tuple[int, int, int],
-        closed_over: Mapping[int, str],
-    ) -> None:
+    def __init__(self, adapter: Adapter, image_shape: tuple[int, int, int]) -> None:
         """Trace the function and read its layers."""
-        self.apply = apply
+        self.adapter = adapter
         self.image_shape = image_shape
-        self.given = len(weights)
-        self._arguments = jax.eval_shape(list, weights), paths, closed_over
         self._sizes: dict[Pair, TracedEngine | None] = {}
         images = jax.ShapeDtypeStruct((_TRACED, *image_shape), jnp.float32)
-        program, constants, names = self._trace(weights, images)
-        self.paths = [*paths, *(closed_over.get(id(array)) for array in constants)]
-        weights.extend(constants)
-        self.positions = {p.layer.name: p for p in self._read(program, names)}
+        program, self.constants, names = self._trace(adapter.read(), images)
+        paths = [adapter.closed_over.get(id(array)) for array in self.constants]
+        self.paths = [*adapter.paths, *paths]
+        self.positions = self._read(program, names)
         self.layers: Mapping[str, Layer] = types.MappingProxyType(
             {name: position.layer for name, position in self.positions.items()}
         )
 
-    def _trace(self, weights: Sequence[Any], images: Any) -> Any:
-        """The program of weights and images, its constants, and names of results."""
-        names: list[str] = []
-
-        def run(weights: list[Any], images: Any) -> Any:
-            result = self.apply(weights, images)
-            if not isinstance(result, Mapping):
-                return result
-            names[:] = result
-            return list(result.values())
-
-        # A reader knows the plain operations, not their fast forms.
-        with relu_audit.explain_training_mode(), ops.reading(True):
-            program, result = tracing.trace(run, list(weights), images)
-        for value in jax.tree.leaves(result):
-            if value.ndim < 2 or len(value) != len(images):
-                raise ValueError(
-                    f"the model gives {value.dtype}{list(value.shape)} for "
-                    f"{len(images)} images; it must return logits [images, classes], "
-                    "or a dict of activations"
-                )
-        return *tracing.hoist(program), names
-
-    def _read(self, program: tracing.Program, names: Sequence[str]) -> list[Position]:
-        if any(
-            "random_bits" in tracing.primitives(e.source) for e in program.equations
-        ):
-            raise ValueError("the model draws random numbers: call model.eval()")
-        reader = Reader(program, self.paths)
-        if names:
-            return reader.read_outputs(names)
-        positions = reader.read()
-        _refuse_softmax(program, positions)
-        return positions
+    def read_weights(self) -> list[Any]:
+        """The weights as they are now."""
+        return [*self.adapter.read(), *self.constants]
 
     def features(
         self, weights: list[Any], images: Array, names: tuple[str, ...]
     ) -> dict[str, Array]:
         """Replay the function, traced for this number of images."""
-        given, rest = weights[: self.given], weights[self.given :]
-        program, constants, results = self._trace(given, images)
-        positions = {p.layer.name: p for p in self._read(program, results)}
+        given = len(self.adapter.paths)
+        program, constants, results = self._trace(weights[:given], images)
+        positions = self._read(program, results)
         for name in names:
             if name not in positions or positions[name].layer != self.layers[name]:
                 raise RuntimeError(
                     f"layer {name} reads differently in this context; shard_map needs "
                     "check_vma=False"
                 )
-        # A constant may depend on the number of images.
-        rest = [
-            a if a.shape == b.shape else b for a, b in zip(rest, constants, strict=True)
+        # A constant whose shape depends on the number of images is not a weight.
+        constants = [
+            weight if weight.shape == constant.shape else constant
+            for weight, constant in zip(weights[given:], constants, strict=True)
         ]
         values = program.run(
-            [*given, *rest, images], {positions[name].value for name in names}
+            [*weights[:given], *constants, images],
+            {positions[name].value for name in names},
         )
         return {
             name: positions[name].canonical(values[positions[name].value])
@@ -186,12 +146,9 @@ class TracedEngine:
     def resize(self, image_hw: Pair) -> TracedEngine | None:
         """The same function for images of another size; None if it takes one size."""
         if image_hw not in self._sizes:
-            weights, paths, closed_over = self._arguments
             shape = (*image_hw, self.image_shape[2])
             try:
-                engine = TracedEngine(
-                    self.apply, list(weights), paths, shape, closed_over
-                )
+                engine = TracedEngine(self.adapter, shape)
             except Exception:  # Whatever a model raises where shapes do not fit.
                 engine = None
             if engine is not None and len(engine.paths) != len(self.paths):
@@ -203,6 +160,46 @@ class TracedEngine:
         """Arrays that the layer's operations take."""
         del weights
         return sorted(self.positions[layer].weights)
+
+    def _trace(
+        self, weights: list[Any], images: Any
+    ) -> tuple[tracing.Program, list[Any], list[str]]:
+        """The program, the arrays that it closes over, and the names of its results."""
+        names: list[str] = []
+
+        def run(weights: list[Any], images: Any) -> Any:
+            result = self.adapter.apply(weights, images)
+            if not isinstance(result, Mapping):
+                return result
+            names[:] = result
+            return list(result.values())
+
+        # A reader knows the plain operations, not their fast forms.
+        with relu_audit.explain_training_mode(), cpu.use_definitions(True):
+            program, result = tracing.trace(run, weights, images)
+        for value in jax.tree.leaves(result):
+            if value.ndim < 2 or len(value) != len(images):
+                raise ValueError(
+                    f"the model gives {value.dtype}{list(value.shape)} for "
+                    f"{len(images)} images; it must return logits [images, classes], "
+                    "or a dict of activations"
+                )
+        return *tracing.hoist(program), names
+
+    def _read(
+        self, program: tracing.Program, names: Sequence[str]
+    ) -> dict[str, Position]:
+        if any(
+            "random_bits" in tracing.primitives(e.source) for e in program.equations
+        ):
+            raise ValueError("the model draws random numbers: call model.eval()")
+        reader = Reader(program, self.paths)
+        if names:
+            positions = reader.read_outputs(names)
+        else:
+            positions = reader.read()
+            _refuse_softmax(program, positions)
+        return {position.layer.name: position for position in positions}
 
 
 Engine = ConvNetEngine | TracedEngine

@@ -442,18 +442,8 @@ def network(
     shape = tuple(int(extent) for extent in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape is (height, width, channels), not {shape}")
-
-    adapter = adapt(model, params, shape)
-    weights = adapter.read()
-    engine = TracedEngine(
-        adapter.apply, weights, adapter.paths, shape, adapter.closed_over
-    )
-    constants = weights[engine.given :]
-
-    def read_weights() -> list[Any]:
-        return [*adapter.read(), *constants]
-
-    return Network(model, engine, read_weights, preprocess, class_names)
+    engine = TracedEngine(adapt(model, params, shape), shape)
+    return Network(model, engine, engine.read_weights, preprocess, class_names)
 
 
 def as_network(model: Any, images: Any) -> tuple[Network, Any]:

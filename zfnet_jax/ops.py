@@ -1,8 +1,8 @@
 """The operations of the paper: convolve, pool with switches, unpool, normalize.
 
 Each function is the definition (Zeiler & Fergus 2013, section 2.1), in the form that
-XLA runs well on an accelerator. On the CPU `zfnet_jax.cpu` computes the same values
-faster, chosen by the one `if` of this module.
+XLA runs well on an accelerator. On the CPU the function that it is decorated with
+computes the same values faster.
 
     >>> x = jnp.array([[1.0, 5.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
     >>> pool = MaxPool("pool1", kernel=2)
@@ -16,8 +16,6 @@ faster, chosen by the one `if` of this module.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,31 +26,8 @@ from jaxtyping import Array, Float, Int
 from zfnet_jax import cpu
 from zfnet_jax.arch import ContrastNorm, Conv, MaxPool, Pair
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
-# Within `reading(True)` the definitions run on the CPU too: `Network` reads them.
-reading = jax.make_user_context(False)
-
-
-def _replace_on_cpu(
-    fast: Callable[_P, _T],
-) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Run `fast` in place of a definition on XLA's CPU backend."""
-
-    def decorate(definition: Callable[_P, _T]) -> Callable[_P, _T]:
-        @functools.wraps(definition)
-        def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            if jax.default_backend() == "cpu" and not reading.value:
-                return fast(*args, **kwargs)
-            return definition(*args, **kwargs)
-
-        return run
-
-    return decorate
-
-
-@_replace_on_cpu(cpu.conv.conv)
+@cpu.replace_with(cpu.conv.conv)
 def conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw i o"], spec: Conv
 ) -> Float[Array, "b H W o"]:
@@ -67,7 +42,7 @@ def conv(
     )
 
 
-@_replace_on_cpu(cpu.conv.conv_transpose)
+@cpu.replace_with(cpu.conv.conv_transpose)
 def conv_transpose(
     y: Float[Array, "b H W o"],
     kernel: Float[Array, "kh kw i o"],
@@ -89,7 +64,7 @@ def conv_transpose(
     return transpose(y)[0]
 
 
-@_replace_on_cpu(cpu.pool.max_pool)
+@cpu.replace_with(cpu.pool.max_pool)
 def max_pool(
     x: Float[Array, "b h w c"], spec: MaxPool
 ) -> tuple[Float[Array, "b H W c"], Int[Array, "b H W c"]]:
@@ -113,11 +88,8 @@ def max_pool(
         return jnp.where(wins, value, other), jnp.where(wins, place, other_place)
 
     lowest = np.array(-np.inf, x.dtype)
-    windows = (
-        (1, *spec.kernel, 1),
-        (1, *spec.stride, 1),
-        ((0, 0), *spec.padding, (0, 0)),
-    )
+    padding = ((0, 0), *spec.padding, (0, 0))
+    windows = (1, *spec.kernel, 1), (1, *spec.stride, 1), padding
     _, switches = lax.reduce_window(
         (lax.stop_gradient(x), jnp.broadcast_to(position, x.shape)),
         (lowest, np.array(np.iinfo(np.int32).max, np.int32)),
@@ -127,7 +99,7 @@ def max_pool(
     return lax.reduce_window(x, lowest, lax.max, *windows), switches
 
 
-@_replace_on_cpu(cpu.pool.unpool)
+@cpu.replace_with(cpu.pool.unpool)
 def unpool(
     y: Float[Array, "b H W c"],
     switches: Int[Array, "b H W c"],

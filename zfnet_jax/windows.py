@@ -30,6 +30,7 @@ from zfnet_jax.arch import (
     MaxPool,
     Pair,
     Shape,
+    has_relu,
     map_hw,
 )
 from zfnet_jax.model import Affine, ConvNet
@@ -284,11 +285,6 @@ def backward(
     return descend(layers, signal, windows, points.images)
 
 
-def has_relu(spec: Layer) -> bool:
-    """Whether a ReLU follows the layer."""
-    return isinstance(spec, Conv) or (isinstance(spec, Dense) and spec.relu)
-
-
 def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:
     layers = list(arch.walk())
     return layers[: [spec.name for spec, *_ in layers].index(until) + 1]
@@ -378,7 +374,7 @@ def recompute(
     """Outputs of a stage for the items `rows`, from what changes of its input."""
     spec, below, changed, seen, canvas, _ = stage
     if isinstance(spec, ContrastNorm):
-        return _normalize(patches, spec)
+        return ops.contrast_norm(patches, spec)
     affine = getattr(model, spec.name) if isinstance(spec, Conv) else None
     offsets = [(each.corners - canvas.corners)[rows] for each in (changed, seen)]
     canvas = dataclasses.replace(canvas, corners=canvas.corners[rows])
@@ -418,8 +414,3 @@ def _apply(
     is_cpu = jax.default_backend() == "cpu"
     convolve = cpu.conv.conv_windows if is_cpu else ops.conv
     return jax.nn.relu(convolve(inputs, kernel, spec) + bias)
-
-
-@functools.partial(jax.jit, static_argnames="spec")
-def _normalize(patches: Array, spec: ContrastNorm) -> Array:
-    return ops.contrast_norm(patches, spec)

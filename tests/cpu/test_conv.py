@@ -40,7 +40,7 @@ def check(spec, shape):
     grad = normal(*y.shape, seed=2)
     fast = value_and_gradients(spec, x, kernel, grad)
     fast += transposed(grad, kernel, spec, shape[1:3]), convolved(x, kernel, spec)
-    with ops.reading(True):
+    with cpu.use_definitions(True):
         plain = value_and_gradients(spec, x, kernel, grad)
         plain += transposed(grad, kernel, spec, shape[1:3]), convolved(x, kernel, spec)
     for ours, expected in zip(fast, plain, strict=True):
@@ -132,7 +132,7 @@ def test_groups_and_bfloat16_are_left_to_xla(groups, dtype):
     )
     trace = jax.make_jaxpr(lambda x, kernel: ops.conv(x, kernel, spec))
     ours = str(trace(x, kernel))
-    with ops.reading(True):
+    with cpu.use_definitions(True):
         assert ours == str(trace(x, kernel))
 
 
