@@ -42,6 +42,11 @@ def adapt(model: Any, params: Any, image_shape: tuple[int, ...]) -> Adapter:
         return _adapt_tree(params, model.apply if is_linen else model)
     if isinstance(model, nnx.Module):
         return _adapt_tree(model, _call_nnx)
+    if _is_a(model, "flax.linen", "Module"):
+        raise ValueError(
+            "a Linen module needs its variables: zf.network(module.apply, image_shape, "
+            "params=variables)"
+        )
     if _is_a(model, "equinox", "Module"):
         return _adapt_equinox(model, image_shape)
     if _is_a(model, "keras", "Model"):
@@ -93,14 +98,16 @@ def _adapt_equinox(module: Any, image_shape: tuple[int, ...]) -> Adapter:
 
 
 def _call_nnx(module: nnx.Module, images: Any) -> Any:
-    before = jax.tree.leaves(module)
-    result = cast(Any, module)(images)
-    if any(a is not b for a, b in zip(before, jax.tree.leaves(module), strict=True)):
-        raise ValueError(
-            "the model changes its own state (batch statistics or dropout): call "
-            "model.eval()"
-        )
-    return result
+    for _, part in nnx.iter_graph(module):
+        if (
+            getattr(part, "use_running_average", None) is False
+            or getattr(part, "deterministic", None) is False
+        ):
+            raise ValueError(
+                f"the model is in training mode ({type(part).__name__}): call "
+                "model.eval()"
+            )
+    return cast(Any, module)(images)
 
 
 def _adapt_keras(model: Any) -> Adapter:
@@ -114,10 +121,12 @@ def _adapt_keras(model: Any) -> Adapter:
             weights[:trainable], weights[trainable:], images, training=False
         )[0]
 
+    # The model's own name counts the models of its kind that the process has made.
+    paths = [variable.path.removeprefix(f"{model.name}/") for variable in variables()]
     return Adapter(
         apply,
         lambda: [variable.value for variable in variables()],
-        [variable.path.rpartition("/")[0] or None for variable in variables()],
+        [path.rpartition("/")[0] or None for path in paths],
         {},
     )
 

@@ -16,7 +16,7 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -380,28 +380,14 @@ class ReceptiveField:
         return ReceptiveField(size, stride, start, input_hw)
 
 
-@runtime_checkable
-class LayerTable(Protocol):
-    """Anything that knows the receptive fields of its layers, such as a `Network`."""
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        ...
-
-    def layer(self, name: str) -> Any:
-        """One layer, with an attribute `receptive_field`."""
-        ...
-
-
-def receptive_field(network: Architecture | LayerTable, layer: str) -> ReceptiveField:
+def receptive_field(network: Any, layer: str) -> ReceptiveField:
     """Receptive field of a layer's units, in pixels of the image.
 
     Dense layers, and layers of a network whose field cannot be known, see the whole
     image.
 
     Args:
-        network: An architecture, or a `Network`.
+        network: An architecture, a `ConvNet` or a `Network`.
         layer: A layer name.
 
     Raises:
@@ -412,17 +398,19 @@ def receptive_field(network: Architecture | LayerTable, layer: str) -> Receptive
         >>> field.size, field.stride, field.box(0, 0)
         ((27, 27), (8, 8), (0, 0, 24, 24))
     """
+    network = getattr(network, "arch", network)  # of a ConvNet
     if isinstance(network, Architecture):
         return _compute_field(network, layer)
     height, width, _ = network.image_shape
-    whole = ReceptiveField((height, width), (1, 1), (0, 0), (height, width))
+    # Wherever the unit lies, it sees the same pixels.
+    whole = ReceptiveField((height, width), (0, 0), (0, 0), (height, width))
     return network.layer(layer).receptive_field or whole
 
 
 def _compute_field(arch: Architecture, layer: str) -> ReceptiveField:
     target = arch.layer(layer)
     if isinstance(target, Dense):
-        return ReceptiveField(arch.input_hw, (1, 1), (0, 0), arch.input_hw)
+        return ReceptiveField(arch.input_hw, (0, 0), (0, 0), arch.input_hw)
     below = [*arch.walk()][: arch.layers.index(target) + 1]
     field = ReceptiveField((1, 1), (1, 1), (0, 0), map_hw(below[-1][2]))
     for spec, inputs, _ in reversed(below):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from zfnet_jax import deconvnet
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.relu_rules import Rule, check_rule, with_relu_rule
+from zfnet_jax.relu_rules import Rule, check_rule
 
 Target = int | np.integer | str
 Targets = Target | Sequence[Target] | Int[Array | np.ndarray, "..."]
@@ -94,11 +94,6 @@ def _attribute(
     if isinstance(net.model, ConvNet):
         logits, trace = deconvnet.forward(net.model, images, net.output)
         return deconvnet.backward(net.model, trace, start(logits), rule)
-    ruled = with_relu_rule(
-        lambda x: net.features(x, (net.output,))[net.output],
-        rule,
-        strict=strict and rule != "gradient",
-    )
-    logits, pull = jax.vjp(ruled, images)
+    logits, pull = deconvnet.pull_back(net, images, net.output, rule, strict)
     (maps,) = pull(start(logits))
     return maps.astype(jnp.promote_types(maps.dtype, jnp.float32))

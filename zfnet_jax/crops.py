@@ -78,7 +78,7 @@ def find_crop(net: Network, layer: str) -> Crop | None:
     return Crop(small, layer, field)
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "rule"))
+@functools.partial(jax.jit, static_argnames=("layer", "rule", "strict"))
 def project_crops(
     net: Network,
     images: Float[Array, "b h w c"],
@@ -86,6 +86,7 @@ def project_crops(
     points: Points,
     layer: str,
     rule: Rule,
+    strict: bool,
 ) -> tuple[Float[Array, "n s t c"], Float[Array, " n"]]:
     """Projections of points to the pixels of their crops, and their activations.
 
@@ -96,6 +97,7 @@ def project_crops(
         points: The points, with positions in the maps of the crops.
         layer: Name of the layer.
         rule: Backward rule for ReLUs.
+        strict: As in `project`.
     """
 
     def cut(image: Array, corner: Array) -> Array:
@@ -103,7 +105,7 @@ def project_crops(
         return lax.dynamic_slice(images, start, (1, *net.image_shape))[0]
 
     crops = jax.vmap(cut)(points.images, corners)
-    activations, pull = pull_back(net, crops, layer, rule)
+    activations, pull = pull_back(net, crops, layer, rule, strict)
     place = jnp.arange(len(crops)), *points.positions.T, points.units
     signal = jnp.zeros_like(activations).at[place].set(points.activations)
     return pull(signal)[0], activations[place]

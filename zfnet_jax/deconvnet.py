@@ -93,6 +93,7 @@ def backproject(
     signal: Float[Array | np.ndarray, "b ..."],
     *,
     rule: Rule = "deconvnet",
+    strict: bool = True,
 ) -> Float[Array, "b h w c"]:
     """Project a signal in a layer back to pixels; also under `jax.jit`.
 
@@ -115,6 +116,7 @@ def backproject(
         layer: Name of the layer.
         signal: One number per activation of the layer: [b, h, w, c] or [b, units].
         rule: Backward rule for ReLUs, as in `with_relu_rule`.
+        strict: Refuse operations that "deconvnet" and "guided" say nothing about.
 
     Returns:
         Whole images, float32, or float64 for a float64 network.
@@ -130,27 +132,31 @@ def backproject(
     shape = len(images), *net.layer(layer).shape
     if np.shape(signal) != shape:
         raise ValueError(f"signal of shape {np.shape(signal)}: {layer} takes {shape}")
-    return _backproject(net, images, signal, layer, rule)
+    return _backproject(net, images, jnp.asarray(signal), layer, rule, strict)
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "rule"))
+@functools.partial(jax.jit, static_argnames=("layer", "rule", "strict"))
 def _backproject(
-    net: Network, images: Array, signal: Array, layer: str, rule: Rule
+    net: Network, images: Array, signal: Array, layer: str, rule: Rule, strict: bool
 ) -> Array:
     if isinstance(net.model, ConvNet):
         _, trace = forward(net.model, images, layer)
         dtype = jnp.promote_types(net.model.dtype, jnp.float32)
         return backward(net.model, trace, signal.astype(dtype), rule)
-    activations, pull = pull_back(net, images, layer, rule)
+    activations, pull = pull_back(net, images, layer, rule, strict)
     return pull(signal.astype(activations.dtype))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "rule"))
+@functools.partial(jax.jit, static_argnames=("layer", "rule", "strict"))
 def pull_back(
-    net: Network, images: Array, layer: str, rule: Rule
+    net: Network, images: Array, layer: str, rule: Rule, strict: bool = True
 ) -> tuple[Array, Callable[[Array], tuple[Array]]]:
     """Activations of any network's layer, and the function from a signal to pixels."""
-    ruled = with_relu_rule(
-        lambda x: net.features(x, (layer,))[layer], rule, strict=rule != "gradient"
-    )
-    return jax.vjp(ruled, jnp.asarray(images))
+
+    def activate(images: Array) -> Array:
+        activations = net.features(images, (layer,))[layer]
+        return activations.astype(jnp.promote_types(activations.dtype, jnp.float32))
+
+    # The gradient is defined for any operation.
+    strict = strict and rule != "gradient"
+    return jax.vjp(with_relu_rule(activate, rule, strict=strict), jnp.asarray(images))

@@ -170,21 +170,42 @@ class TracedEngine:
         def run(weights: list[Any], images: Any) -> Any:
             result = self.adapter.apply(weights, images)
             if not isinstance(result, Mapping):
-                return result
-            names[:] = result
+                return [result]
+            names[:] = map(str, result)
             return list(result.values())
 
-        # A reader knows the plain operations, not their fast forms.
-        with relu_audit.explain_training_mode(), cpu.use_definitions(True):
-            program, result = tracing.trace(run, weights, images)
-        for value in jax.tree.leaves(result):
-            if value.ndim < 2 or len(value) != len(images):
+        try:
+            # A reader knows the plain operations, not their fast forms.
+            with relu_audit.explain_training_mode(), cpu.use_definitions(True):
+                program, results = tracing.trace(run, weights, images)
+        except Exception as error:
+            if isinstance(error, ValueError) and "model.eval()" in str(error):
+                raise
+            raise ValueError(self._explain(error)) from error
+        for value in results:
+            if not (
+                isinstance(value, jax.ShapeDtypeStruct)
+                and len(value.shape) > 1
+                and value.shape[0] == len(images)
+            ):
                 raise ValueError(
-                    f"the model gives {value.dtype}{list(value.shape)} for "
-                    f"{len(images)} images; it must return logits [images, classes], "
-                    "or a dict of activations"
+                    f"the model gives {jax.tree.map(_shape, value)} for {len(images)} "
+                    "images; it must return one array of logits [images, classes], or "
+                    "a dict of activations"
                 )
         return *tracing.hoist(program), names
+
+    def _explain(self, error: Exception) -> str:
+        """One line for a model that cannot be called with images of this shape."""
+        height, width, channels = self.image_shape
+        text = str(error).strip().partition("\n")[0]
+        hint = ""
+        if height <= 4 < min(width, channels):
+            hint = "; channels come last: images.transpose(0, 2, 3, 1)"
+        return (
+            f"the model does not take images of shape (n, {height}, {width}, "
+            f"{channels}){hint}: {type(error).__name__}: {text}"
+        )
 
     def _read(
         self, program: tracing.Program, names: Sequence[str]
@@ -194,21 +215,22 @@ class TracedEngine:
         ):
             raise ValueError("the model draws random numbers: call model.eval()")
         reader = Reader(program, self.paths)
-        if names:
-            positions = reader.read_outputs(names)
-        else:
-            positions = reader.read()
-            _refuse_softmax(program, positions)
+        positions = reader.read_outputs(names) if names else reader.read()
+        _refuse_softmax(program, positions)
         return {position.layer.name: position for position in positions}
 
 
 Engine = ConvNetEngine | TracedEngine
 
 
+def _shape(value: Any) -> str:
+    return f"{value.dtype}{list(value.shape)}"
+
+
 def _refuse_softmax(program: tracing.Program, positions: Sequence[Position]) -> None:
     """Probabilities saturate: what is projected and attributed are logits."""
     layers = {position.value for position in positions[:-1]}
-    values, names = set(program.outputs), set[str]()
+    values, names = {program.outputs[-1]}, set[str]()
     for equation in reversed(program.equations):
         if values.intersection(equation.outputs) and not layers.intersection(
             equation.outputs

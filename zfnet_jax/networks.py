@@ -146,6 +146,7 @@ class Network:
             (3, 8, 8, 96)
         """
         names = self.select(layers)
+        images = self._open(images)
         count = len(images)
         results: dict[str, np.ndarray] = {}
         for start, batch, real in self.batches(images, batch_size):
@@ -195,6 +196,11 @@ class Network:
         Raises:
             ValueError: There is no such class, or not one target for each image.
         """
+        shape = self.layers[self.output].shape
+        if len(shape) != 1:
+            raise ValueError(
+                f"the network gives a map of {_by(shape)} for each image and not logits"
+            )
         single = isinstance(targets, str) or np.ndim(targets) == 0
         labels = [self._label(t) for t in ([targets] if single else targets)]
         if not single and len(labels) != count:
@@ -225,8 +231,22 @@ class Network:
 
     def images(self, images: Images) -> Float[np.ndarray, "n h w c"]:
         """All of some images in one array, checked as `batches` checks them."""
+        images = self._open(images)
         ((_, batch, count),) = self.batches(images, max(len(images), 1))
         return batch[:count]
+
+    def _open(self, images: Any) -> Images:
+        """Images of a path or a list, or as they are."""
+        if isinstance(images, str | os.PathLike):
+            return self.load_images(images)
+        if isinstance(images, list):
+            return np.asarray(images)
+        if not hasattr(images, "__len__"):
+            raise ValueError(
+                f"images are a {type(images).__name__}: give an array [n, h, w, c], a "
+                "source of images or a path"
+            )
+        return images
 
     def batches(
         self, images: Images, batch_size: int
@@ -460,6 +480,4 @@ def as_network(model: Any, images: Any) -> tuple[Network, Any]:
         if shape is not None and len(shape) != 4:
             raise ValueError(f"images must be [n, h, w, c], not {list(shape)}")
         model = network(model, None if shape is None else shape[1:])
-    if isinstance(images, str | os.PathLike):
-        images = model.load_images(images)
-    return model, images
+    return model, images if isinstance(images, Tracer) else model._open(images)

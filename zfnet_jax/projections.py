@@ -78,6 +78,7 @@ def project(
     positions: Sequence[int] | np.ndarray | None = None,
     *,
     rule: Rule = "deconvnet",
+    strict: bool = True,
     crop: bool = False,
 ) -> Projections:
     """Project single activations of a layer back to pixels (section 2.1).
@@ -104,6 +105,7 @@ def project(
             or [b, u, 2] one per image and unit. None: each unit's strongest position,
             the first in row-major order on a tie.
         rule: Backward rule for ReLUs, as in `backproject`.
+        strict: Refuse operations that "deconvnet" and "guided" say nothing about.
         crop: Return the receptive fields instead of whole images.
 
     Returns:
@@ -125,7 +127,7 @@ def project(
     shape = len(images) * per_image, *(field.size if crop else image_hw), channels
     pixels, parts = np.zeros(0), []
     for start, batch, count in net.batches(images, _batch_size(net)):
-        activations, send_down = _start(net, batch, layer, rule)
+        activations, send_down = _start(net, batch, layer, rule, strict)
         chosen = slice(start, start + count)
         points = _choose(
             np.asarray(activations)[:count],
@@ -154,7 +156,7 @@ Pixels = Iterator[
 
 
 def _start(
-    net: Network, images: np.ndarray, layer: str, rule: Rule
+    net: Network, images: np.ndarray, layer: str, rule: Rule, strict: bool
 ) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
     """Activations of a layer, and what sends points down, in parts."""
     if isinstance(net.model, ConvNet):
@@ -163,16 +165,16 @@ def _start(
         return trace.activations, send_down
     if (crop := find_crop(net, layer)) is not None:
         activations = net.activations(images, layer, batch_size=len(images))[layer]
-        send_down = functools.partial(_send_crops, net, crop, images, rule)
+        send_down = functools.partial(_send_crops, net, crop, images, rule, strict)
         return activations, send_down
-    return _start_whole(net, images, layer, rule)
+    return _start_whole(net, images, layer, rule, strict)
 
 
 def _start_whole(
-    net: Network, images: np.ndarray, layer: str, rule: Rule
+    net: Network, images: np.ndarray, layer: str, rule: Rule, strict: bool
 ) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
     together = _fit(net, len(images), _POINTS)
-    activations, pull = pull_back(net, images, layer, rule)
+    activations, pull = pull_back(net, images, layer, rule, strict)
     return activations, functools.partial(_send_images, pull, activations, together)
 
 
@@ -196,7 +198,12 @@ def _send_windows(
 
 
 def _send_crops(
-    net: Network, crop: Crop, images: np.ndarray, rule: Rule, points: windows.Points
+    net: Network,
+    crop: Crop,
+    images: np.ndarray,
+    rule: Rule,
+    strict: bool,
+    points: windows.Points,
 ) -> Pixels:
     """Crops that hold the receptive fields, a few in one program."""
     together = _fit(crop.net, 1, _POINTS)
@@ -207,12 +214,12 @@ def _send_crops(
         padded = np.resize(part, min(together, _power_of_two(len(part))))
         chosen = windows.Points(*(array[padded] for array in moved))
         pixels, values = project_crops(
-            crop.net, images, corners[padded], chosen, crop.layer, rule
+            crop.net, images, corners[padded], chosen, crop.layer, rule, strict
         )
         if not np.allclose(values, chosen.activations, rtol=1e-3, atol=1e-5):
             # The network depends on the position in the image, as a map of
             # coordinates does.
-            _, send_down = _start_whole(net, images, crop.layer, rule)
+            _, send_down = _start_whole(net, images, crop.layer, rule, strict)
             yield from send_down(points)
             return
         yield part, np.asarray(pixels)[: len(part)], corners[part]

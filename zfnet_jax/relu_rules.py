@@ -106,8 +106,7 @@ def _check(rule: Rule, audit: Audit, strict: bool) -> None:
     complaints = []
     if not audit.rectifiers and rule != "gradient":
         complaints.append(
-            "fn applies no ReLU to its inputs, so the rule "
-            f"{rule!r} would change nothing"
+            f"no ReLU depends on the inputs, so the rule {rule!r} would change nothing"
         )
     if strict and audit.findings:
         complaints.append(

@@ -130,7 +130,9 @@ def flatten(closed: core.ClosedJaxpr) -> Program:
         constants[number] = array
         return number
 
-    def inline(closed: core.ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+    def inline(
+        closed: core.ClosedJaxpr, inputs: Sequence[int], caller: Any = None
+    ) -> list[int]:
         jaxpr = closed.jaxpr
         numbers = dict(zip(jaxpr.invars, inputs, strict=True))
         numbers.update(zip(jaxpr.constvars, map(constant, closed.consts), strict=True))
@@ -142,8 +144,11 @@ def flatten(closed: core.ClosedJaxpr) -> Program:
 
         for source in jaxpr.eqns:
             given = tuple(map(number, source.invars))
+            if caller and not source_info_util.summarize(source.source_info):
+                # Inside a function of JAX the user's line is that of the call.
+                source = source.replace(source_info=caller)
             if _is_inlined(source):
-                results = inline(bodies(source)[0], given)
+                results = inline(bodies(source)[0], given, source.source_info)
             else:
                 results = [value(variable.aval) for variable in source.outvars]
                 equations.append(Equation(source, given, tuple(results)))

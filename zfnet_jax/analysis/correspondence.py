@@ -128,8 +128,9 @@ def correspondence(
     count = len(images)
     if count < 2:
         raise ValueError(f"correspondence compares at least two images, not {count}")
-    if not boxes:
-        raise ValueError("boxes is empty: name at least one part")
+    if not isinstance(boxes, Mapping) or not boxes:
+        raise ValueError("boxes are a dict from the name of a part to int [images, 4]")
+    boxes = {part: np.asarray(rows) for part, rows in boxes.items()}
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
     image_hw = net.image_shape[:2]

@@ -99,7 +99,7 @@ class TopActivations:
         self,
         net: Network | Any,
         images: Any,
-        units: Sequence[int] | Int[np.ndarray, " u"] | None = None,
+        units: int | Sequence[int] | Int[np.ndarray, " u"] | None = None,
         *,
         rule: Rule = "deconvnet",
     ) -> Projections:
@@ -135,7 +135,7 @@ def project_strongest(
     """Project k activations of some units, given by image and position."""
     net, images = as_network(net, images)
     count, k = indices.shape
-    chosen = np.arange(count) if units is None else np.asarray(units)
+    chosen = np.arange(count) if units is None else np.atleast_1d(units)
     for unit in chosen.tolist():
         if not 0 <= unit < count:
             raise ValueError(f"no unit {unit}: {layer} has {count} (0 to {count - 1})")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -162,12 +162,12 @@ def occlusion(
         stages = windows.plan_occlusion(net.model.arch, corners, corners + size)
 
     responses, total = [], len(images) * len(corners)
-    for start, image, _ in net.batches(images, 1):
+    for index, image in _each_image(net, images):
         features = _features(net, image, needed)
         clean_map, clean_logits = (
             np.asarray(features[name][0]) for name in (layer, net.output)
         )
-        unit = clean_map.max((0, 1)).argmax() if given is None else given[start]
+        unit = clean_map.max((0, 1)).argmax() if given is None else given[index]
         clean_activity = clean_map[..., unit].sum(dtype=np.float32)
         features["image"] = jnp.asarray(image, features[layer].dtype)
         parts = []
@@ -182,7 +182,7 @@ def occlusion(
                 )
             parts.append(jax.tree.map(np.asarray, part))
             if progress is not None:
-                progress(start * len(corners) + int(rows[-1]) + 1, total)
+                progress(index * len(corners) + int(rows[-1]) + 1, total)
         logits, activity = (
             np.concatenate(x)[: len(corners)] for x in zip(*parts, strict=True)
         )
@@ -194,8 +194,8 @@ def occlusion(
     logits = logits.reshape(*shape, -1)
     each = np.arange(len(logits))
     return Occlusion(
-        tops=tops,
-        lefts=lefts,
+        tops=tops.astype(np.int32),
+        lefts=lefts.astype(np.int32),
         size=size,
         logits=logits,
         probability=np.asarray(jax.nn.softmax(logits))[each, ..., labels],
@@ -206,6 +206,13 @@ def occlusion(
         clean_logits=clean_logits.astype(np.float32),
         clean_activity=clean_activity,
     )
+
+
+def _each_image(net: Network, images: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Each image as a batch of one; several devices get several together."""
+    for start, batch, real in net.batches(images, 1):
+        for i in range(real):
+            yield start + i, batch[i : i + 1]
 
 
 def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
@@ -225,10 +232,13 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
 
 
 def _pair(name: str, value: Any) -> Pair:
-    rows, columns = (value, value) if np.ndim(value) == 0 else value
-    if min(rows, columns) < 1:
+    pixels = np.asarray(value)
+    if pixels.shape not in ((), (2,)) or not np.issubdtype(pixels.dtype, np.integer):
+        raise ValueError(f"{name} is a number of pixels or a pair of them, not {value}")
+    if pixels.min() < 1:
         raise ValueError(f"{name} must be at least 1 pixel, not {value}")
-    return int(rows), int(columns)
+    rows, columns = np.broadcast_to(pixels, 2).tolist()
+    return rows, columns
 
 
 def _check_units(
