@@ -60,7 +60,7 @@ class Evolution:
         self,
         networks: Mapping[int, Network | Any],
         images: Any,
-        units: Sequence[int] | Int[np.ndarray, " n"] | None = None,
+        units: int | Sequence[int] | Int[np.ndarray, " n"] | None = None,
         *,
         rule: Rule = "deconvnet",
     ) -> Projections:

@@ -127,7 +127,7 @@ def project_strongest(
     net: Network | Any,
     images: Any,
     layer: str,
-    units: Sequence[int] | Int[np.ndarray, " n"] | None,
+    units: int | Sequence[int] | Int[np.ndarray, " n"] | None,
     indices: Int32[np.ndarray, "u k"],
     positions: Int32[np.ndarray, "u k 2"],
     rule: Rule,
