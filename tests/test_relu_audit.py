@@ -292,7 +292,7 @@ def test_only_errors_of_training_mode_are_explained():
     def fn(x):
         raise ValueError("Cannot mutate Param")
 
-    with pytest.raises(ValueError, match="^Cannot mutate Param"):
+    with pytest.raises(ValueError, match=r"^Cannot mutate Param"):
         with_relu_rule(fn, "guided")(X)
     with pytest.raises(ZeroDivisionError):
         with_relu_rule(lambda x: relu(x) / (1 // 0), "guided")(X)
