@@ -471,7 +471,7 @@ def test_a_unit_that_sees_padding_only_has_an_empty_box():
 @pytest.mark.parametrize("layer", ["fc6", "fc7", "logits"])
 def test_a_dense_unit_sees_the_whole_image(layer):
     field = receptive_field(ZFNET.with_input((224, 320)), layer)
-    assert field == ReceptiveField((224, 320), (1, 1), (0, 0), (224, 320))
+    assert field == ReceptiveField((224, 320), (0, 0), (0, 0), (224, 320))
     assert field.box(0, 0) == field.box(0, 0, clip=False) == (0, 0, 224, 320)
 
 
