@@ -148,19 +148,38 @@ class Reader:
             for number in equation.outputs:
                 self.latest[number] = self.owners.get(number, latest)
         output = self.program.outputs[0]
-        if output not in self.owners:
+        owner = self.owners.get(self._unshaped(output))
+        if owner is None:
             self._add(_Draft("output", output, "output"))
+        else:
+            self.drafts[owner].value = output
         return [self._position(draft) for draft in self.drafts]
 
     def read_outputs(self, names: Sequence[str]) -> list[Position]:
         """The program's results as layers of the names given."""
         positions = []
         for name, value in zip(names, self.program.outputs, strict=True):
-            maker = self.makers.get(value)
-            rectified = maker is not None and self._is_relu(maker)
-            draft = _Draft("named", value, name, rectified=rectified)
+            draft = _Draft("named", value, name, rectified=self._is_rectified(value))
             positions.append(self._position(draft))
         return positions
+
+    def _unshaped(self, value: int) -> int:
+        """The layer that a value only gives another shape, or the value itself.
+
+        A map that is flattened remains a layer of its own.
+        """
+        while value in self.views and value not in self.owners:
+            maker = self.makers.get(value)
+            if maker is None or maker.name not in _SHAPING:
+                break
+            (source,) = maker.inputs
+            old, new = (self.program.avals[n].shape for n in (source, value))
+            pairs = zip(self.views[source].axes, old, strict=True)
+            image = {axis for axis, size in pairs if size > 1} & {"rows", "columns"}
+            if math.prod(old) != math.prod(new) or image - {*self.views[value].axes}:
+                break
+            value = source
+        return value
 
     def _split(self, equation: Equation) -> tuple[list[int], list[_Constant]]:
         """The inputs of an equation: signals, by number, and constants."""
@@ -180,6 +199,7 @@ class Reader:
             draft.name = paths[-1] if paths else None
         elif kind == "named":
             draft.name = equation.params["name"]
+            draft.rectified = self._is_rectified(signals[0])
         elif kind == "relu":
             draft.name, draft.weights = self._block(signals[0])
             draft.rectified = True
@@ -222,6 +242,11 @@ class Reader:
                 return "max pool"
         return None
 
+    def _is_rectified(self, value: int) -> bool:
+        """Whether a value is the result of a ReLU."""
+        maker = self.makers.get(value)
+        return maker is not None and self._is_relu(maker)
+
     def _is_relu(self, equation: Equation) -> bool:
         """Whether an equation is max(x, 0), perhaps with a constant upper bound."""
         signals, constants = self._split(equation)
@@ -239,15 +264,22 @@ class Reader:
         return zero and names in (["max"], ["max", "min"], ["clamp"])
 
     def _extend(self, draft: _Draft) -> None:
-        """Follow a layer to the end of its bias, normalization and ReLU."""
+        """Follow a layer to the end of its bias, normalization and ReLU.
+
+        A name given by hand ends it: it is that of the very value it is put on.
+        """
+        if draft.kind == "named":
+            return
         value, has_kernel = draft.value, draft.kind in ("conv", "dense")
         while len(self.consumers[value]) == 1 and value not in self.program.outputs:
             (equation,) = self.consumers[value]
             signals, constants = self._split(equation)
             value = equation.outputs[0]
             if equation.name == "name":
-                draft.name = equation.params["name"]
-            elif len(signals) > 1:
+                draft.name, draft.value = equation.params["name"], value
+                self.absorbed.add(value)
+                return
+            if len(signals) > 1:
                 return
             elif draft.rectified:
                 if equation.name != "min":  # Above which a ReLU is clipped.
@@ -296,6 +328,8 @@ class Reader:
 
     def _position(self, draft: _Draft) -> Position:
         name = draft.name or ""
+        if draft.value not in self.views:
+            raise ValueError("the result does not depend on the images")
         view, shape = self.views[draft.value], self.program.avals[draft.value].shape
         sizes = dict[Axis, int]()
         for axis, size in zip(view.axes, shape, strict=True):

@@ -2,7 +2,8 @@
 
 A convolution, a pooling, a padding or a slice widens, strides or shifts the interval of
 pixels that a position depends on; operations on several values unite theirs; a sum over
-the map, a flattening or an operation that is not known sees the whole image.
+the map, a flattening or an operation that is not known sees the whole image. What each
+axis means outlives an operation that is not known, as far as shapes tell.
 """
 
 from __future__ import annotations
@@ -63,12 +64,22 @@ class View(NamedTuple):
         return self._replace(**{axis: span}) if axis in ("rows", "columns") else self
 
     def union(self, other: View) -> View:
-        """A value that depends on both, with the axes of the first."""
-        view = self
+        """A value of the same shape that depends on both.
+
+        Each axis has the meaning that either knows. Pixels along an axis are known if
+        both have it in the same place.
+        """
+        pairs = zip(self.axes, other.axes, strict=True)
+        view = View(tuple(_meaning(one, two) for one, two in pairs))
         for axis in ("rows", "columns"):
             one, two = self.span(axis), other.span(axis)
-            view = view.replace_span(axis, one.union(two) if one and two else None)
+            if one and two and self.places(axis) == other.places(axis):
+                view = view.replace_span(axis, one.union(two))
         return view
+
+    def places(self, axis: Axis) -> list[int]:
+        """Indices of the axes of this meaning."""
+        return [i for i, own in enumerate(self.axes) if own == axis]
 
     def take(self, axes: Iterable[int]) -> View:
         """The view with some of its axes, by index."""
@@ -99,6 +110,11 @@ class View(NamedTuple):
                     axis, span.through(*window) if window else None
                 )
         return view
+
+
+def _meaning(one: Axis, two: Axis) -> Axis:
+    """Meaning of an axis in two views; that of channels is often only a guess."""
+    return two if one is None or (one == "channels" and two is not None) else one
 
 
 IMAGES = View(("batch", "rows", "columns", "channels"), Span(1, 1, 0), Span(1, 1, 0))
@@ -142,7 +158,11 @@ def _views_inside(equation: Equation, operands: list[View | None]) -> list[View 
         views = read_views(inner, given)
         results.append([views.get(number) for number in inner.outputs])
     groups = ([*filter(None, group)] for group in zip(*results, strict=True))
-    return [functools.reduce(View.union, group) if group else None for group in groups]
+    views = [functools.reduce(View.union, group) if group else None for group in groups]
+    if equation.name == "cond" and operands[0]:
+        # The pixels that choose the branch count, too.
+        return [View(view.axes) if view else None for view in views]
+    return views
 
 
 class Operation(NamedTuple):
@@ -169,6 +189,15 @@ class Operation(NamedTuple):
 
 
 def _unknown(operation: Operation) -> View:
+    """A value whose axes are those of its signals if there are as many."""
+    count = len(operation.shape)
+    similar = [view for view in operation.operands if view and len(view.axes) == count]
+    if similar:
+        return View(functools.reduce(View.union, similar).axes)
+    return _guess(operation)
+
+
+def _guess(operation: Operation) -> View:
     """A value of which nothing is known but its shape."""
     count = len(operation.shape)
     if count < 2:
@@ -192,9 +221,10 @@ def _pointwise(operation: Operation) -> View:
     same = [view for view, shape in signals if shape == operation.shape]
     if not same:
         return _unknown(operation)
+    view = functools.reduce(View.union, same)
     if operation.name not in _POINTWISE or len(same) < len(signals):
-        return View(same[0].axes)
-    return functools.reduce(View.union, same)
+        return View(view.axes)
+    return view
 
 
 def _windows(
@@ -208,6 +238,9 @@ def _windows(
         yield ((extent - 1) * step + 1, stride, int(before)) if apart == 1 else None
 
 
+_CONVOLUTION: tuple[Axis, ...] = ("batch", "channels", "rows", "columns")
+
+
 def _convolution(operation: Operation) -> View:
     params, (view, kernel) = operation.params, operation.operands
     numbers = params["dimension_numbers"]
@@ -215,10 +248,15 @@ def _convolution(operation: Operation) -> View:
     if (
         view is None
         or kernel is not None
-        or view.axes[batch] != "batch"
+        or view.axes[batch] not in ("batch", None)
+        or view.axes[channels] == "batch"
         or params["batch_group_count"] != 1
     ):
-        return _unknown(operation)
+        return _guess(operation)
+    if len(pixels) == 2 and {view.axes[i] for i in pixels} != {"rows", "columns"}:
+        # Its own layout tells what an earlier operation did not.
+        axes = dict(zip([batch, channels, *pixels], _CONVOLUTION, strict=True))
+        view = View(tuple(axes[i] for i in range(4)))
     extents = [operation.shapes[1][i] for i in numbers.rhs_spec[2:]]
     # An axis of pixels that lies where the channels should be is mixed with them.
     view = view.forget([channels]).take(pixels)
@@ -269,34 +307,36 @@ def _broadcast(operation: Operation) -> View:
 def _reshape(operation: Operation) -> View:
     view, old, new = operation.view, operation.shapes[0], operation.shape
     axes = dict[int, Axis]()
+    mixed = list[int]()
     for before, after in _groups(old, new):
         wide = [i for i in before if old[i] != 1]
         if not wide and len(before) == len(after):
             axes.update(zip(after, (view.axes[i] for i in before), strict=True))
         else:
             roles: list[Axis] = [view.axes[i] for i in wide]
-            axes |= _regroup(roles, [i for i in after if new[i] != 1])
+            parts = [i for i in after if new[i] != 1]
+            axes |= _regroup(roles, parts)
+            if len(wide) > 1 or len(parts) > 1:
+                mixed += wide
     # A map of one pixel may lose its axes and still be that pixel.
-    lost = [
-        i
-        for i, axis in enumerate(view.axes)
-        if axis not in axes.values() and old[i] != 1
-    ]
-    return view.forget(lost)._replace(axes=tuple(axes.get(i) for i in range(len(new))))
+    return view.forget(mixed)._replace(axes=tuple(map(axes.get, range(len(new)))))
 
 
 def _regroup(roles: list[Axis], after: list[int]) -> dict[int, Axis]:
     """Meanings of the axes that some axes are merged into or split into."""
     if len(roles) == len(after):
         return dict(zip(after, roles, strict=True))
+    known = [role for role in roles if role is not None]
     if len(after) == 1:
+        if "batch" in roles[1:]:
+            return {}
         kept: Axis = "batch" if roles[0] == "batch" else "channels"
-        return {after[0]: kept if kept in roles and "batch" not in roles[1:] else None}
+        if len(known) == 1:
+            (kept,) = known
+        return {after[0]: kept if kept in roles else None}
     if roles == ["channels"]:
         return dict.fromkeys(after, "channels")
-    if roles == ["batch"]:
-        return {after[0]: "batch"}
-    return {}
+    return {after[0]: roles[0]} if len(roles) == 1 else {}
 
 
 def _groups(
@@ -326,22 +366,39 @@ def _reduce(operation: Operation) -> View:
     if any(view.axes[i] == "batch" and operation.shapes[0][i] > 1 for i in gone):
         raise ValueError(
             "the network mixes the images of a batch, as batch normalization does "
-            "in training: call model.eval(), or take the running statistics"
+            "in training: call model.eval() (Equinox: eqx.nn.inference_mode), or take "
+            "the running statistics"
         )
     return view.forget(gone).drop(gone)
 
 
+def _collective(operation: Operation) -> View:
+    """A sum over devices, or over an axis of its operand where `vmap` has named it."""
+    if any(isinstance(axis, str) for axis in operation.params["axes"]):
+        return _pointwise(operation)
+    return _reduce(operation)
+
+
 def _product(operation: Operation) -> View:
     if all(operation.operands):
-        return _unknown(operation)
+        return _guess(operation)
     signal = 0 if operation.operands[0] else 1
     contracted, batch = operation.params["dimension_numbers"]
+    free = [
+        (side, i)
+        for side, shape in enumerate(operation.shapes)
+        for i in range(len(shape))
+        if i not in contracted[side] and i not in batch[side]
+    ]
     view = operation.view.forget(contracted[signal])
+    # A matrix along the rows alone, as of a resize, gives rows.
+    gone = [operation.view.axes[i] for i in contracted[signal]]
+    resized = gone in (["rows"], ["columns"]) and (
+        sum(side != signal for side, _ in free) == 1
+    )
+    given: Axis = gone[0] if resized else "channels"
     axes: list[Axis] = [view.axes[i] for i in batch[signal]]
-    for side, shape in enumerate(operation.shapes):
-        for i in range(len(shape)):
-            if i not in contracted[side] and i not in batch[side]:
-                axes.append(view.axes[i] if side == signal else "channels")
+    axes += [view.axes[i] if side == signal else given for side, i in free]
     return view._replace(axes=tuple(axes))
 
 
@@ -356,11 +413,14 @@ _RULES: dict[str, Callable[[Operation], View]] = {
     "pad": _pad,
     "reshape": _reshape,
     "slice": _slice,
+    "split": lambda operation: operation.view.forget([operation.params["axis"]]),
     "squeeze": lambda operation: operation.view.drop(operation.params["dimensions"]),
     "transpose": lambda operation: operation.view.take(operation.params["permutation"]),
     **dict.fromkeys(POOLINGS, _window),
     **dict.fromkeys(
-        ["reduce_max", "reduce_min", "reduce_prod", "reduce_sum", "argmax", "argmin"],
+        """argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod
+        reduce_sum reduce_xor""".split(),
         _reduce,
     ),
+    **dict.fromkeys(["psum", "psum_invariant", "pmax", "pmin"], _collective),
 }
