@@ -635,7 +635,7 @@ def test_what_has_no_probabilities_is_named(wide: Net):
         ValueError, match="7 x 9 x 3 do not fit the mean image of 6 x 9"
     ):
         next(class_probabilities(*wide, random_images(2, 7, 9, 3)))
-    with pytest.raises(ValueError, match="crop of 6 x 9 out of an image of 5 x 9"):
+    with pytest.raises(ValueError, match="crop of 6 x 9 from an image of 5 x 9"):
         next(class_probabilities(*wide, random_images(2, 5, 9, 3), ten_crops=True))
 
 
