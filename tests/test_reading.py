@@ -1,5 +1,7 @@
 """Layers read off equations that are hard to read: names, shapes and values."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,13 @@ def images(count: int = 2) -> np.ndarray:
     return values.astype("f4")
 
 
-def conv(x: jax.Array, width: int, size: int = 3, stride: int = 1) -> jax.Array:
+def conv(x: Any, width: int, size: int = 3, stride: int = 1) -> jax.Array:
     """A convolution with random weights."""
     shape = (size, size, x.shape[-1], width)
     kernel = np.random.default_rng(width).normal(size=shape)
     return lax.conv_general_dilated(
         x,
-        kernel.astype("f4"),
+        jnp.asarray(kernel, jnp.float32),
         (stride, stride),
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),

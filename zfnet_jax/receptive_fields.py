@@ -326,13 +326,13 @@ def _regroup(roles: list[Axis], after: list[int]) -> dict[int, Axis]:
     """Meanings of the axes that some axes are merged into or split into."""
     if len(roles) == len(after):
         return dict(zip(after, roles, strict=True))
-    known = [role for role in roles if role is not None]
+    known: list[Axis] = [role for role in roles if role is not None]
     if len(after) == 1:
         if "batch" in roles[1:]:
             return {}
-        kept: Axis = "batch" if roles[0] == "batch" else "channels"
         if len(known) == 1:
-            (kept,) = known
+            return dict.fromkeys(after, known[0])
+        kept: Axis = "batch" if roles[0] == "batch" else "channels"
         return {after[0]: kept if kept in roles else None}
     if roles == ["channels"]:
         return dict.fromkeys(after, "channels")
@@ -385,21 +385,20 @@ def _product(operation: Operation) -> View:
     signal = 0 if operation.operands[0] else 1
     contracted, batch = operation.params["dimension_numbers"]
     free = [
-        (side, i)
+        [i for i in range(len(shape)) if i not in (*contracted[side], *batch[side])]
         for side, shape in enumerate(operation.shapes)
-        for i in range(len(shape))
-        if i not in contracted[side] and i not in batch[side]
     ]
     view = operation.view.forget(contracted[signal])
-    # A matrix along the rows alone, as of a resize, gives rows.
-    gone = [operation.view.axes[i] for i in contracted[signal]]
-    resized = gone in (["rows"], ["columns"]) and (
-        sum(side != signal for side, _ in free) == 1
-    )
-    given: Axis = gone[0] if resized else "channels"
-    axes: list[Axis] = [view.axes[i] for i in batch[signal]]
-    axes += [view.axes[i] if side == signal else given for side, i in free]
-    return view._replace(axes=tuple(axes))
+    given: Axis = "channels"
+    if len(contracted[signal]) == len(free[1 - signal]) == 1:
+        # A matrix along the rows alone, as of a resize, gives rows.
+        role = view.axes[contracted[signal][0]]
+        given = role if role in ("rows", "columns") else "channels"
+    own: list[Axis] = [view.axes[i] for i in free[signal]]
+    new = [given] * len(free[1 - signal])
+    shared = [view.axes[i] for i in batch[signal]]
+    axes = (*shared, *own, *new) if signal == 0 else (*shared, *new, *own)
+    return view._replace(axes=axes)
 
 
 POOLINGS = {
