@@ -331,3 +331,13 @@ def test_a_map_that_is_flattened_remains_a_layer():
 def test_a_result_that_does_not_depend_on_the_images_is_refused(result):
     with pytest.raises(ValueError, match="the result does not depend on the images"):
         network(result, SHAPE)
+
+
+def test_pixels_in_the_batch_are_refused():
+    def merged(x):
+        batch, height, width, channels = x.shape
+        y = jax.nn.relu(x.reshape(-1, channels) @ jnp.ones((3, 5)))
+        return y.reshape(batch, height, width, 5).mean((1, 2))
+
+    with pytest.raises(ValueError, match="cannot be told apart by image"):
+        network(merged, (6, 5, 3))

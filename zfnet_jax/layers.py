@@ -335,8 +335,12 @@ class Reader:
         for axis, size in zip(view.axes, shape, strict=True):
             sizes[axis] = sizes.get(axis, 1) * size
         channels = sizes.get("channels", 1)
-        if "batch" not in sizes:
-            raise ValueError(f"{name}: the network gives nothing for each image")
+        images = self.program.avals[self.program.inputs[-1]].shape[0]
+        if sizes.get("batch") != images:
+            raise ValueError(
+                f"{name}: its activations cannot be told apart by image, as where "
+                "pixels are reshaped into the batch; keep the axis of images"
+            )
         field = None
         if "rows" in sizes and "columns" in sizes:
             own = (sizes["rows"], sizes["columns"], channels * sizes.get(None, 1))
