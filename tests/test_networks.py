@@ -1,6 +1,8 @@
 """Any model as named activations: names, layouts, checks and errors."""
 
 import functools
+import gc
+import weakref
 
 import equinox as eqx
 import flax.linen as nn
@@ -23,6 +25,7 @@ from zfnet_jax.arch import (
     MaxPool,
     ablate,
 )
+from zfnet_jax.attribution import attribute
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network, network
 
@@ -175,6 +178,16 @@ def test_weights_that_change_later_are_seen():
     before = net(images())
     model.fc.kernel[...] = 2 * model.fc.kernel[...]
     np.testing.assert_allclose(net(images()), 2 * before, rtol=1e-5)
+
+
+def test_a_bare_model_is_not_kept():
+    model = Tiny()
+    model.eval()
+    attribute(model, images(), 1)
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 def test_weights_are_arguments_of_the_compiled_program(model):

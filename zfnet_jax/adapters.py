@@ -67,10 +67,16 @@ def _adapt_tree(tree: Any, call: Callable[[Any, Any], Any]) -> Adapter:
     def read() -> list[Any]:
         return [leaf for leaf in jax.tree.leaves(tree) if _is_array(leaf)]
 
+    # Compiled programs keep this function, so it must not keep the weights.
+    flat, structure = jax.tree.flatten(tree)
+    static = {i: leaf for i, leaf in enumerate(flat) if not _is_array(leaf)}
+    count = len(flat)
+    del flat
+
     def apply(weights: list[Any], images: Any) -> Any:
         rest = iter(weights)
-        filled = jax.tree.map(lambda x: next(rest) if _is_array(x) else x, tree)
-        return call(filled, images)
+        filled = [static[i] if i in static else next(rest) for i in range(count)]
+        return call(jax.tree.unflatten(structure, filled), images)
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths = [module_path(path) for path, leaf in leaves if _is_array(leaf)]

@@ -91,7 +91,7 @@ class ConvNetEngine:
 class TracedEngine:
     """The layers of a function, read off its equations.
 
-    Its weights are the arrays of the adapter, then those that the function closes over.
+    It takes the arrays of the adapter, then those that the function closes over.
 
     Args:
         adapter: The function, and the arrays that it takes.
@@ -100,21 +100,19 @@ class TracedEngine:
 
     def __init__(self, adapter: Adapter, image_shape: tuple[int, int, int]) -> None:
         """Trace the function and read its layers."""
-        self.adapter = adapter
+        # Compiled programs keep an engine, which must not keep the weights.
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in adapter.read()]
+        self.adapter = adapter._replace(read=lambda: shapes)
         self.image_shape = image_shape
         self._sizes: dict[Pair, TracedEngine | None] = {}
         images = jax.ShapeDtypeStruct((_TRACED, *image_shape), jnp.float32)
-        program, self.constants, names = self._trace(adapter.read(), images)
+        program, self.constants, names = self._trace(shapes, images)
         paths = [adapter.closed_over.get(id(array)) for array in self.constants]
         self.paths = [*adapter.paths, *paths]
         self.positions = self._read(program, names)
         self.layers: Mapping[str, Layer] = types.MappingProxyType(
             {name: position.layer for name, position in self.positions.items()}
         )
-
-    def read_weights(self) -> list[Any]:
-        """The weights as they are now."""
-        return [*self.adapter.read(), *self.constants]
 
     def features(
         self, weights: list[Any], images: Array, names: tuple[str, ...]

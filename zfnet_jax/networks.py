@@ -462,8 +462,13 @@ def network(
     shape = tuple(int(extent) for extent in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape is (height, width, channels), not {shape}")
-    engine = TracedEngine(adapt(model, params, shape), shape)
-    return Network(model, engine, engine.read_weights, preprocess, class_names)
+    adapter = adapt(model, params, shape)
+    engine = TracedEngine(adapter, shape)
+
+    def read_weights() -> list[Any]:
+        return [*adapter.read(), *engine.constants]
+
+    return Network(model, engine, read_weights, preprocess, class_names)
 
 
 def as_network(model: Any, images: Any) -> tuple[Network, Any]:
