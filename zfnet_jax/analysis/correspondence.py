@@ -129,7 +129,9 @@ def correspondence(
     if count < 2:
         raise ValueError(f"correspondence compares at least two images, not {count}")
     if not isinstance(boxes, Mapping) or not boxes:
-        raise ValueError("boxes are a dict from the name of a part to int [images, 4]")
+        raise ValueError(
+            "boxes are a dict with at least one part: from its name to int [images, 4]"
+        )
     boxes = {part: np.asarray(rows) for part, rows in boxes.items()}
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
