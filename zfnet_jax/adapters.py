@@ -57,7 +57,7 @@ def adapt(model: Any, params: Any, image_shape: tuple[int, ...]) -> Adapter:
 
 
 def _is_a(model: Any, package: str, name: str) -> bool:
-    """Whether a model is of a class of a package, which is not imported for it."""
+    """Check a model's class by name, without importing its package."""
     return package in sys.modules and isinstance(
         model, getattr(sys.modules[package], name)
     )

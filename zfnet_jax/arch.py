@@ -420,7 +420,7 @@ def _compute_field(arch: Architecture, layer: str) -> ReceptiveField:
 
 
 def has_relu(layer: Layer) -> bool:
-    """Whether a ReLU follows a layer."""
+    """Return whether a ReLU follows a layer."""
     return isinstance(layer, Conv) or (isinstance(layer, Dense) and layer.relu)
 
 

@@ -1,4 +1,4 @@
-"""How a network computes its layers: by its architecture, or by replaying a function.
+"""Engines compute the layers of a network: by its architecture or by replaying it.
 
 An engine knows the layers and takes the weights as an argument. Under `jax.jit` it is
 static, so a compiled program serves every network with an equal engine.

@@ -48,7 +48,7 @@ class Layer:
 
 
 class Position(NamedTuple):
-    """Where a layer is in a program.
+    """Place of a layer in a program.
 
     Attributes:
         layer: The layer.
@@ -95,7 +95,7 @@ class _Draft:
 
 @dataclasses.dataclass(frozen=True)
 class _Constant:
-    """What is known of a value that does not depend on the images.
+    """Facts about a value that does not depend on the images.
 
     Attributes:
         path: Path of the module whose parameter it comes from.
@@ -243,12 +243,12 @@ class Reader:
         return None
 
     def _is_rectified(self, value: int) -> bool:
-        """Whether a value is the result of a ReLU."""
+        """Return whether a value is the result of a ReLU."""
         maker = self.makers.get(value)
         return maker is not None and self._is_relu(maker)
 
     def _is_relu(self, equation: Equation) -> bool:
-        """Whether an equation is max(x, 0), perhaps with a constant upper bound."""
+        """Return whether an equation is max(x, 0), perhaps bounded above."""
         signals, constants = self._split(equation)
         if len(signals) != 1:
             return False

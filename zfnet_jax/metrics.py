@@ -89,7 +89,7 @@ def _distances(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curves:
-    """How the probability of a class changes with the pixels, most important first.
+    """Probability of a class as pixels change, most important first.
 
     Attributes:
         fractions: [steps + 1], share of the pixels that have changed, from 0 to 1.

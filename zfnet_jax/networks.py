@@ -301,8 +301,8 @@ class Network:
         # bfloat16 is a float to JAX alone.
         if not jnp.issubdtype(batch.dtype, jnp.floating):
             raise ValueError(
-                f"images are {batch.dtype}: the network takes preprocessed floats, "
-                "for a network with preprocessing net.preprocess(images)"
+                f"images are {batch.dtype}: preprocess them to floats first, as in "
+                "net.preprocess(images)"
             )
         finite = np.isfinite(batch).all((1, 2, 3))
         if not finite.all():

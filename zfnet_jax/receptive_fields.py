@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
 
 class View(NamedTuple):
-    """What is known of a value that depends on the images.
+    """Facts about a value that depends on the images.
 
     Attributes:
         axes: Meaning of each axis.
@@ -230,7 +230,7 @@ def _pointwise(operation: Operation) -> View:
 def _windows(
     params: dict[str, Any], extents: Iterable[int], base: str, dilation: str
 ) -> Iterator[tuple[int, int, int] | None]:
-    """What `View.slide` takes, from the names of the parameters that dilate."""
+    """Arguments of `View.slide`, from the names of the parameters that dilate."""
     names = "window_strides", "padding", base, dilation
     for extent, stride, (before, _), apart, step in zip(
         extents, *(params[name] for name in names), strict=True

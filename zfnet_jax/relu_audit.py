@@ -34,7 +34,7 @@ CONSTANT, SIGNAL, SIDE = range(3)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dependence:
-    """What is known of a value without running anything.
+    """Facts about a value, without running anything.
 
     Attributes:
         level: CONSTANT, SIGNAL or SIDE.
@@ -51,7 +51,7 @@ class Dependence:
     paths: frozenset[Path] = frozenset()
 
     def passes(self, test: Callable[[np.ndarray], Any]) -> bool:
-        """Whether this is a known constant that passes a test in every element."""
+        """Return whether this is a known constant that passes a test everywhere."""
         known = np.ndarray | np.generic | jax.Array | float | int
         if self.level or isinstance(self.source, Tracer):
             return False

@@ -199,7 +199,7 @@ def bodies(source: core.JaxprEqn) -> list[core.ClosedJaxpr]:
 
 
 def is_contrast_norm(source: core.JaxprEqn) -> bool:
-    """Whether an equation is `ops.contrast_norm`, which is jitted under its name."""
+    """Recognize `ops.contrast_norm`, which is jitted under its name."""
     if source.primitive.name != "jit" or source.params["name"] != "contrast_norm":
         return False
     shapes = [
@@ -299,5 +299,5 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def is_zero(array: Any) -> bool:
-    """Whether a constant is known to be 0 throughout."""
+    """Return whether a constant is known to be 0 throughout."""
     return not isinstance(array, Tracer) and not np.any(np.asarray(array))

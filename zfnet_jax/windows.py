@@ -76,7 +76,7 @@ class Windows:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every window is the whole map."""
+        """Return whether every window is the whole map."""
         return self.size == self.map_hw and self.bounds == ((0, 0), (0, 0))
 
     def see(self, layer: Conv | MaxPool, hw: Pair) -> Windows:
@@ -317,13 +317,13 @@ def _count_in_cache(
 
 
 class Stage(NamedTuple):
-    """How to recompute one layer where squares change it.
+    """Plan to recompute one layer where squares change it.
 
     Attributes:
         layer: The layer; None for the flattening below the first dense layer.
         below: Name of the map below; "image" for the image.
         changed: What changes of the map below.
-        seen: What the recomputed outputs see of it.
+        inputs: Windows of it that the recomputed outputs depend on.
         canvas: Windows that hold both.
         out: What is recomputed.
     """
@@ -331,7 +331,7 @@ class Stage(NamedTuple):
     layer: Conv | MaxPool | ContrastNorm | None
     below: str
     changed: Windows
-    seen: Windows
+    inputs: Windows
     canvas: Windows
     out: Windows
 
@@ -354,11 +354,13 @@ def plan_occlusion(
             low = ((low + before - spec.kernel) // stride + 1).clip(0, out_hw - 1)
             high = ((high - 1 + before) // stride + 1).clip(low + 1, out_hw)
             out = Windows.cover(low, high, map_hw(outputs))
-            seen = out.see(spec, map_hw(inputs))
-            corners = np.minimum(changed.corners, seen.corners)
-            ends = np.maximum(changed.corners + changed.size, seen.corners + seen.size)
+            needed = out.see(spec, map_hw(inputs))
+            corners = np.minimum(changed.corners, needed.corners)
+            ends = np.maximum(
+                changed.corners + changed.size, needed.corners + needed.size
+            )
             canvas = Windows.cover(corners, ends, map_hw(inputs), inside=False)
-            stages.append(Stage(spec, below, changed, seen, canvas, out))
+            stages.append(Stage(spec, below, changed, needed, canvas, out))
             changed = out
         below = spec.name
     return stages
@@ -372,13 +374,13 @@ def recompute(
     rows: Int[np.ndarray, " n"],
 ) -> Float[Array, "n ..."]:
     """Outputs of a stage for the items `rows`, from what changes of its input."""
-    spec, below, changed, seen, canvas, _ = stage
+    spec, below, changed, needed, canvas, _ = stage
     if isinstance(spec, ContrastNorm):
         return ops.contrast_norm(patches, spec)
     affine = getattr(model, spec.name) if isinstance(spec, Conv) else None
-    offsets = [(each.corners - canvas.corners)[rows] for each in (changed, seen)]
+    offsets = [(each.corners - canvas.corners)[rows] for each in (changed, needed)]
     canvas = dataclasses.replace(canvas, corners=canvas.corners[rows])
-    return _apply(affine, features[below], patches, canvas, offsets, seen.size, spec)
+    return _apply(affine, features[below], patches, canvas, offsets, needed.size, spec)
 
 
 # One program per stage: in a larger one XLA would redo slices in the next layer.
@@ -397,11 +399,11 @@ def _apply(
     zero, channels = np.int32(0), below.shape[-1]
 
     def cut_one(item: tuple[Array, Array, Array, Array]) -> Array:
-        patch, corner, changed, seen = item
+        patch, corner, changed, needed = item
         pixels = (*canvas.size, channels)
         pixels = lax.dynamic_slice(padded[0], (*corner, zero), pixels)
         pixels = lax.dynamic_update_slice(pixels, patch, (*changed, zero))
-        return lax.dynamic_slice(pixels, (*seen, zero), (*size, channels))
+        return lax.dynamic_slice(pixels, (*needed, zero), (*size, channels))
 
     inputs = lax.map(cut_one, (patches, corners, *offsets))
     if spec is None:

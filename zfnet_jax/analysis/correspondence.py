@@ -37,7 +37,7 @@ _BATCH_SIZE = 32
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Correspondence(Result):
-    """How alike the features of one layer change when a part is hidden.
+    """Consistency of the changes of one layer's features when a part is hidden.
 
     Attributes:
         parts: Names of the p parts.
