@@ -230,14 +230,20 @@ def table(rows: Sequence[Sequence[Box]], gap: float = GAP) -> Box:
     )
 
 
-def grid(boxes: Sequence[Box], columns: int | None = None, gap: float = GAP) -> Box:
-    """Fill rows from the left, by default as many boxes as fit the width of a sheet.
+def grid(
+    boxes: Sequence[Box],
+    columns: int | None = None,
+    *,
+    width: float = WIDTH,
+    gap: float = GAP,
+) -> Box:
+    """Fill rows from the left, by default with as many boxes as fit a width.
 
     Columns are reduced where that fills the last row without adding another.
     """
     if columns is None:
         widest = max((box.width for box in boxes), default=1)
-        columns = max(int((WIDTH + gap) // (widest + gap)), 1)
+        columns = max(int((width + gap) // (widest + gap)), 1)
         columns = math.ceil(len(boxes) / max(math.ceil(len(boxes) / columns), 1))
     columns = max(columns, 1)
     chunks = [boxes[i : i + columns] for i in range(0, len(boxes), columns)]

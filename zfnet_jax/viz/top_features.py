@@ -18,7 +18,8 @@ from zfnet_jax.viz.patches import (
     display_projections,
 )
 
-_SIDE = 56
+# Least and greatest side of a patch; in between, a pixel is three screen pixels wide.
+_SMALL, _LARGE = 64, 144
 
 
 def top_features(
@@ -52,14 +53,16 @@ def top_features(
     sides = [x.reshape(*shape, -1) for x in (patches, shown)]
     across = math.ceil(math.sqrt(count))
 
+    side = min(max(3 * max(projections.shape[2:4]), _SMALL), _LARGE)
+
     def square(images: np.ndarray) -> Box:
-        return grid([picture(x, _SIDE) for x in images], across, gap=2)
+        return grid([picture(x, side) for x in images], across, gap=2)
 
     blocks = [
         column(
             text(name),
             text(activity, color=FAINT),
-            row(*(square(side[unit]) for side in sides)),
+            row(*(square(images[unit]) for images in sides)),
             gap=2,
         )
         for unit, (name, activity) in enumerate(captions)
@@ -67,7 +70,7 @@ def top_features(
     extent = "max" if contrast == "max" else f"{contrast}th percentile"
     return sheet(
         title,
-        grid(blocks, gap=16),
+        grid(blocks, width=1800, gap=16),
         f"Left: patches in the receptive fields of the {count} strongest activations, "
         f"at most one per image. Right: their projections; zero is mid-gray, black and "
         f"white are the {extent} of the magnitudes, and {SCALES[scale]}.",
