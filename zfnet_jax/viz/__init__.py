@@ -11,17 +11,15 @@ from zfnet_jax.viz.evolution import evolution_grid, motion_chart
 from zfnet_jax.viz.features import feature_maps, first_layer_filters
 from zfnet_jax.viz.first_layer import filter_banks, shares_chart
 from zfnet_jax.viz.occlusion import occlusion_panels
-from zfnet_jax.viz.predictions import top_classes
-from zfnet_jax.viz.probe import accuracy_by_layer
-from zfnet_jax.viz.projections import (
+from zfnet_jax.viz.old_projections import (
     display_projections,
     heat_map,
     image_patches,
     outside,
     overlay,
     projection_grid,
-    show_projections,
 )
+from zfnet_jax.viz.probe import accuracy_by_layer
 from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
 from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
@@ -50,8 +48,6 @@ __all__ = [
     "projection_grid",
     "save_figure",
     "shares_chart",
-    "show_projections",
     "similarity_curves",
-    "top_classes",
     "training_curves",
 ]

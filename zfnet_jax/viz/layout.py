@@ -58,16 +58,21 @@ def space(width: float = 0, height: float = 0) -> Box:
     return Box(width, height, lambda ax, x, y: None)
 
 
-def text(words: str, size: int = SMALL, color: str = INK) -> Box:
+def text(words: str, size: int = SMALL, color: str = INK, bold: bool = False) -> Box:
     """Write a line of text as it is, without interpreting mathematics."""
     words = _replace_unknown(words)
+    style = {
+        "fontsize": points(size),
+        "color": color,
+        "weight": "bold" if bold else "normal",
+    }
 
     def draw(ax: Axes, x: float, y: float) -> None:
-        ax.text(
-            x, y, words, fontsize=points(size), color=color, va="top", parse_math=False
-        )
+        ax.text(x, y, words, **style, va="top", parse_math=False)
 
-    return Box(text_width(words, size), size + 4, draw)
+    width = text_width(words, size)
+    # Bold type is wider.
+    return Box(width * 9 / 8 if bold else width, size + 4, draw)
 
 
 def paragraph(
@@ -176,11 +181,11 @@ def color_bar(low: float, high: float, width: float = 160, **style: Any) -> Box:
 
     def draw(ax: Axes, x: float, y: float) -> None:
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
-        for value, place in ((low, 0.0), (0.0, 0.5), (high, 1.0)):
-            if value or low < 0 < high:
-                label = f"{value:.3g}"
-                shift = text_width(label) * place
-                text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
+        places = {low: 0.0, high: 1.0} | ({0.0: 0.5} if low < 0 < high else {})
+        for value, place in places.items():
+            label = f"{value:.3g}"
+            shift = text_width(label) * place
+            text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
 
     return Box(width, 14 + SMALL + 4, draw)
 
