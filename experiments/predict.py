@@ -160,7 +160,7 @@ def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.
     rows, columns, channels = shape
     large = ten_crop_size((rows, columns)) if view == "ten_crop" else (rows, columns)
     if isinstance(images, Photographs):
-        file, size = images.folder / images.names[index], (*large, channels)
+        file, size = images.folder / images.names[index], (large[0], large[1], channels)
         # Its pictures are not preprocessed.
         return Photographs(file, size, np.float32, run.fit).pictures[0]
     picture = DatasetImages(images.dataset, shape, np.float32).pictures[index]
@@ -211,7 +211,7 @@ def draw(
         np.stack([read_picture(run, images, index, view) for index in drawn]),
         [name_of(images, index) for index in drawn],
         [[run.class_name(x) for x in best.classes[i, :bars]] for i in drawn],
-        best.probabilities[:, :bars],
+        best.probabilities[: len(drawn), :bars],
         [run.class_name(label) for label in truth] if accuracies else None,
     )
     run.figure("predictions", figure)

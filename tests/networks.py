@@ -24,6 +24,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import zfnet_jax as zf
+
 # Even, rectangular, and with odd maps in front of every "SAME" stride of 2, where
 # TensorFlow's padding is the same on both sides as it is here.
 IMAGE_SHAPE = (34, 26, 3)
@@ -438,15 +440,25 @@ class SmallNet(nnx.Module):
         return self.fc(nnx.relu(self.conv2(x)).mean((1, 2)))
 
 
+def small_network() -> zf.networks.Network:
+    """That model with preprocessing, as `--model tests.networks:small_network`."""
+
+    def preprocess(pixels: np.ndarray) -> np.ndarray:
+        return pixels.astype(np.float32) / 128 - 1
+
+    return zf.network(SmallNet(nnx.Rngs(0)), (24, 24, 3), preprocess=preprocess)
+
+
 def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights for `experiments.any_model.squeezenet`, by He's scale, zero biases."""
-    from experiments.any_model import shapes
+    """Weights for `experiments.squeezenet.squeezenet`, by He's scale, zero biases."""
+    from experiments.squeezenet import weight_shapes
 
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, shape in shapes().items():
-        scale = math.sqrt(2 / math.prod(shape[1:]))
-        kernel = scale * rng.standard_normal(shape, np.float32)
-        weights[f"{name}.weight"] = kernel.astype(np.float32)
-        weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    for name, shape in weight_shapes().items():
+        weights[name] = np.zeros(shape, np.float32)
+        if name.endswith(".weight"):
+            scale = math.sqrt(2 / math.prod(shape[1:]))
+            kernel = scale * rng.standard_normal(shape, np.float32)
+            weights[name] = kernel.astype(np.float32)
     return weights

@@ -61,7 +61,7 @@ def draw_predictions(
         if true is not None:
             words = shorten(f"true: {true}", _CAPTION)
             heading.append(text(words, color=FAINT))
-        chances = zip(names[index], probabilities[index], strict=True)
+        chances = zip(names[index], probabilities[index].tolist(), strict=True)
         bars = [_bar(name, width, chance, true) for name, chance in chances]
         body = row(picture(image, _SIDE), table(bars, gap=4))
         blocks.append(column(*heading, body, gap=2))
@@ -73,7 +73,7 @@ def _bar(name: str, width: float, chance: float, true: str | None) -> list[Box]:
     is_true = name == true
     number = text(f"{chance:.1%}", bold=is_true)
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         for length, color in ((_BAR, "#ECECEC"), (chance * _BAR, PALETTE[0])):
             ax.add_patch(Rectangle((x, y + 2), length, SMALL, color=color, lw=0))
 

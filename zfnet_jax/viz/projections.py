@@ -60,7 +60,7 @@ def draw_projections(
     columns: list[tuple[list[str], list[Box]]] = []
     count = len(captions)
     if image is not None and boxes is not None:
-        framed = [picture(image, _SIDE, [box]) for box in boxes]
+        framed = [picture(image, _SIDE, [box]) for box in boxes.tolist()]
         columns.append((["receptive field"] * count, framed))
         if next(iter(projections.values())).shape[1:3] != image.shape[:2]:
             patches = cut_patches(np.stack([image] * count), boxes)
