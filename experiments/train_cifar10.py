@@ -245,6 +245,7 @@ def _write_figures(
     results: Results, result: training.TrainResult, test: Dataset, logits: np.ndarray
 ) -> None:
     from zfnet_jax import viz
+    from zfnet_jax.viz.feature_maps import draw_maps
 
     predictions = logits.argmax(-1)
     classes = len(test.class_names)
@@ -273,7 +274,11 @@ def _write_figures(
     activations = net.activations(np.asarray(result.preprocess(images)), layers)
     for layer, maps in activations.items():
         for index, image in enumerate(images):
-            figure, _ = viz.feature_maps(image, maps[index], layer)
+            name = test.class_names[test.labels[index]]
+            title = (
+                f"{layer} of {result.model.arch.name} on test image {index} ({name})"
+            )
+            figure = draw_maps(title, image, maps[index])
             results.figure(f"feature_maps_{layer}_image{index}", figure)
 
 

@@ -16,8 +16,6 @@ from matplotlib.image import AxesImage, imread
 from matplotlib.text import Annotation
 
 from zfnet_jax import viz
-from zfnet_jax.projections import Projections
-from zfnet_jax.viz.projections import Scale
 
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 LONG_NAMES = [f"Staffordshire bullterrier number {index}" for index in range(10)]
@@ -31,11 +29,6 @@ def unhooked(monkeypatch):
 
 def pictures(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def maps(*shape: int, seed: int = 0) -> np.ndarray:
-    normal = np.random.default_rng(seed).normal(size=shape)
-    return np.maximum(normal, 0).astype(np.float32)
 
 
 def predictions(n: int, *hw: int, names=NAMES):
@@ -395,90 +388,6 @@ def test_predictions_refuse(unhooked, change, named):
         viz.prediction_grid(**arguments, class_names=NAMES)
 
 
-# Feature maps
-
-
-def test_maps_lie_in_order_on_one_scale():
-    image, values = pictures(32, 32, 3), maps(13, 13, 9)
-    values[..., 4] = 0
-    fig, ax = viz.feature_maps(image, jnp.asarray(values), "conv3")
-    screen = rendered(fig)
-    assert labels(ax)[:2] == [
-        "conv3: 9 maps of 13 x 13",
-        "1 of 9 dead here: zero everywhere, crossed out",
-    ]
-    first, *shown, bar = ax.images
-    np.testing.assert_array_equal(seen(screen, first), enlarged(image, 6))
-    colormap = matplotlib.colormaps["inferno"]
-    assert len(shown) == 9
-    corners = [box(picture)[:2] for picture in shown]
-    assert corners == sorted(corners, key=lambda corner: corner[::-1])
-    for channel, picture in enumerate(shown):
-        np.testing.assert_array_equal(picture.get_array(), values[..., channel])
-        expected = colormap(values[..., channel] / values.max(), bytes=True)[..., :3]
-        if channel != 4:
-            np.testing.assert_array_equal(seen(screen, picture), enlarged(expected, 4))
-    ends = seen(screen, bar)[:, [0, -1]]
-    np.testing.assert_array_equal(ends[0], colormap([0.0, 1.0], bytes=True)[:, :3])
-    assert labels(ax)[-2:] == ["0", f"{values.max():.3g}"]
-
-    left, top, right, bottom = box(shown[4])
-    assert len(ax.lines) == 2
-    for line in ax.lines:
-        assert set(np.asarray(line.get_xdata())) == {left, right}
-        assert set(np.asarray(line.get_ydata())) == {top, bottom}
-
-
-def test_maps_beyond_the_limit_are_counted():
-    values = maps(4, 4, 70)
-    values[..., [3, 69]] = 0
-    values[0, 0, 68] = 100
-    _, ax = viz.feature_maps(pictures(32, 32, 3), values, "conv5", max_maps=16)
-    assert labels(ax)[0] == "conv5: 16 of 70 maps of 4 x 4"
-    assert labels(ax)[1].startswith("2 of 70 dead here")
-    assert len(ax.images) == 18
-    assert len(ax.lines) == 2
-    # The scale is of what is shown.
-    assert labels(ax)[-1] == f"{values[..., :16].max():.3g}"
-    assert [text for text in labels(ax) if text.isdigit()][:16] == [
-        str(channel) for channel in range(16)
-    ]
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_maps_below_zero_have_a_symmetric_scale(sign):
-    values = sign * np.array([[[-1.0, 0.5], [0.0, 0.25]]])
-    _, ax = viz.feature_maps(pictures(8, 8, 3), values, "edges")
-    for picture in ax.images[1:]:
-        assert (picture.norm.vmin, picture.norm.vmax) == (-1.0, 1.0)
-    assert labels(ax)[-2:] == ["-1", "1"]
-
-
-def test_maps_of_zeros_are_all_dead():
-    fig, ax = viz.feature_maps(pictures(8, 8, 3), np.zeros((1, 1, 3)), "fc6")
-    screen = rendered(fig)
-    assert labels(ax)[1].startswith("3 of 3 dead here")
-    assert len(ax.lines) == 6
-    assert not seen(screen, ax.images[-1])[:, :, 0].any()
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"image": pictures(8, 8, 4)}, "image"),
-        ({"image": np.zeros((8, 8, 3))}, "image"),
-        ({"maps": maps(4, 4)}, "maps"),
-        ({"maps": maps(4, 4, 0)}, "maps"),
-        ({"maps": np.full((4, 4, 2), np.inf)}, "maps"),
-        ({"max_maps": 0}, "max_maps"),
-    ],
-)
-def test_maps_refuse(unhooked, change, named):
-    arguments = {"image": pictures(8, 8, 3), "maps": maps(4, 4, 2), "layer": "conv1"}
-    with pytest.raises(ValueError, match=rf"^{named} "):
-        viz.feature_maps(**(arguments | change))
-
-
 # First-layer filters
 
 
@@ -531,218 +440,7 @@ def projected(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_projections_by_hand_on_each_scale():
-    pixels = np.array([[2.0, -1.0], [-4.0, 0.0], [1.0, 8.0], [0.0, 0.0]])
-    units = np.array([7, 7, 3, 9])
-    by_hand: dict[Scale, list[float]] = {
-        "patch": [2.0, 4.0, 8.0, 0.0],
-        "unit": [4.0, 4.0, 8.0, 0.0],
-        "layer": [8.0, 8.0, 8.0, 8.0],
-    }
-    for scale, scales in by_hand.items():
-        shown, used = viz.display_projections(pixels, units, scale)
-        assert used.tolist() == scales
-        assert shown.dtype == np.float32
-        safe = np.where(used == 0, 1, used)[:, None]
-        np.testing.assert_allclose(shown, 0.5 + pixels / (2 * safe), rtol=1e-6)
-
-
-def test_projections_have_their_own_scale_unless_told():
-    pixels = projected(3, 5, 4, 3) * np.array([1, 10, 100.0])[:, None, None, None]
-    shown, scales = viz.display_projections(pixels, np.zeros(3, int))
-    for index in range(3):
-        alone, scale = viz.display(pixels[index])
-        assert scales[index] == scale
-        np.testing.assert_array_equal(shown[index], alone)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"pixels": np.full((2, 3, 3, 3), np.nan)}, "pixels"),
-        ({"pixels": np.zeros((0, 3, 3, 3))}, "pixels"),
-        ({"pixels": np.ones((2, 3, 3, 3), int)}, "pixels"),
-        ({"pixels": np.float32(1)}, "pixels"),
-        ({"units": np.zeros(3, int)}, "units"),
-        ({"units": np.zeros(2)}, "units"),
-        ({"scale": "filter"}, "scale"),
-    ],
-)
-def test_display_of_projections_refuses(unhooked, change, named):
-    arguments = {"pixels": projected(2, 3, 3, 3), "units": np.zeros(2, int)} | change
-    with pytest.raises(ValueError, match=rf"^{named} "):
-        viz.display_projections(**arguments)
-
-
-def grid(rows: int = 3, height: int = 9, width: int = 7, **changes: Any):
-    """Rows of one unit each, whose boxes walk out of a picture of 12 x 10."""
-    place = np.arange(rows)
-    arguments: dict[str, Any] = {
-        "title": "conv3 of a network",
-        "image": pictures(12, 10, 3),
-        "boxes": np.stack(
-            [place - 2, 3 * place - 4, place - 2 + height, 3 * place - 4 + width], 1
-        ),
-        "units": place,
-        "captions": [f"unit {index}: {index / 7:.3g}" for index in range(rows)],
-        "projections": {
-            rule: projected(rows, height, width, 3, seed=seed) * 10.0 ** (-3 * seed)
-            for seed, rule in enumerate(("deconvnet", "guided", "gradient"))
-        },
-    } | changes
-    return viz.projection_grid(**arguments), arguments
-
-
-@pytest.mark.parametrize("scale", ["patch", "unit", "layer"])
-def test_projections_lie_beside_what_they_see(scale):
-    (fig, ax), given = grid(units=np.array([5, 2, 5]), scale=scale)
-    screen = rendered(fig)
-    image, *shown = ax.images
-    np.testing.assert_array_equal(seen(screen, image), enlarged(given["image"], 16))
-    assert len(shown) == 3 * 4
-    padded = np.pad(given["image"], ((2, 9), (4, 9), (0, 0)), constant_values=128)
-    corners = np.array([box(picture)[:2] for picture in shown]).reshape(3, 4, 2)
-    # Columns and rows are straight, from left to right and from top to bottom.
-    assert (corners[..., 0] == corners[:1, :, 0]).all()
-    assert (corners[..., 1] == corners[:, :1, 1]).all()
-    assert (np.diff(corners[0, :, 0]) > 0).all() and (
-        np.diff(corners[:, 0, 1]) > 0
-    ).all()
-    written = {text.get_position(): text.get_text() for text in ax.texts}
-    for row in range(3):
-        patch, *projections = shown[4 * row : 4 * row + 4]
-        expected = padded[row : row + 9, 3 * row : 3 * row + 7]
-        np.testing.assert_array_equal(seen(screen, patch), enlarged(expected, 14))
-        x, y = corners[row, 0]
-        assert written[x, y - 16] == given["captions"][row]
-        for column, rule in enumerate(given["projections"]):
-            pixels = given["projections"][rule]
-            colors, scales = viz.display_projections(pixels, given["units"], scale)
-            np.testing.assert_allclose(
-                seen(screen, projections[column]).astype(float),
-                enlarged(colors[row], 14) * 255,
-                atol=1,
-            )
-            left, _, _, bottom = box(projections[column])
-            assert written[left, bottom + 4] == f"± {scales[row]:.3g}"
-    headings = {written[x, corners[0, 0, 1] - 36] for x in corners[0, :, 0]}
-    assert headings == {"image", "deconvnet", "guided", "gradient"}
-    assert labels(ax)[0] == "conv3 of a network"
-    assert "outside the image" in " ".join(labels(ax)[1:4])
-
-
-def test_a_projection_of_zeros_is_mid_grey_and_says_so():
-    (fig, ax), _ = grid(
-        boxes=np.array([[0, 0, 9, 7]] * 3),
-        projections={"deconvnet": np.zeros((3, 9, 7, 3))},
-    )
-    screen = rendered(fig)
-    for picture in ax.images[2::2]:
-        assert np.unique(seen(screen, picture)).tolist() in ([127], [128])
-    assert labels(ax).count("all 0") == 3
-    assert "outside" not in " ".join(labels(ax))
-
-
-@pytest.mark.parametrize(
-    ("corner", "kept"),
-    [
-        ((-9, 0), 0),
-        ((12, 0), 0),
-        ((0, 10), 0),
-        ((0, -7), 0),
-        ((11, 9), 1),
-        ((-8, -6), 1),
-    ],
-)
-def test_boxes_may_leave_the_image_altogether(corner, kept):
-    image = np.full((12, 10, 3), 255, np.uint8)
-    (_, ax), _ = grid(
-        1, image=image, boxes=np.array([[*corner, corner[0] + 9, corner[1] + 7]])
-    )
-    patch = np.asarray(ax.images[1].get_array())
-    assert patch.shape == (9, 7, 3)
-    assert (patch == 255).sum() == 3 * kept and (patch == 128).sum() == 3 * (63 - kept)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"image": pictures(12, 10, 4)}, "image"),
-        ({"image": np.zeros((12, 10, 3))}, "image"),
-        ({"boxes": np.zeros((3, 4))}, "boxes"),
-        ({"boxes": np.array([[0, 0, 9, 7], [0, 0, 9, 7], [0, 0, 9, 8]])}, "boxes"),
-        ({"boxes": np.array([[9, 7, 0, 0]] * 3)}, "boxes"),
-        ({"units": np.arange(4)}, "units"),
-        ({"captions": ["one"]}, "captions"),
-        ({"projections": {}}, "projections"),
-        (
-            {"projections": {"guided": projected(3, 9, 8, 3)}},
-            r"projections\['guided'\]",
-        ),
-        (
-            {"projections": {"guided": np.full((3, 9, 7, 3), np.inf)}},
-            r"projections\['guided'\]",
-        ),
-        ({"scale": "image"}, "scale"),
-    ],
-)
-def test_projections_refuse(unhooked, change, named):
-    with pytest.raises(ValueError, match=rf"^{named} "):
-        grid(**change)
-
-
 # Signed maps
-
-
-def projections_of(pixels: np.ndarray, images=None) -> Projections:
-    """Projections of units 10, 11 ... with activations 0.5, 1.5 ..."""
-    count = len(pixels)
-    zeros = np.zeros((count, 4), np.int32)
-    images = zeros[:, 0] if images is None else np.asarray(images, np.int32)
-    units = np.arange(10, 10 + count, dtype=np.int32)
-    activations = np.arange(count, dtype=np.float32) + 0.5
-    return Projections(pixels, zeros, images, units, zeros[:, :2], activations)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_shown_projections_are_clipped_at_a_percentile(channels):
-    pixels = np.zeros((3, 40, 30, channels), np.float32)
-    pixels[0, :20] = np.random.default_rng(0).normal(size=(20, 30, channels))
-    pixels[0, 0, 0], pixels[1, 3, 4] = 100, -2
-    fig = projections_of(pixels, [0, 0, 1]).show()
-    (ax,) = fig.axes
-    (first, second, third) = ax.images
-    size = np.subtract(box(first)[2:], box(first)[:2])
-    assert size[0] >= 90 and size[1] >= 120 and not (size % (30, 40)).any()
-    values = pixels if channels == 3 else pixels.sum(3)
-    magnitudes = np.sort(np.abs(values[0][values[0] != 0]))
-    scale = np.percentile(magnitudes, 99.5)
-    assert scale < 10
-    drawn = np.asarray(first.get_array())
-    np.testing.assert_allclose(
-        drawn, np.clip(0.5 + values[0] / (2 * scale), 0, 1), atol=1e-6
-    )
-    one = np.asarray(second.get_array()).reshape(40, 30, -1)
-    assert (one[3, 4] == 0).all() and (np.delete(one.ravel(), 0) == 0.5).sum() > 1000
-    assert (np.asarray(third.get_array()) == 0.5).all()
-    pixel = size // (30, 40)
-    screen = seen(rendered(fig), second)[3 * pixel[1] : 5 * pixel[1]]
-    dark = (screen < 3).all(-1)
-    assert dark.sum() == pixel.prod()
-    text = labels(ax)
-    assert "unit 12, activation 2.5" in text and "image 1, all zero" in text
-    assert f"image 0, scale ± {scale:.3g}" in text
-    assert ("summed over 2 channels" in " ".join(text)) == (channels == 2)
-
-
-def test_many_shown_projections_are_counted():
-    fig = projections_of(np.ones((70, 3, 3, 3), np.float32)).show()
-    (ax,) = fig.axes
-    assert len(ax.images) == 64 and labels(ax)[0] == "70 projections"
-    assert any("6 more are not drawn" in line for line in labels(ax))
-    assert "scale ± 1" in labels(ax)
-    with pytest.raises(ValueError, match="no projections"):
-        projections_of(np.ones((0, 3, 3, 3), np.float32)).show()
 
 
 def test_a_heat_map_is_symmetric_about_zero():
@@ -839,34 +537,10 @@ SHEETS = {
     "long names": lambda: viz.prediction_grid(*predictions(9, 8, 8, names=LONG_NAMES)),
     "large rectangles": lambda: viz.prediction_grid(*predictions(5, 300, 450)),
     "tall": lambda: viz.prediction_grid(*predictions(5, 40, 10)),
-    "maps": lambda: viz.feature_maps(pictures(32, 32, 3), maps(16, 16, 96), "conv2"),
-    "512 maps": lambda: viz.feature_maps(
-        pictures(32, 32, 3), maps(3, 3, 512), "conv5", max_maps=512
-    ),
-    "1 x 1": lambda: viz.feature_maps(pictures(32, 32, 3), maps(1, 1, 20), "fc6"),
-    "one map": lambda: viz.feature_maps(pictures(2, 2, 3), maps(4, 4, 1), "conv1"),
-    "narrow maps": lambda: viz.feature_maps(
-        pictures(40, 10, 3), maps(24, 2, 120), "conv1", max_maps=120
-    ),
-    "large maps": lambda: viz.feature_maps(
-        pictures(224, 224, 3), maps(110, 110, 12), "conv1"
-    ),
-    "long layer": lambda: viz.feature_maps(
-        pictures(8, 8, 3), maps(4, 4, 2), "a layer with a long name " * 3
-    ),
     "filters": lambda: viz.first_layer_filters(
         np.random.default_rng(0).normal(0, 1e-5, (7, 7, 3, 96))
     ),
     "a filter": lambda: viz.first_layer_filters(np.zeros((3, 3, 3, 1))),
-    "projections": lambda: grid(9, 37, 37)[0],
-    "large projections": lambda: grid(3, 224, 224, image=pictures(224, 224, 3))[0],
-    "projections of one pixel": lambda: grid(40, 1, 1)[0],
-    "projections of a strip": lambda: grid(5, 3, 100)[0],
-    "one projection": lambda: grid(1, image=pictures(2, 90, 3))[0],
-    "long captions": lambda: grid(4, captions=LONG_NAMES[:4])[0],
-    "top features": lambda: top(7, 9, 39),
-    "top features of a pixel": lambda: top(3, 4, 1),
-    "large top features": lambda: top(1, 2, 224),
     "evolution": lambda: course(4, 6, 15),
     "large evolution": lambda: course(1, 2, 224),
     "motion": lambda: viz.motion_chart(
@@ -908,17 +582,6 @@ def test_sheets_keep_everything_apart_and_inside(name):
 # Units over a dataset, and over training
 
 
-def top(units: int, k: int, side: int, **changed: Any) -> tuple[Figure, Axes]:
-    arguments = {
-        "title": "conv3",
-        "captions": [f"unit {unit}: 5.1 to 4.2" for unit in range(units)],
-        "projections": projected(units, k, side, side, 3),
-        "patches": pictures(units, k, side, side, 3),
-        "outside": np.zeros((units, k, 4), int),
-    }
-    return viz.top_features(**{**arguments, **changed})
-
-
 def course(units: int, steps: int, side: int, **changed: Any) -> tuple[Figure, Axes]:
     arguments = {
         "title": "conv3",
@@ -937,47 +600,6 @@ def pixels_of(screen: np.ndarray, picture: AxesImage, side: int) -> np.ndarray:
     factor = len(enlarged) // side
     assert enlarged.shape[:2] == (side * factor, side * factor)
     return enlarged[factor // 2 :: factor, factor // 2 :: factor]
-
-
-def test_top_features_stand_in_squares_in_order():
-    values, patches = projected(2, 4, 5, 5, 3), pictures(2, 4, 5, 5, 3)
-    fig, ax = top(2, 4, 5, projections=values, patches=patches)
-    screen = rendered(fig)
-    assert len(ax.images) == 16
-    for unit in range(2):
-        for rank in range(4):
-            left, right = (ax.images[8 * unit + 2 * rank + side] for side in (0, 1))
-            expected, _ = viz.display(values[unit, rank])
-            shown = pixels_of(screen, left, 5)
-            np.testing.assert_allclose(shown / 255, expected, atol=5e-3)
-            np.testing.assert_array_equal(
-                pixels_of(screen, right, 5), patches[unit, rank]
-            )
-            # The square of patches lies to the right, each at the same place in it.
-            first = ax.images[8 * unit], ax.images[8 * unit + 1]
-            steps = [
-                np.subtract(box(picture)[:2], box(start)[:2]).tolist()
-                for picture, start in zip((left, right), first, strict=True)
-            ]
-            assert steps[0] == steps[1]
-            assert steps[0] == [47 * (rank % 2), 47 * (rank // 2)]
-            assert box(left)[0] < box(right)[0]
-
-
-def test_a_line_marks_where_the_image_ends():
-    outside = np.zeros((1, 1, 4), int)
-    outside[0, 0] = [2, 0, 0, 1]
-    _, ax = top(1, 1, 8, outside=outside)
-    left, upper, right, lower = box(ax.images[1])
-    pixel = (lower - upper) / 8
-    lines = [np.asarray(line.get_xydata()).tolist() for line in ax.lines]
-    end = right - pixel
-    assert lines == [
-        [[left, upper + 2 * pixel], [end, upper + 2 * pixel]],
-        [[end, upper + 2 * pixel], [end, lower]],
-    ]
-    _, ax = top(1, 1, 8)
-    assert not ax.lines
 
 
 def test_evolution_has_a_column_for_each_epoch_and_marks_jumps():
@@ -1023,11 +645,6 @@ def test_patches_are_cut_where_boxes_lie():
 @pytest.mark.parametrize(
     ("draw", "changed", "named"),
     [
-        (top, {"captions": ["one"]}, "captions"),
-        (top, {"patches": pictures(2, 3, 5, 5, 3)}, "patches"),
-        (top, {"outside": np.zeros((2, 4, 3), int)}, "outside"),
-        (top, {"scale": "none"}, "scale"),
-        (top, {"projections": np.full((2, 4, 5, 5, 3), np.nan)}, "projections"),
         (course, {"epochs": [1]}, "epochs"),
         (course, {"captions": []}, "captions"),
         (course, {"jumps": np.zeros((2, 3), bool)}, "jumps"),
@@ -1051,7 +668,6 @@ FIGURES = {
     "curves": lambda: viz.training_curves(history(7))[0],
     "confusion": lambda: viz.confusion_matrix(np.eye(10, dtype=int) * 9, NAMES)[0],
     "predictions": lambda: viz.prediction_grid(*predictions(4, 8, 8))[0],
-    "projections": lambda: grid()[0][0],
     "overlay": lambda: viz.overlay(pictures(9, 9, 3), projected(3, 3), "saliency")[0],
 }
 

@@ -8,7 +8,7 @@ figure, and no fact is told by colour alone.
 from zfnet_jax.viz.ablation import ablation_chart
 from zfnet_jax.viz.correspondence import correspondence_chart, masked_images
 from zfnet_jax.viz.evolution import evolution_grid, motion_chart
-from zfnet_jax.viz.features import feature_maps, first_layer_filters
+from zfnet_jax.viz.features import first_layer_filters
 from zfnet_jax.viz.first_layer import filter_banks, shares_chart
 from zfnet_jax.viz.occlusion import occlusion_panels
 from zfnet_jax.viz.old_projections import (
@@ -33,7 +33,6 @@ __all__ = [
     "display",
     "display_projections",
     "evolution_grid",
-    "feature_maps",
     "figure_bytes",
     "filter_banks",
     "first_layer_filters",

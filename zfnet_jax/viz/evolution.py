@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zfnet_jax.viz.projections import display_projections
+from zfnet_jax.viz.old_projections import display_projections
 from zfnet_jax.viz.sheet import (
     FAINT,
     GAP,
