@@ -41,7 +41,7 @@ def test_maps_are_drawn_strongest_first_on_one_scale(sign):
     maps = sign * np.array([[[1.0, 0, 4, 2]], [[0.0, 0, 3, 2]]])
     figure = draw_maps("conv1", np.zeros((4, 4, 3), np.uint8), maps, 3)
     _, _, *pictures = figure.axes[0].images
-    shown = [x.get_array().tolist() for x in pictures]
+    shown = [np.asarray(x.get_array()).tolist() for x in pictures]
     assert shown == [maps[..., unit].tolist() for unit in (2, 3, 0)]
     low = 0 if sign > 0 else -4
     assert {(x.norm.vmin, x.norm.vmax) for x in pictures} == {(low, 4)}
