@@ -363,9 +363,7 @@ class _Program:
             "epoch": epoch,
             "train_loss": loss,
             "train_accuracy": accuracy,
-            "learning_rate": np.asarray(
-                self.rate(scale)(epoch * self.steps - 1)
-            ).item(),
+            "learning_rate": float(rate),
             "steps": (first + ends).tolist(),
             "curve": (sums[:, 0] / np.diff(ends, prepend=0)).tolist(),
         }
