@@ -237,8 +237,8 @@ def test_each_epoch_takes_every_image_once_in_a_new_order():
         assert epoch.record["train_accuracy"] == pytest.approx(accuracy)
         # Four steps: the curve has the loss of each.
         assert epoch.record["steps"] == [4 * number - 3 + step for step in range(4)]
-        assert np.mean(epoch.record["curve"]) == pytest.approx(loss, rel=1e-5)
-    curves = np.array([epoch.record["curve"] for epoch in epochs])
+        assert np.mean(epoch.record["loss_curve"]) == pytest.approx(loss, rel=1e-5)
+    curves = np.array([epoch.record["loss_curve"] for epoch in epochs])
     assert len(set(np.round(curves[:, 0], 3))) == 3
 
 
