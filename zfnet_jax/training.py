@@ -61,8 +61,9 @@ class Epoch:
         model: The network to evaluate and to keep.
         preprocess: Its preprocessing.
         record: `epoch`, `train_loss`, `train_accuracy` (0 to 1) and `learning_rate`;
-            `steps` and `curve` are numbers of steps since the start of the run and the
-            mean loss up to each from the one before.
+            `steps` are numbers of steps since the start of the run, and `loss_curve`,
+            `accuracy_curve` and `rate_curve` the means up to each from the one before
+            and the learning rate at each.
         state: State of the run, to save and to resume from.
         train_seconds: Time in training steps since `train` was called.
         compile_seconds: Time to compile them.
@@ -357,17 +358,18 @@ class _Program:
     def record(self, epoch: int, sums: np.ndarray, scale: float) -> dict[str, Any]:
         """Summarize an epoch from the sums of each of its pieces."""
         first, ends = (epoch - 1) * self.steps, np.array(self.ends)
-        rate: Any = self.rate(scale)(epoch * self.steps - 1)
+        rates = [float(np.asarray(self.rate(scale)(first + end - 1))) for end in ends]
         loss, accuracy = (sums.sum(0) / self.steps).tolist()
+        losses, accuracies = sums.T / np.diff(ends, prepend=0)
         return {
             "epoch": epoch,
             "train_loss": loss,
             "train_accuracy": accuracy,
-            "learning_rate": np.asarray(
-                self.rate(scale)(epoch * self.steps - 1)
-            ).item(),
+            "learning_rate": rates[-1],
             "steps": (first + ends).tolist(),
-            "curve": (sums[:, 0] / np.diff(ends, prepend=0)).tolist(),
+            "loss_curve": losses.tolist(),
+            "accuracy_curve": accuracies.tolist(),
+            "rate_curve": rates,
         }
 
 
