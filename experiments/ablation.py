@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -46,9 +45,10 @@ from experiments.common import (
 from zfnet_jax import training
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
+from zfnet_jax.inference import evaluate
 from zfnet_jax.metrics import spearman
-
-OnProgress = Callable[[float, Mapping[str, float]], None]
+from zfnet_jax.networks import network
+from zfnet_jax.recipes import Augmentation, Recipe
 
 _RATE, _DECAY = 2e-3, 1e-2
 
@@ -57,20 +57,6 @@ def _schedule(total: int) -> optax.Schedule:
     warm_up = max(total // 10, 1)
     return optax.warmup_cosine_decay_schedule(
         _RATE / warm_up, _RATE, warm_up, max(total, warm_up + 1)
-    )
-
-
-def _rate(step: jax.Array, state: object, total: int) -> jax.Array:
-    del state
-    return jnp.asarray(_schedule(total)(step))
-
-
-def _optimizer(
-    total: int, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
-    del steps_per_epoch
-    return optax.with_extra_args_support(
-        optax.adamw(_schedule(total), weight_decay=_DECAY)
     )
 
 
@@ -86,19 +72,16 @@ def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 # The paper's dropout, crops and batches on a budget of minutes: in so short a training
 # Adam gets further than the paper's SGD.
-MINI = training.Recipe(
+MINI = Recipe(
     name="mini",
     epochs=12,
     batch_size=64,
-    validation=2_000,
     scale=1 / 64,
     init=_init,
     dropout=0.5,
-    label_smoothing=0.0,
-    augmentation=training.Augmentation(margin=2),
-    average=0.0,
-    optimizer=_optimizer,
-    learning_rate=_rate,
+    augmentation=Augmentation(margin=2),
+    schedule=_schedule,
+    optimizer=lambda rate: optax.adamw(rate, weight_decay=_DECAY),
 )
 
 
@@ -295,13 +278,12 @@ def split(options: Budget) -> tuple[Dataset, Dataset]:
     )
 
 
-def follow(progress: Progress, finished: int, epochs: int) -> OnProgress:
+def follow(progress: Progress, finished: int, epochs: int) -> Callable[..., None]:
     """A callback for `training.train` that moves a bar of networks."""
 
-    def show(done: float, values: Mapping[str, float]) -> None:
+    def show(done: float, total: int, **values: float) -> None:
         # A network counts as finished once it is measured.
-        shown = {**values, "epoch": int(done)}
-        progress.update(finished + min(done / epochs, 0.99), **shown)
+        progress.update(finished + min(done / epochs, 0.99), **values)
 
     return show
 
@@ -312,16 +294,15 @@ def measure_errors(
     validation: Dataset,
     epochs: int,
     seed: int,
-    on_progress: OnProgress,
+    progress: Callable[..., None],
 ) -> dict[str, float]:
     """Train a network; its top-1 errors, and top-5 on validation, in percent."""
-    result = training.train(
-        arch, train, recipe=MINI, epochs=epochs, seed=seed, on_progress=on_progress
+    *_, last = training.train(
+        arch, train, recipe=MINI, epochs=epochs, seed=seed, progress=progress
     )
-
     # One program for both.
     images = np.concatenate([train.images, validation.images])
-    logits = training.evaluate(result.model, result.preprocess, images)
+    logits = evaluate(network(last.model, preprocess=last.preprocess), images)
     parts = np.split(logits, [len(train)])
 
     def error(logits: np.ndarray, data: Dataset, top: int) -> float:

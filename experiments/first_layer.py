@@ -47,6 +47,9 @@ from zfnet_jax.analysis.first_layer import (
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import ALEXNET, ALEXNET_MINI, ZFNET, ZFNET_MINI, ablate
 from zfnet_jax.data import Dataset, Preprocessed
+from zfnet_jax.inference import evaluate
+from zfnet_jax.networks import network
+from zfnet_jax.recipes import limit_kernel_rms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,20 +77,14 @@ _BASES = {
 }
 
 
-def _limited_optimizer(
-    total: int, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
-    return optax.with_extra_args_support(
-        optax.chain(
-            MINI.optimizer(total, steps_per_epoch), training.limit_kernel_rms(_LIMIT)
-        )
-    )
-
-
 _RECIPES = {
     "no limit": MINI,
     "RMS limit": dataclasses.replace(
-        MINI, name="mini-limited", optimizer=_limited_optimizer
+        MINI,
+        name="mini-limited",
+        optimizer=lambda rate: optax.chain(
+            MINI.optimizer(rate), limit_kernel_rms(_LIMIT)
+        ),
     ),
 }
 
@@ -126,13 +123,13 @@ def run(options: Options) -> None:
     with Progress("training", len(variants) * len(seeds), unit="network") as progress:
         for seed in seeds:
             for name, (arch, recipe) in variants.items():
-                result = training.train(
+                *_, result = training.train(
                     arch,
                     train,
                     recipe=recipe,
                     epochs=epochs,
                     seed=seed,
-                    on_progress=follow(progress, done, epochs),
+                    progress=follow(progress, done, epochs),
                 )
                 images = Preprocessed(other.images, result.preprocess)
                 tops = top_activations(result.model, images, _CONVOLUTIONS, k=1)
@@ -167,11 +164,11 @@ def run(options: Options) -> None:
 
 
 def measure(
-    result: training.TrainResult, images: Dataset, tops: Mapping[str, TopActivations]
+    result: training.Epoch, images: Dataset, tops: Mapping[str, TopActivations]
 ) -> dict[str, Any]:
     """Metrics of one network's first layer."""
     model, preprocess = result.model, result.preprocess
-    logits = training.evaluate(model, preprocess, images.images)
+    logits = evaluate(network(model, preprocess=preprocess), images.images)
     kernel = np.asarray(model.conv1.kernel[...])
     rms = filter_rms(kernel)
     inputs = preprocess(images.images[:_MEASURED])
@@ -194,7 +191,7 @@ def measure(
 
 
 def project_strongest(
-    result: training.TrainResult, dataset: Dataset, top: TopActivations
+    result: training.Epoch, dataset: Dataset, top: TopActivations
 ) -> np.ndarray:
     """Project the strongest activation of each unit, [h, w, 3, unit]."""
     from zfnet_jax import viz

@@ -46,7 +46,7 @@ from zfnet_jax.data import (
     load_photograph,
     ten_crop_size,
 )
-from zfnet_jax.training import class_probabilities
+from zfnet_jax.inference import class_probabilities
 from zfnet_jax.weights import Pretrained
 
 # The most images in the figure, and bars beside each.
@@ -271,8 +271,7 @@ def classify(
     ) as progress:
         for done, probabilities in enumerate(
             class_probabilities(
-                net.model,
-                net.preprocess,
+                net,
                 images,
                 ten_crops=view == "ten_crop",
                 batch_size=options.batch_size,

@@ -5,11 +5,8 @@ out, and nothing is shown, cached or set globally. Every colour scale is written
 figure, and no fact is told by colour alone.
 """
 
-from zfnet_jax.viz.ablation import ablation_chart
 from zfnet_jax.viz.correspondence import correspondence_chart, masked_images
-from zfnet_jax.viz.evolution import evolution_grid, motion_chart
-from zfnet_jax.viz.features import feature_maps, first_layer_filters
-from zfnet_jax.viz.first_layer import filter_banks, shares_chart
+from zfnet_jax.viz.features import feature_maps
 from zfnet_jax.viz.occlusion import occlusion_panels
 from zfnet_jax.viz.predictions import top_classes
 from zfnet_jax.viz.probe import accuracy_by_layer
@@ -24,34 +21,24 @@ from zfnet_jax.viz.projections import (
 )
 from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
-from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
 
 __all__ = [
-    "ablation_chart",
     "accuracy_by_layer",
     "compared_pictures",
-    "confusion_matrix",
     "correspondence_chart",
     "display",
     "display_projections",
-    "evolution_grid",
     "feature_maps",
     "figure_bytes",
-    "filter_banks",
-    "first_layer_filters",
     "heat_map",
     "image_patches",
     "masked_images",
-    "motion_chart",
     "occlusion_panels",
     "outside",
     "overlay",
-    "prediction_grid",
     "projection_grid",
     "save_figure",
-    "shares_chart",
     "show_projections",
     "similarity_curves",
     "top_classes",
-    "training_curves",
 ]
