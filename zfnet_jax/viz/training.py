@@ -20,6 +20,7 @@ from zfnet_jax.viz.layout import (
     PALETTE,
     SMALL,
     Box,
+    Number,
     column,
     grid,
     picture,
@@ -126,7 +127,7 @@ def confusion_matrix(
     )
 
 
-def _write_count(ax: Axes, y: int, x: int, count: int, share: float) -> None:
+def _write_count(ax: Axes, y: Any, x: Any, count: Any, share: Any) -> None:
     is_right = x == y
     ax.text(
         x,
@@ -184,7 +185,7 @@ def prediction_grid(
 def _frame(box: Box) -> Box:
     """Put a colored square behind a picture."""
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         corner, size = (x - 3, y - 3), (box.width + 6, box.height + 6)
         ax.add_patch(Rectangle(corner, *size, color=PALETTE[1], lw=0, zorder=-1))
         box.draw(ax, x, y)
