@@ -116,7 +116,7 @@ def first_layer(
             top, units = tops["conv2"], np.arange(len(tops["conv2"].dead))
             projections[name] = top.project(net, images, units[:_SHOWN]).pixels
         progress(done + 1, len(work), network=name, error=results[name][-1]["error"])
-    setting = f"{len(train):,} images, {plural(run.passes, 'epoch')}"
+    setting = f"{len(train):,} images for {plural(run.passes, 'epoch')}"
     draw(run, kernels, projections, setting)
     draw_numbers(run, results, f"{setting}, {plural(seeds, 'seed')}")
     yield "data", train.source
@@ -178,9 +178,9 @@ def draw(
         filters[name], responses[name] = kernel, projections[name]
         if limit == "no limit":
             filters[f"{base}, scaled to {_LIMIT:g}"] = limit_filters(kernel, _LIMIT)
-    title = f"Filters of the first layer after {setting}"
+    title = f"Filters of first layers trained on {setting}"
     run.figure("filters", filter_banks(title, filters))
-    title = f"Responses of the second layer after {setting}"
+    title = f"Responses of second layers trained on {setting}"
     run.figure("layer2", layer_2(title, responses))
 
 
@@ -196,8 +196,8 @@ def draw_numbers(
             for name, seeds in results.items()
         }
 
-    headings = ["", "error", "largest / median RMS", "weak", "dominant"]
-    table = [[*headings, *(f"dead in {layer}" for layer in _CONVOLUTIONS)]]
+    headings = ["", "error", "largest / median RMS", "weak filters", "dominant filters"]
+    table = [[*headings, *(f"dead units in {layer}" for layer in _CONVOLUTIONS)]]
     for name, seeds in results.items():
         ratio = np.mean([x["largest_over_median"] for x in seeds])
         counts = [sum(x[key] for x in seeds) for key in ("weak", "dominant")]
@@ -219,7 +219,7 @@ def draw_numbers(
         ),
     }
     figure = first_layer_numbers(
-        f"First layers in numbers: {setting}",
+        f"First layers trained on {setting}",
         table,
         charts,
         "Weak: an RMS below a tenth of the largest. Dominant: above three times the "

@@ -30,7 +30,7 @@ def filter_banks(
         scale = measure_scale(kernel)
         filters = np.moveaxis(to_display(kernel, scale), 3, 0)
         rms = np.sqrt(np.square(kernel).mean((0, 1, 2)))
-        captions = [f"{index}: {value:.2g}" for index, value in enumerate(rms)]
+        captions = [f"{index}: {value:.3f}" for index, value in enumerate(rms)]
         heading = (
             f"{name}: {len(filters)} filters, black {-scale:.2g}, white {scale:.2g}"
         )
