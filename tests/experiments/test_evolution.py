@@ -1,29 +1,23 @@
 """Features over the checkpoints of a run, end to end."""
 
-import json
-
 import numpy as np
 import pytest
 
 import zfnet_jax as zf
 from experiments.evolution import average_motion, evolution
-from experiments.harness import main
+from tests.references.small_network import SMALL, save
+from zfnet_jax.arch import Architecture
 from zfnet_jax.data import make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 EPOCHS = (1, 2, 5)
-SHAPES = ["--dataset", "shapes", "--limit", "40", "--sample", "20", "--count", "6"]
-
-
-def measure(out, *argv):
-    assert main(evolution, [*SHAPES, *map(str, argv), "--out", str(out)]) == 0
-    return json.loads((out / "metrics.json").read_text())
+SHAPES = ["--dataset", "shapes", "--limit", 40, "--sample", 20]
 
 
 @pytest.fixture(scope="module")
-def finished(compiled_once, trained, tmp_path_factory):
-    return measure(tmp_path_factory.mktemp("results"), "--run", trained)
+def finished(compiled_once, trained, measure):
+    return measure(evolution, *SHAPES, "--run", trained)[0]
 
 
 def test_numbers_are_those_of_the_activations_at_each_epoch(finished, trained):
@@ -61,8 +55,9 @@ def build(file):
     return zf.network(net.model.__call__, (16, 16, 3), preprocess=net.preprocess)
 
 
-def test_checkpoints_of_any_model_give_the_same_numbers(finished, trained, tmp_path):
-    measured = measure(tmp_path, "--run", trained, "--model", f"{__name__}:build")
+def test_checkpoints_of_any_model_give_the_same_numbers(finished, trained, measure):
+    argv = [*SHAPES, "--run", trained, "--model", f"{__name__}:build"]
+    measured, _ = measure(evolution, *argv)
     layers = zip(measured["layers"].values(), finished["layers"].values(), strict=True)
     for one, other in layers:
         assert one["jumps"] == other["jumps"]
@@ -77,21 +72,16 @@ def test_motion_of_units_that_never_vary_is_left_out():
     assert average_motion(motion) == pytest.approx([0.3, 1])
 
 
-@pytest.mark.parametrize(
-    ("run", "argv", "code", "message"),
-    [
-        ("untrained", [], 3, "kept 1 epoch, and at least 2 are needed"),
-        ("missing", [], 3, "there is no such folder"),
-        ("mixed", ["--layers", "conv2"], 2, "different architectures"),
-        ("trained", ["--weights", "a"], 2, "--weights: the weights are those of --run"),
-    ],
-)
-def test_unusable_runs_fail_in_one_line(
-    run, argv, code, message, request, tmp_path, capsys
-):
-    folder = tmp_path / run
-    if run != "missing":
-        folder = request.getfixturevalue(run)
-    argv = [*SHAPES, *argv, "--run", str(folder), "--out", str(tmp_path / "out")]
-    assert main(evolution, argv) == code
-    assert message in capsys.readouterr().err
+def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path, refuse):
+    def message(code, *argv):
+        return refuse(evolution, code, *SHAPES, *argv)
+
+    assert "there is no such folder" in message(3, "--run", tmp_path / "missing")
+    save(tmp_path / "epochs/epoch_0001.safetensors", 0)
+    line = message(3, "--run", tmp_path)
+    assert "kept 1 epoch, and at least 2 are needed" in line
+    other = Architecture("other", (16, 16), SMALL.layers[1:])
+    save(tmp_path / "epochs/epoch_0002.safetensors", 0, other)
+    line = message(2, "--run", tmp_path, "--layers", "conv2")
+    assert "different architectures" in line
+    assert "omit it" in message(2, "--run", trained, "--weights", "a")

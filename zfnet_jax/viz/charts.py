@@ -212,6 +212,7 @@ def interval_chart(
         width: Width of a panel in pixels.
     """
     height = len(rows) * row_height
+    has_legend = any(len(series) > 1 for series in panels.values())
 
     def panel(heading: str, first: bool) -> Box:
         def draw(ax: Axes) -> None:
@@ -233,13 +234,14 @@ def interval_chart(
             for place in range(len(rows)):
                 ax.axhline(place, color=LINE, linewidth=0.3)
 
-        names = legend(list(panels[heading]), marks=True)
+        names = [legend(list(panels[heading]), marks=True)] if has_legend else []
         body = plot(width, height + 28 + GAP, draw, left=GAP, below=28)
-        return column(text(heading), names, body, gap=4)
+        return column(text(heading), *names, body, gap=4)
 
     label = max(map(text_width, rows))
     names = [Box(label, row_height, text(name).draw) for name in rows]
-    above = space(height=2 * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
+    lines = 2 if has_legend else 1
+    above = space(height=lines * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
     labels = column(above, *names, gap=0)
     return row(labels, *(panel(heading, False) for heading in panels), gap=2 * GAP)
 

@@ -14,6 +14,7 @@ from zfnet_jax.viz.layout import (
     FAINT,
     INK,
     Box,
+    Number,
     column,
     grid,
     picture,
@@ -70,7 +71,7 @@ def evolution_grid(
             for epoch, activation, jump, patch, x in zip(
                 epochs,
                 activations[index],
-                jumps[index],
+                jumps[index].tolist(),
                 patches,
                 shown[index],
                 strict=True,
@@ -89,7 +90,7 @@ def evolution_grid(
 def _mark_jump(box: Box, is_jump: bool) -> Box:
     """Put a bar at the left of a box, or leave room for it."""
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.plot([x + 1, x + 1], [y, y + box.height], color=INK, linewidth=1.5)
 
     bar = Box(3, box.height, draw) if is_jump else space(3)

@@ -127,7 +127,7 @@ def confusion_matrix(
     )
 
 
-def _write_count(ax: Axes, y: int, x: int, count: int, share: float) -> None:
+def _write_count(ax: Axes, y: Any, x: Any, count: Any, share: Any) -> None:
     is_right = x == y
     ax.text(
         x,
