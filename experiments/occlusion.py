@@ -102,11 +102,11 @@ def occlusion(
         net,
         images,
         run.targets(images) if label is None else label,
-        size=choose_extent(size, net, 4),
-        stride=choose_extent(stride, net, 16),
+        size=choose_extent("size", size, net, 4),
+        stride=choose_extent("stride", stride, net, 16),
         fill=make_cover(net, fill)[0],
         layer=layers[0] if layers else None,
-        units=np.array(units if units[1:] else units[0]) if units else None,
+        units=(units if len(units) > 1 else units[0]) if units else None,
         progress=run.progress("covering"),
     )
     each = describe(run, images, responses)
@@ -132,7 +132,10 @@ def occlusion(
     yield "layer", responses.layer
     yield "tops", responses.tops
     yield "lefts", responses.lefts
-    yield "of_each", [dict(zip(each, x, strict=True)) for x in zip(*each.values())]
+    yield (
+        "of_each",
+        [dict(zip(each, x, strict=True)) for x in zip(*each.values(), strict=True)],
+    )
     yield "drawn", drawn
     keys = ("activity_and_probability", "activity_drop_on_projection")
     yield "mean", {key: average(each[key]) for key in keys}
@@ -171,12 +174,18 @@ def choose_images(
 
 
 def choose_extent(
-    given: Sequence[int], net: Network, part: int
-) -> int | tuple[int, ...]:
+    name: str, given: Sequence[int], net: Network, part: int
+) -> tuple[int, int]:
     """Take one side or two as given, or a part of the image's sides."""
-    if given:
-        return given[0] if len(given) == 1 else tuple(given)
-    return tuple(max(round(extent / part), 1) for extent in net.image_shape[:2])
+    height, width, _ = net.image_shape
+    match given:
+        case ():
+            return max(round(height / part), 1), max(round(width / part), 1)
+        case (side,):
+            return side, side
+        case (rows, columns):
+            return rows, columns
+    raise UserError(f"--{name} {' '.join(map(str, given))}: give a side, or two")
 
 
 def make_cover(net: Network, fill: Fill) -> tuple[np.ndarray, np.ndarray]:

@@ -240,7 +240,7 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
 
 def drop_on_objects(
     responses: Occlusion, masks: Bool[np.ndarray, "n h w"]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure how much of the drop in probability lies on the objects.
 
     Args:
