@@ -76,7 +76,7 @@ def sanity(
     for layer in names:
         progress = run.progress(f"replacing units of {layer}")
         comparison = controls(run.net, images, layer, **options, progress=progress)
-        title = f"The most active unit of {layer} in {run.network_name}, and others"
+        title = f"Most active unit of {layer}, and others instead, {run.network_name}"
         name = f"controls_{slug(layer)}"
         draw_pictures(run, name, title, images, targets, comparison, contrast)
         print_table(f"most active unit of {layer}", comparison)

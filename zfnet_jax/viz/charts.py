@@ -37,7 +37,7 @@ def legend(names: Sequence[str], marks: bool = False) -> Box:
     def sample(index: int) -> Box:
         def draw(ax: Axes, x: Number, y: Number) -> None:
             style = line_style(index, marks)
-            ax.plot([x, x + 14, x + 28], [y + 8] * 3, **style)
+            ax.plot([x + 4, x + 14, x + 24], [y + 8] * 3, **style)
 
         return Box(28, SMALL + 4, draw)
 
