@@ -152,8 +152,8 @@ def split(
         )
     if sum(parts) > available:
         raise UserError(
-            f"--train, --validation and --test ask for {sum(parts):,} images: there are "
-            f"{available:,}"
+            f"--train, --validation and --test ask for {sum(parts):,} of "
+            f"{available:,} images: ask for fewer"
         )
     return parts
 

@@ -247,9 +247,8 @@ def write_at(ax: Axes, words: str, x: Number, y: Number, color: str = FAINT) -> 
     ax.annotate(
         words,
         (x, y),
-        (0, 2),
         xycoords=("axes fraction", "data"),
-        textcoords="offset pixels",
+        va="bottom",
         color=color,
         fontsize=points(SMALL),
         parse_math=False,
