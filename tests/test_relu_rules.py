@@ -15,12 +15,10 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from experiments import any_model
+from experiments.squeezenet import v1_0
 from tests.references import make_squeezenet as squeezenet
 from zfnet_jax import ops, relu_rules
 from zfnet_jax.arch import Conv, MaxPool
-from zfnet_jax.data import load_photograph
-from zfnet_jax.networks import network
 from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import with_relu_rule
 
@@ -619,18 +617,13 @@ present = pytest.mark.skipif(
 )
 
 
-def prepared(photograph):
-    return any_model.preprocess(any_model.crop(load_photograph(photograph)))
-
-
 def relative_error(projections: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(projections - expected) / np.linalg.norm(expected))
 
 
 @functools.cache
 def read_squeezenet():
-    weights = any_model.load(squeezenet.WEIGHTS)
-    return network(any_model.squeezenet, (227, 227, 3), params=weights)
+    return v1_0(str(squeezenet.WEIGHTS))
 
 
 def compare(expected, image, layer, stride=1):
@@ -642,7 +635,7 @@ def compare(expected, image, layer, stride=1):
         np.testing.assert_allclose(
             top.activations[0], expected[f"{layer}/value"], rtol=1e-5
         )
-        pixels = top.pixels[0, ::stride, ::stride, ::-1]
+        pixels = top.pixels[0, ::stride, ::stride]
         stored = expected[f"{layer}/{rule}"]
         if stored.any():
             assert relative_error(pixels, stored) <= 1e-4, rule
@@ -653,7 +646,7 @@ def compare(expected, image, layer, stride=1):
 @present
 @pytest.mark.parametrize("layer", squeezenet.LAYERS)
 def test_projections_are_those_stored(layer):
-    image = prepared(squeezenet.PHOTOGRAPH)
+    image = squeezenet.prepare(squeezenet.PHOTOGRAPH)
     with np.load(squeezenet.STORE) as expected:
         assert all(expected[f"{layer}/{rule}"].any() for rule in RULES)
         compare(expected, image, layer, squeezenet.STRIDE)
@@ -665,7 +658,7 @@ def test_projections_are_those_of_captum():
     pytest.importorskip("torch", reason="needs the parity extra")
     pytest.importorskip("captum", reason="needs the parity extra")
     photograph = squeezenet.PHOTOGRAPH.with_name("n02132136_brown_bear.jpg")
-    image = prepared(photograph)
+    image = squeezenet.prepare(photograph)
     with warnings.catch_warnings():
         # Captum says each time that it hooks the model.
         warnings.filterwarnings("ignore", "Setting backward hooks", UserWarning)

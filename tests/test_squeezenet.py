@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from experiments import any_model
+from experiments.squeezenet import v1_0
 from tests.references.make_squeezenet import PHOTOGRAPH, WEIGHTS
-from zfnet_jax.networks import Network, network
+from zfnet_jax.networks import Network
 
 COUNT, K = 96, 9
 LAYERS = ("pool4", "fire5", "fire8/conv3x3_2", "conv_final", "logits")
@@ -21,12 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @functools.cache
 def squeezenet() -> Network:
-    return network(
-        any_model.squeezenet,
-        (227, 227, 3),
-        params=any_model.load(WEIGHTS),
-        preprocess=any_model.preprocess,
-    )
+    return v1_0(str(WEIGHTS))
 
 
 @pytest.fixture(scope="module")

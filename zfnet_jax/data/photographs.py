@@ -16,7 +16,7 @@ from jaxtyping import Float, Int32, UInt8
 from PIL import Image, ImageOps
 
 from zfnet_jax.data.dataset import DataNotFoundError
-from zfnet_jax.data.preprocessing import Preprocessing, fitted
+from zfnet_jax.data.preprocessing import Fit, Preprocessing, fitted
 from zfnet_jax.files import digest
 
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
@@ -32,7 +32,7 @@ class Photographs:
 
     An index is an int for one image, or an integer array, list or slice for a batch.
     Nothing is kept in memory. The center of each photograph is resized to the size of
-    the network, and converted to gray for a network of one channel.
+    the network (see `fit`), and converted to gray for a network of one channel.
 
     A folder without photographs of its own may have one subfolder per class.
 
@@ -48,6 +48,7 @@ class Photographs:
         path: str | os.PathLike[str],
         image_shape: tuple[int, int, int],
         preprocess: Callable[[Any], Any] | None,
+        fit: Fit = "crop",
     ) -> None:
         """List the photographs.
 
@@ -55,6 +56,8 @@ class Photographs:
             path: A photograph or a folder.
             image_shape: Rows, columns and channels (1 or 3) of the network's images.
             preprocess: From uint8[b, h, w, c] to the floats that the network takes.
+            fit: How to bring a photograph to this shape: "crop" to the center, "pad"
+                with gray or "stretch".
 
         Raises:
             DataNotFoundError: There is no photograph.
@@ -81,7 +84,7 @@ class Photographs:
             self.labels = np.array(labels, np.int32)
         self.preprocess = preprocess
         resize = preprocess if isinstance(preprocess, Preprocessing) else None
-        self.pictures = Pictures(self.folder, self.names, image_shape, resize)
+        self.pictures = Pictures(self.folder, self.names, image_shape, resize, fit)
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -138,6 +141,7 @@ class Pictures:
     image_shape: tuple[int, int, int]
     # It takes pictures of the size of its mean image, which it may resize.
     resize: Preprocessing | None
+    fit: Fit = "crop"
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -157,7 +161,7 @@ class Pictures:
         batch = np.empty((chosen.size, *shape), np.uint8)
         for row, place in zip(batch, chosen.flat, strict=True):
             photograph = load_photograph(self.folder / self.names[int(place)])
-            pixels = fitted(photograph, shape[:2])
+            pixels = fitted(photograph, shape[:2], self.fit)
             if shape[2] == 1:
                 pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
             row[...] = pixels

@@ -7,12 +7,16 @@ Images have one channel or three.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int, Shaped, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
+
+# How a photograph gets the shape of a network: cut, filled up with gray, or distorted.
+Fit = Literal["crop", "pad", "stretch"]
+_GRAY = (128, 128, 128)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,20 +212,29 @@ def center_crop(
 
 
 def fitted(
-    photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+    photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int], fit: Fit = "crop"
 ) -> UInt8[np.ndarray, "H W c"]:
-    """The center of a photograph, resized to the size of a network.
+    """Bring a photograph to the size of a network.
 
-    The same as the paper's order, to resize the shortest side and then to crop, except
-    that a strip one pixel high stays small.
+    "crop" takes the center. It is the same as the paper's order, to resize the shortest
+    side and then to crop, except that a strip one pixel high stays small.
 
     Args:
-        photograph: Pixels of one or three channels, 0 to 255.
+        photograph: Pixels of one or three channels, 0 to 255; "pad" and "stretch" take
+            three.
         size: Rows and columns of the result, in pixels.
+        fit: What to do with another aspect ratio: "crop" to the center, "pad" with gray
+            or "stretch".
 
     Raises:
         ValueError: `size` is not positive.
     """
+    if fit != "crop":
+        image, bilinear = Image.fromarray(photograph), Image.Resampling.BILINEAR
+        shape = size[1], size[0]
+        if fit == "pad":
+            return np.asarray(ImageOps.pad(image, shape, bilinear, _GRAY))
+        return np.asarray(image.resize(shape, bilinear))
     side = min(photograph.shape[:2])
     square = resize_shortest_side(center_crop(photograph, (side, side)), max(size))
     return center_crop(square, size)
