@@ -34,12 +34,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from experiments.common import Results, UsageError, main, silent_decoders
 from zfnet_jax import viz
-from zfnet_jax.data import (
-    DataNotFoundError,
-    center_crop,
-    load_photograph,
-    resize_shortest_side,
-)
+from zfnet_jax.data import center_crop, load_photograph, resize_shortest_side
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.networks import Network, network
 from zfnet_jax.projections import project
 from zfnet_jax.relu_rules import Rule

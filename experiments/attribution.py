@@ -39,7 +39,8 @@ import zfnet_jax as zf
 from experiments.common import Progress, Results, UsageError, at_least, main
 from zfnet_jax import viz
 from zfnet_jax.attribution import attribute
-from zfnet_jax.data import DataNotFoundError, Dataset, make_shapes
+from zfnet_jax.data import Dataset, make_shapes
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import Curves, deletion, importance, insertion, pointing_game
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.weights import Pretrained

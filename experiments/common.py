@@ -61,8 +61,8 @@ from rich.table import Column
 
 import zfnet_jax
 from zfnet_jax.arch import Architecture, Conv
-from zfnet_jax.checkpoint import DamagedFileError
-from zfnet_jax.data import DataNotFoundError, Dataset, load_cifar10, make_shapes
+from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.files import DamagedFileError, DataNotFoundError
 from zfnet_jax.weights import Pretrained, load
 
 if TYPE_CHECKING:

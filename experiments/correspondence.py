@@ -63,14 +63,8 @@ from zfnet_jax.analysis.correspondence import (
     draw_boxes,
     mask_boxes,
 )
-from zfnet_jax.data import (
-    SHAPES,
-    DataNotFoundError,
-    fitted,
-    load_photograph,
-    make_shapes,
-    shape_parts,
-)
+from zfnet_jax.data import SHAPES, fitted, load_photograph, make_shapes, shape_parts
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.weights import Pretrained
 
 _COLUMNS = ("image", "part", "top", "left", "bottom", "right")

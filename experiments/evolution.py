@@ -36,7 +36,8 @@ from experiments.common import (
 )
 from experiments.train_cifar10 import EPOCHS
 from zfnet_jax.analysis.evolution import Evolution, evolution, motion
-from zfnet_jax.data import DataNotFoundError, Dataset, Preprocessed
+from zfnet_jax.data import Dataset, Preprocessed
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.weights import Pretrained
 
 if TYPE_CHECKING:

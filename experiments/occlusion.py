@@ -48,14 +48,9 @@ from experiments.common import (
 )
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, occlusion, share_on
-from zfnet_jax.data import (
-    DataNotFoundError,
-    Dataset,
-    Preprocessed,
-    fitted,
-    load_photograph,
-)
+from zfnet_jax.data import Dataset, Preprocessed, fitted, load_photograph
 from zfnet_jax.deconvnet import backproject
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import spearman
 from zfnet_jax.weights import Pretrained
 

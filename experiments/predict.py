@@ -39,13 +39,13 @@ from experiments.common import (
     weights_digest,
 )
 from zfnet_jax.data import (
-    DataNotFoundError,
     Dataset,
     find_photographs,
     fitted,
     load_photograph,
     ten_crop_size,
 )
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.training import class_probabilities
 from zfnet_jax.weights import Pretrained
 

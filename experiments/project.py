@@ -31,7 +31,8 @@ from experiments.common import (
     weights_digest,
 )
 from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.data import DataNotFoundError, load_photograph
+from zfnet_jax.data import load_photograph
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
 

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from zfnet_jax import checkpoint
-from zfnet_jax.checkpoint import DamagedFileError
+from zfnet_jax.files import DamagedFileError
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # A module is a file or a folder of zfnet_jax, or a folder that uses it. It may import
 # what stands before it; within a folder everything may be imported.
 ORDER = """
-    arch results torch_file data checkpoint viz
+    arch results files torch_file data checkpoint viz
     cpu ops model
     tracing relu_audit relu_rules receptive_fields layers
     adapters engines networks weights

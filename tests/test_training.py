@@ -24,8 +24,8 @@ from flax import nnx
 
 from zfnet_jax import checkpoint, training
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import Dataset, Preprocessing
+from zfnet_jax.files import DamagedFileError
 from zfnet_jax.model import ConvNet
 from zfnet_jax.training import (
     FAST,

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zfnet_jax.data import Archive, DataNotFoundError, Dataset, load_cifar10
+from zfnet_jax.data import Archive, Dataset, load_cifar10
+from zfnet_jax.files import DataNotFoundError
 
 CLASS_NAMES = tuple(f"kind{label}" for label in range(10))
 FILES = {f"data_batch_{batch}.bin": 7 for batch in range(1, 6)} | {"test_batch.bin": 6}

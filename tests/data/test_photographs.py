@@ -13,7 +13,6 @@ import pytest
 from PIL import Image, features
 
 from zfnet_jax.data import (
-    DataNotFoundError,
     Photographs,
     Preprocessing,
     find_photographs,
@@ -21,6 +20,7 @@ from zfnet_jax.data import (
     load_photograph,
     photographs,
 )
+from zfnet_jax.files import DataNotFoundError
 
 # Three rows and two columns of one colour each: no turn leaves it as it is.
 COLORS = np.array(

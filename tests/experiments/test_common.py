@@ -28,8 +28,7 @@ from experiments.common import (
     trained_on,
 )
 from tests.references.small_network import save
-from zfnet_jax.checkpoint import DamagedFileError
-from zfnet_jax.data import DataNotFoundError
+from zfnet_jax.files import DamagedFileError, DataNotFoundError
 from zfnet_jax.training import NonFiniteLossError
 
 ROOT = Path(__file__).parents[2]

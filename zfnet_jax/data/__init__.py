@@ -1,7 +1,7 @@
 """Images: CIFAR-10, generated shapes, photographs, and their preprocessing."""
 
 from zfnet_jax.data.cifar10 import Archive, load_cifar10
-from zfnet_jax.data.dataset import DataNotFoundError, Dataset
+from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
     Preprocessed,
@@ -18,7 +18,6 @@ __all__ = [
     "CORNERS",
     "SHAPES",
     "Archive",
-    "DataNotFoundError",
     "Dataset",
     "Photographs",
     "Preprocessed",

@@ -28,7 +28,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from zfnet_jax.data.dataset import DataNotFoundError, Dataset
+from zfnet_jax.data.dataset import Dataset
+from zfnet_jax.files import DataNotFoundError
 
 _logger = logging.getLogger(__name__)
 

@@ -8,13 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
 
-class DataNotFoundError(Exception):
-    """The data is missing or damaged, and could not be fetched.
-
-    The message is one line: what is missing, where, and what to do.
-    """
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Labeled images of one size, decoded, in memory.

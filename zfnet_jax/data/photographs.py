@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image, ImageOps
 
-from zfnet_jax.data.dataset import DataNotFoundError
 from zfnet_jax.data.preprocessing import Preprocessing, fitted
+from zfnet_jax.files import DataNotFoundError
 
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
 # running other programs (EPS), some by marks so weak that noise passes for one (TGA).
