@@ -417,8 +417,7 @@ def load_dataset(
     """One split of a dataset, cut to its first `limit` images."""
     count = _SIZES[name][split]
     if name == "cifar10":
-        limited = limit is not None and limit < count
-        return load_cifar10(f"{split}[:{limit}]" if limited else split, data_dir)
+        return load_cifar10(split, data_dir, limit)
     return make_shapes(min(count, limit or count), seed=0 if split == "train" else 1)
 
 
