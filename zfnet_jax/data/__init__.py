@@ -1,6 +1,6 @@
 """Images: CIFAR-10, generated shapes, photographs, and their preprocessing."""
 
-from zfnet_jax.data.cifar10 import Archive, load_cifar10
+from zfnet_jax.data.cifar10 import load_cifar10
 from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
@@ -13,11 +13,11 @@ from zfnet_jax.data.preprocessing import (
     ten_crop_size,
 )
 from zfnet_jax.data.shapes import CORNERS, SHAPES, make_shapes, shape_parts
+from zfnet_jax.data.sources import load_dataset
 
 __all__ = [
     "CORNERS",
     "SHAPES",
-    "Archive",
     "Dataset",
     "Photographs",
     "Preprocessed",
@@ -26,6 +26,7 @@ __all__ = [
     "find_photographs",
     "fitted",
     "load_cifar10",
+    "load_dataset",
     "load_photograph",
     "make_shapes",
     "resize_shortest_side",
