@@ -63,7 +63,13 @@ from zfnet_jax.analysis.correspondence import (
     draw_boxes,
     mask_boxes,
 )
-from zfnet_jax.data import SHAPES, fitted, load_photograph, make_shapes, shape_parts
+from zfnet_jax.data import (
+    SHAPES,
+    fit_photograph,
+    load_photograph,
+    make_shapes,
+    shape_parts,
+)
 from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.weights import Pretrained
 
@@ -319,7 +325,7 @@ def load_annotated(
             except DataNotFoundError as error:
                 raise DataNotFoundError(f"{file}, line {line}: {error}") from error
         size = stored[image].shape[:2]
-        images.append(fitted(stored[image], kept))
+        images.append(fit_photograph(stored[image], kept))
         for part, row in rows.items():
             where = f"{file}, line {row.line}"
             try:
@@ -371,8 +377,8 @@ def convert_box(
     """Convert a box from pixels of a stored image to pixels of the network.
 
     The center square of the image is resized, its center of size `kept` cut out, as by
-    `fitted`, and that is resized to `input_hw`. A pixel belongs to the box if its
-    center does. The arithmetic is in whole numbers, without rounding.
+    `fit_photograph`, and that is resized to `input_hw`. A pixel belongs to the box if
+    its center does. The arithmetic is in whole numbers, without rounding.
     """
     side, large = min(stored), max(kept)
     edges = []

@@ -48,7 +48,7 @@ from experiments.common import (
 )
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, occlusion, share_on
-from zfnet_jax.data import Dataset, Preprocessed, fitted, load_photograph
+from zfnet_jax.data import Dataset, Preprocessed, fit_photograph, load_photograph
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import spearman
@@ -111,7 +111,7 @@ def run(options: Options) -> None:
     else:
         with silent_decoders():
             photograph = load_photograph(options.image)
-        picture = fitted(photograph, net.preprocess.mean.shape[:2])
+        picture = fit_photograph(photograph, net.preprocess.mean.shape[:2])
         chosen = Dataset(
             picture[None], np.zeros(1, np.int32), net.class_names, options.image.name
         )

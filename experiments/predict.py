@@ -41,7 +41,7 @@ from experiments.common import (
 from zfnet_jax.data import (
     Dataset,
     find_photographs,
-    fitted,
+    fit_photograph,
     load_photograph,
     ten_crop_size,
 )
@@ -112,7 +112,7 @@ class Photographs:
             name = os.fsencode(file).decode(errors="replace")
             try:
                 with silent_decoders():
-                    view = fitted(load_photograph(file), self._size)
+                    view = fit_photograph(load_photograph(file), self._size)
                 content = file.read_bytes()
             except (DataNotFoundError, OSError) as error:
                 if len(self._files) == 1:

@@ -11,7 +11,7 @@ import zfnet_jax as zf
 from experiments.common import main
 from experiments.correspondence import Options, convert_box, read_boxes, run
 from zfnet_jax.analysis.correspondence import correspondence
-from zfnet_jax.data import Preprocessing, fitted, make_shapes, shape_parts
+from zfnet_jax.data import Preprocessing, fit_photograph, make_shapes, shape_parts
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -160,7 +160,7 @@ def test_a_stripe_shows_in_the_converted_box(stored, kept, input_hw):
             box[axis], box[axis + 2] = start, end
             image = np.zeros((*stored, 3), np.uint8)
             image[box[0] : box[2], box[1] : box[3]] = 255
-            seen = preprocess.pictures(fitted(image, kept)[None])[0, ..., 0]
+            seen = preprocess.pictures(fit_photograph(image, kept)[None])[0, ..., 0]
             line = seen.mean(1 - axis)
             first, _, last, _ = np.roll(convert_box(box, stored, kept, input_hw), -axis)
             inside = np.zeros(input_hw[axis], bool)

@@ -10,7 +10,7 @@ import zfnet_jax as zf
 from experiments import feature_maps
 from experiments.common import main
 from experiments.feature_maps import Options, run
-from zfnet_jax.data import fitted
+from zfnet_jax.data import fit_photograph
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -34,7 +34,7 @@ def test_the_maps_are_those_of_the_image(photo, trained, tmp_path, monkeypatch):
     argv = ["--image", str(photo), "--weights", str(weights), "--out", str(tmp_path)]
     assert main(run, Options, [*argv, "--layers", "conv2,pool1", "--count", "3"]) == 0
     net = zf.load(weights)
-    picture = fitted(np.asarray(Image.open(photo)), (32, 32))
+    picture = fit_photograph(np.asarray(Image.open(photo)), (32, 32))
     features = net.model.features(np.asarray(net.preprocess(picture[None]))).features
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics["layers"]) == ["conv2", "pool1"]

@@ -17,7 +17,7 @@ from zfnet_jax import training
 from zfnet_jax.arch import Architecture, Conv, Dense
 from zfnet_jax.data import (
     Preprocessing,
-    fitted,
+    fit_photograph,
     load_photograph,
     make_shapes,
     ten_crop,
@@ -78,7 +78,9 @@ def by_hand(weights: Path, files: list[Path], ten: bool) -> np.ndarray:
 
     found = []
     for file in files:
-        view = fitted(load_photograph(file), (18, 27) if ten else (16, 24))[None]
+        view = fit_photograph(load_photograph(file), (18, 27) if ten else (16, 24))[
+            None
+        ]
         found.append(softmax(ten_crop(view, (16, 24))[0] if ten else view))
     return np.array(found)
 
@@ -138,7 +140,7 @@ def test_one_photograph_and_the_picture_that_was_seen(
     assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
     assert row["probabilities"] == sorted(row["probabilities"])[::-1]
     net = zf.load(weights)
-    view = fitted(load_photograph(folder / "1.png"), (32, 32))[None]
+    view = fit_photograph(load_photograph(folder / "1.png"), (32, 32))[None]
     (picture,) = drawn["x"].axes[0].images
     seen = net.preprocess.pictures(view)[0]
     np.testing.assert_array_equal(picture.get_array(), seen)
