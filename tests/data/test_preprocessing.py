@@ -10,7 +10,7 @@ from PIL import Image
 from zfnet_jax.data import (
     Preprocessing,
     center_crop,
-    fitted,
+    fit_photograph,
     resize_shortest_side,
     ten_crop,
     ten_crop_size,
@@ -92,8 +92,8 @@ def test_one_channel_equals_each_of_three(size):
         pictures = ours.pictures(gray)[..., 0], theirs.pictures(color)[..., channel]
         np.testing.assert_array_equal(*pictures)
     image = random_images(9, 14, 1)
-    expected = fitted(np.repeat(image, 3, 2), (6, 4))
-    np.testing.assert_array_equal(fitted(image, (6, 4)), expected[..., :1])
+    expected = fit_photograph(np.repeat(image, 3, 2), (6, 4))
+    np.testing.assert_array_equal(fit_photograph(image, (6, 4)), expected[..., :1])
 
 
 @pytest.mark.parametrize(
@@ -218,18 +218,18 @@ def test_images_for_ten_crops_are_larger_as_in_the_paper(size, larger):
 @pytest.mark.parametrize("wanted", [(32, 32), (20, 32)])
 def test_fitted_has_the_size_of_the_network(size, wanted):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    assert fitted(pixels, wanted).shape == (*wanted, 3)
+    assert fit_photograph(pixels, wanted).shape == (*wanted, 3)
 
 
 def test_fitted_keeps_the_middle_upright():
     pixels = np.zeros((64, 164, 3), np.uint8)
     pixels[:, 50:114] = np.arange(64, dtype=np.uint8)[:, None, None] * 4
     pixels[:, :50] = 255
-    result = fitted(pixels, (32, 32)).astype(int)
+    result = fit_photograph(pixels, (32, 32)).astype(int)
     expected = np.arange(32)[:, None].repeat(32, 1) * 8 + 2
     np.testing.assert_allclose(result[..., 0], expected, atol=2)
 
 
 def test_a_strip_stays_small():
     strip = np.zeros((1, 2_000_000, 3), np.uint8)
-    assert fitted(strip, (224, 224)).shape == (224, 224, 3)
+    assert fit_photograph(strip, (224, 224)).shape == (224, 224, 3)

@@ -7,7 +7,7 @@ Images have one channel or three.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,25 +62,15 @@ class Preprocessing:
         mean = (total / len(images)).astype(np.float32)
         return cls(mean, scale, None if size == mean.shape[:2] else size)
 
-    @overload
-    def __call__(
-        self, images: UInt8[np.ndarray, "b h w c"]
-    ) -> Float32[np.ndarray, "b H W c"]: ...
-    @overload
-    def __call__(
-        self, images: UInt8[Array, "b h w c"]
-    ) -> Float32[Array, "b H W c"]: ...
-    def __call__(
-        self, images: Shaped[np.ndarray | Array, "..."]
-    ) -> Float32[np.ndarray | Array, "b H W c"]:
+    def __call__(self, images: Shaped[np.ndarray | Array, "..."]) -> Any:
         """Preprocess a batch, of NumPy or of JAX, also under `jax.jit`.
 
         Args:
             images: Pixels, 0 to 255, with the shape of the mean image.
 
         Returns:
-            (images - mean) * scale, resized if the attribute `size` is not None, as an
-            array of the same library.
+            float32[b, H, W, c]: (images - mean) * scale, resized if the attribute
+            `size` is not None, as an array of the same library.
 
         Raises:
             ValueError: The images are not uint8, or do not have the size and the
@@ -112,9 +102,7 @@ class Preprocessing:
                 f"{_size(self.mean.shape)} (rows x columns x channels)"
             )
 
-    def _resize(
-        self, values: Float32[np.ndarray | Array, "b h w c"]
-    ) -> Float32[np.ndarray | Array, "b H W c"]:
+    def _resize(self, values: Float32[np.ndarray | Array, "b h w c"]) -> Any:
         if self.size is None:
             return values
         shape = (len(values), *self.size, values.shape[-1])
@@ -178,17 +166,9 @@ def resize_shortest_side(
     return resized.reshape(*resized.shape[:2], image.shape[2])
 
 
-@overload
-def center_crop(
-    image: Shaped[np.ndarray, "*b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray, "*b H W c"]: ...
-@overload
-def center_crop(
-    image: Shaped[Array, "*b h w c"], size: tuple[int, int]
-) -> Shaped[Array, "*b H W c"]: ...
 def center_crop(
     image: Shaped[np.ndarray | Array, "*b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray | Array, "*b H W c"]:
+) -> Any:
     """Cut the center out of an image or a batch, half a pixel up and left if uneven.
 
     Args:
@@ -207,13 +187,13 @@ def center_crop(
     ]
 
 
-def fitted(
+def fit_photograph(
     photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W c"]:
-    """The center of a photograph, resized to the size of a network.
+    """Cut the center out of a photograph and resize it to the size of a network.
 
-    The same as the paper's order, to resize the shortest side and then to crop, except
-    that a strip one pixel high stays small.
+    It equals the paper's order, to resize the shortest side and then to crop, but a
+    strip one pixel high takes no more memory than any photograph.
 
     Args:
         photograph: Pixels of one or three channels, 0 to 255.
@@ -233,17 +213,9 @@ def ten_crop_size(size: tuple[int, int]) -> tuple[int, int]:
     return round(rows * 256 / 224), round(cols * 256 / 224)
 
 
-@overload
-def ten_crop(
-    images: Shaped[np.ndarray, "b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray, "b 10 H W c"]: ...
-@overload
-def ten_crop(
-    images: Shaped[Array, "b h w c"], size: tuple[int, int]
-) -> Shaped[Array, "b 10 H W c"]: ...
 def ten_crop(
     images: Shaped[np.ndarray | Array, "b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray | Array, "b 10 H W c"]:
+) -> Any:
     """Cut out the four corners and the center, and mirror each (section 3).
 
     Args:

@@ -1,13 +1,9 @@
 """Ten shapes over textured backgrounds: images that are drawn, never downloaded.
 
-Each image shows one filled shape of random position, size, rotation and colour, over a
-coloured texture whose amplitude falls as 1/f, as that of natural images does (Field
+Each image shows one filled shape of random position, size, rotation and color, over a
+colored texture whose amplitude falls as 1/f, as that of natural images does (Field
 1987). The object's mask comes with it, so that an attribution can be checked against
 where the object is.
-
-Every random number is made from the raw 64-bit output of PCG64, which NumPy keeps
-stable, unlike its distributions; all arithmetic is in float64, far finer than the
-rounding to bytes. So the same seed gives the same bytes elsewhere and later.
 """
 
 from collections.abc import Callable
@@ -21,7 +17,7 @@ Coordinates = Float64[np.ndarray, "..."]
 
 # Radius of the circle that holds the object, as a share of the shorter side.
 _RADIUS = (0.26, 0.44)
-# Grey levels: mean of the background, its variation, and how far the object differs.
+# Gray levels: mean of the background, its variation, and how far the object differs.
 _BACKGROUND = (64.0, 192.0)
 _TEXTURE = (14.0, 30.0)
 _CONTRAST = (70.0, 110.0)
@@ -48,7 +44,7 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
         seed: From 0 to 2**32 - 1.
 
     Returns:
-        The images, with `masks`: true where the centre of a pixel is inside the object.
+        The images, with `masks`: true where the center of a pixel is inside the object.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -110,7 +106,7 @@ def shape_parts(
         column = center_x + radius * (np.cos(turn) * x - np.sin(turn) * y)
         half = _CORNER * radius
         ends = np.stack([row - half, column - half, row + half, column + half], 1)
-        # The pixels whose centres, which lie at half-integers, are inside.
+        # The pixels whose centers, which lie at half-integers, are inside.
         boxes[corner] = np.ceil(ends - 0.5).astype(np.int64).clip(0, [*size, *size])
     return indices, boxes
 
@@ -240,14 +236,14 @@ def _draw(
     spectrum = (_TEXTURES, height, width // 2 + 1)
     numbers = _PARAMETERS + int(np.prod(spectrum))
     raw = np.stack([_raw(numbers, seed, 1, index) for index in indices])
-    drawn = _uniform(raw[:, :_PARAMETERS])
-    radius, center_x, center_y, turn = _pose(drawn[:_POSE], size)
-    uniform = iter(drawn[_POSE:])
+    parameters = _uniform(raw[:, :_PARAMETERS])
+    radius, center_x, center_y, turn = _pose(parameters[:_POSE], size)
+    uniform = iter(parameters[_POSE:])
 
     def between(low: float, high: float) -> np.ndarray:
         return low + (high - low) * next(uniform)
 
-    # Pixel centres lie at half-integers.
+    # Pixel centers lie at half-integers.
     x = (np.arange(width) + 0.5 - center_x[:, None]) / radius[:, None]
     y = (np.arange(height) + 0.5 - center_y[:, None]) / radius[:, None]
     cos, sin = np.cos(turn)[:, None], np.sin(turn)[:, None]
@@ -261,15 +257,15 @@ def _draw(
         distance[chosen] = shape(x[chosen], y[chosen])
     coverage = np.clip(0.5 - distance * radius[:, None, None], 0, 1)
 
-    grey = between(*_BACKGROUND)
+    gray = between(*_BACKGROUND)
     # Away from the nearer end of the range: a bright object over a bright background
     # would be clipped to no contrast at all.
-    contrast = np.where(grey < 128, 1, -1) * between(*_CONTRAST)
+    contrast = np.where(gray < 128, 1, -1) * between(*_CONTRAST)
     hues = np.stack([between(-_CHROMA, _CHROMA) for _ in range(6)], 1)
     hues = hues.reshape(-1, 2, 3)
     hues -= hues.mean(axis=2, keepdims=True)
-    ground = grey[:, None] + hues[:, 0]
-    paint = np.clip((grey + contrast)[:, None] + hues[:, 1], 0, 255)
+    ground = gray[:, None] + hues[:, 0]
+    paint = np.clip((gray + contrast)[:, None] + hues[:, 1], 0, 255)
     strength = between(*_TEXTURE)
     tint = np.stack([between(-0.4, 0.4) for _ in range(3)], 1)
 
@@ -294,7 +290,7 @@ def _uniform(raw: UInt64[np.ndarray, "n p"]) -> Float64[np.ndarray, "p n"]:
 def _pose(
     uniform: Float64[np.ndarray, "4 n"], size: tuple[int, int]
 ) -> tuple[np.ndarray, ...]:
-    """Radius, x and y of the centre in pixels, turn in radians, clockwise as seen."""
+    """Radius, x and y of the center in pixels, turn in radians, clockwise as seen."""
     height, width = size
     radius = (_RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * uniform[0]) * min(size)
     center_x = radius + uniform[1] * (width - 2 * radius)
