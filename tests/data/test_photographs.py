@@ -148,12 +148,6 @@ def test_16_bit_tiff(tmp_path, channels, colors, planes):
         np.testing.assert_array_equal(load_photograph(path), expected)
 
 
-def test_palette(tmp_path):
-    image = Image.fromarray(COLORS).convert("P", palette=Image.Palette.ADAPTIVE)
-    assert image.mode == "P"
-    np.testing.assert_array_equal(load_photograph(saved(tmp_path, image)), COLORS)
-
-
 @pytest.mark.parametrize(
     ("suffix", "transparency", "second"),
     [
@@ -185,14 +179,6 @@ def test_alpha_is_laid_on_white(tmp_path, mode, suffix):
     assert loaded[0].tolist() == [[60] * 3, [177] * 3, [255] * 3]
 
 
-@pytest.mark.parametrize(("mode", "color"), [("L", 7), ("RGB", (1, 2, 3))])
-def test_a_color_named_transparent_is_white(tmp_path, mode, color):
-    image = Image.new(mode, (2, 1), color)
-    image.putpixel((1, 0), 9 if mode == "L" else (9, 9, 9))
-    path = saved(tmp_path, image, transparency=color)
-    assert load_photograph(path)[0].tolist() == [[255] * 3, [9] * 3]
-
-
 @pytest.mark.parametrize("suffix", ["jpg", "tiff"])
 def test_cmyk(tmp_path, suffix):
     # Cyan, magenta, yellow, key: a pure red, half black; a JPEG is inverted inside.
@@ -200,12 +186,6 @@ def test_cmyk(tmp_path, suffix):
     loaded = load_photograph(saved(tmp_path, image, suffix))
     assert loaded.shape == (8, 16, 3)
     np.testing.assert_allclose(loaded[4, 8], [127, 0, 0], atol=3)
-
-
-def test_ycbcr(tmp_path):
-    image = Image.fromarray(COLORS.repeat(8, 0).repeat(8, 1)).convert("YCbCr")
-    loaded = load_photograph(saved(tmp_path, image, "tiff"))
-    np.testing.assert_allclose(loaded[::8, ::8], COLORS, atol=3)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tiff"])

@@ -33,14 +33,8 @@ def test_mean_image_by_hand():
     # Each pixel has a mean of its own, neither one per channel nor one per image.
     preprocess = Preprocessing.fit(images, scale=2.0)
     np.testing.assert_allclose(preprocess(images)[:, 0, 0, 0], [170, 170, -340])
-
-
-def test_preprocessed_training_images_have_zero_mean():
-    images = random_images(50, 6, 4, 3)
-    out = Preprocessing.fit(images)(images)
-    assert out.dtype == np.float32
-    np.testing.assert_allclose(out.mean(axis=0), 0, atol=1e-4)
-    assert -256 < out.min() < -100 < 100 < out.max() < 256
+    with pytest.raises(ValueError, match="at least one"):
+        Preprocessing.fit(images[:0])
 
 
 def test_numpy_and_jitted_jax_agree():
@@ -117,23 +111,6 @@ def test_images_that_do_not_fit(images, message, monkeypatch):
         jax.jit(preprocess)(images)
 
 
-def test_a_mean_image_of_nothing():
-    with pytest.raises(ValueError, match="at least one"):
-        Preprocessing.fit(random_images(0, 6, 5, 3))
-
-
-@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 40))
-def test_resizing_gives_the_shorter_side(height, width, side):
-    resized = resize_shortest_side(random_images(height, width, 3), side)
-    assert min(resized.shape[:2]) == side
-    # The longer side follows to within the pixel that is rounded away.
-    longer = side * max(height, width) / min(height, width)
-    assert longer - 1 < max(resized.shape[:2]) <= longer
-    assert (resized.shape[0] >= resized.shape[1]) == (height >= width) or (
-        resized.shape[0] == resized.shape[1]
-    )
-
-
 def test_resizing_averages_what_it_leaves_out():
     # Without antialiasing, stripes one pixel wide come out as stripes, not as gray.
     stripes = np.zeros((64, 96, 3), np.uint8)
@@ -148,8 +125,6 @@ def test_resizing_matches_pillow_and_keeps_orientation():
     expected = Image.fromarray(image).resize((20, 12), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resize_shortest_side(image, 12), np.asarray(expected))
     np.testing.assert_array_equal(resize_shortest_side(image, 30), image)
-    with pytest.raises(ValueError, match=r"side .* 0"):
-        resize_shortest_side(image, 0)
 
 
 def test_center_crop_by_hand():
@@ -187,13 +162,7 @@ def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image(
         np.testing.assert_array_equal(crops[:, ours], mirrored[:, theirs])
     np.testing.assert_array_equal(crops[:, 4], center_crop(images, size))
     np.testing.assert_array_equal(crops[:, 9], crops[:, 4, :, ::-1])
-
-
-def test_crops_of_jax_arrays():
-    images = random_images(2, 7, 6, 3)
-    crops = jax.jit(lambda x: ten_crop(x, (4, 5)))(jnp.asarray(images))
-    assert isinstance(crops, jax.Array)
-    np.testing.assert_array_equal(crops, ten_crop(images, (4, 5)))
+    np.testing.assert_array_equal(ten_crop(jnp.asarray(images), size), crops)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 7), (0, 3), (3, -1)])

@@ -35,7 +35,7 @@ _CHUNK_PIXELS = 2**15
 def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> Dataset:
     """Draw a set of images, every ten of which hold each class once.
 
-    An image depends on the seed, its index and its size alone: a longer set begins
+    An image depends only on the seed, its index and its size, so a longer set begins
     with the shorter one. Use different seeds for training and test sets.
 
     Args:
@@ -73,20 +73,20 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
 def shape_parts(
     name: str, count: int, size: tuple[int, int] = (32, 32), seed: int = 0
 ) -> tuple[Int64[np.ndarray, " n"], dict[str, Int64[np.ndarray, "n 4"]]]:
-    """Where the named corners of one class are in the images of `make_shapes`.
+    """Locate the corners of one class in the images of `make_shapes`.
 
     A box is a square about a corner, its side half the radius of the circle that holds
     the object, cut off at the image's border.
 
     Args:
         name: A class of `CORNERS`.
-        count: As for `make_shapes`.
-        size: As for `make_shapes`.
-        seed: As for `make_shapes`.
+        count: Number of images, as for `make_shapes`, and so are `size` and `seed`.
+        size: Rows and columns of an image.
+        seed: Seed of the images.
 
     Returns:
-        Which of the images are of that class; and for each of them, by the corner's
-        name, its box: top, left, bottom, right in pixels, ends exclusive.
+        The indices of that class's images; and by the corner's name its box in each of
+        them: top, left, bottom, right in pixels, ends exclusive.
 
     Raises:
         ValueError: An argument is out of its range, or the class has no such corners.
@@ -192,11 +192,11 @@ SHAPES: dict[str, Callable[[Coordinates, Coordinates], Coordinates]] = {
     "arrow": _arrow,
     "hourglass": _hourglass,
 }
-"""The classes, in the order of their labels: how far a point lies outside the outline.
+"""Signed distances from the outlines of the classes, in the order of their labels.
 
-Each is a function of x and y, in units of the radius of a circle about the origin
-that holds the whole shape. It is negative inside, and close to the outline it is the
-distance to it, but for corners, which stay sharp.
+Each is a function of x and y, in units of the radius of a circle about the origin that
+holds the whole shape. It is negative inside, and exact near the outline except at the
+corners, which stay sharp.
 """
 
 CORNERS: dict[str, dict[str, tuple[float, float]]] = {
@@ -212,16 +212,15 @@ CORNERS: dict[str, dict[str, tuple[float, float]]] = {
         "tail": (-0.85, 0.0),
     },
 }
-"""The middles of the corners of a class, in the coordinates of `SHAPES`.
+"""Corners of the classes whose corners differ, in the coordinates of `SHAPES`.
 
-Of classes whose corners can be told apart however the object is turned. Left and right
-are those of the picture of a heart that stands on its tip, and of an arrow that flies
+Left and right are as seen in a heart that stands on its tip, or an arrow that flies
 upward.
 """
 
 
 def _labels(count: int, seed: int) -> np.ndarray:
-    """A permutation of the classes for each block: balanced, and in no fixed order."""
+    """Labels that are a random permutation of the classes in each block of ten."""
     classes = len(SHAPES)
     blocks = -(-count // classes)
     raw = [_raw(classes, seed, 0, block) for block in range(blocks)]
@@ -258,8 +257,7 @@ def _draw(
     coverage = np.clip(0.5 - distance * radius[:, None, None], 0, 1)
 
     gray = between(*_BACKGROUND)
-    # Away from the nearer end of the range: a bright object over a bright background
-    # would be clipped to no contrast at all.
+    # A bright object over a bright background would be clipped to no contrast at all.
     contrast = np.where(gray < 128, 1, -1) * between(*_CONTRAST)
     hues = np.stack([between(-_CHROMA, _CHROMA) for _ in range(6)], 1)
     hues = hues.reshape(-1, 2, 3)
@@ -283,7 +281,7 @@ def _draw(
 
 
 def _uniform(raw: UInt64[np.ndarray, "n p"]) -> Float64[np.ndarray, "p n"]:
-    """The upper 53 bits make a float in [0, 1) with no rounding."""
+    """Numbers in [0, 1) from the upper 53 bits."""
     return (raw >> np.uint64(11)).T * 2.0**-53
 
 
