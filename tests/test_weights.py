@@ -356,10 +356,11 @@ def test_batch_normalization_is_named(state):
         load_weights(given, SMALL)
 
 
-def test_a_hundred_thousand_tensors_are_one_short_line(tmp_path, state):
-    many = {f"layer{i}.weight": np.zeros((1, 1), np.float16) for i in range(100_000)}
+def test_ten_thousand_tensors_are_one_short_line(state):
+    zero = np.zeros((1, 1), np.float16)
+    many = {f"layer{i}.weight": zero for i in range(10_000)}
     for arch in (SMALL, None):
-        with pytest.raises(ValueError, match=r"[0-9]{5,6} more\)?$") as caught:
+        with pytest.raises(ValueError, match=r"[0-9]{4,5} more\)?$") as caught:
             load_weights(many, arch)
         assert len(str(caught.value)) < 1000
     long = {**state, "x" * 10**6: np.zeros(3)}

@@ -145,6 +145,8 @@ def test_ten_crop_by_hand():
     crops = ten_crop(images, (1, 2))[0, :, 0, :, 0]
     straight = [[0, 1], [2, 3], [8, 9], [10, 11], [5, 6]]
     assert crops.tolist() == straight + [row[::-1] for row in straight]
+    ours = jax.jit(lambda x: ten_crop(x, (1, 2)))(jnp.asarray(images))
+    assert ours[0, :, 0, :, 0].tolist() == crops.tolist()
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.data())
@@ -162,7 +164,6 @@ def test_ten_crops_are_five_of_the_image_and_five_of_its_mirror_image(
         np.testing.assert_array_equal(crops[:, ours], mirrored[:, theirs])
     np.testing.assert_array_equal(crops[:, 4], center_crop(images, size))
     np.testing.assert_array_equal(crops[:, 9], crops[:, 4, :, ::-1])
-    np.testing.assert_array_equal(ten_crop(jnp.asarray(images), size), crops)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 7), (0, 3), (3, -1)])
