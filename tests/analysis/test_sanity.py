@@ -11,9 +11,8 @@ import scipy.stats
 import skimage.filters
 
 import zfnet_jax as zf
-from tests.networks import residual_form, residual_images
+from tests.networks import SMALL, residual_form, residual_images
 from tests.references.deconvnet_cases import draw_state
-from tests.references.small_network import SMALL
 from zfnet_jax.analysis.sanity import (
     cascade,
     controls,

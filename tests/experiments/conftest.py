@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import main
-from tests.references.small_network import SMALL, save
+from tests.networks import SMALL, save
 from zfnet_jax.arch import Architecture
 
 

@@ -27,7 +27,7 @@ from experiments.common import (
     main,
     trained_on,
 )
-from tests.references.small_network import save
+from tests.networks import save
 from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import DataNotFoundError
 from zfnet_jax.training import NonFiniteLossError

@@ -9,7 +9,7 @@ from PIL import Image
 import zfnet_jax as zf
 from experiments.common import main
 from experiments.top_features import Options, run
-from tests.references.small_network import save
+from tests.networks import save
 from zfnet_jax.data import Preprocessed, make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
