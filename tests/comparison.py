@@ -15,6 +15,14 @@ def distance(actual: Any, expected: Any) -> float:
     return float(error / scale) if scale else float(error > 0)
 
 
+def cut(pixels: np.ndarray, box: Any) -> np.ndarray:
+    """A box of an image, zero outside it."""
+    top, left, bottom, right = box
+    margin = max(0, -top, -left, bottom - len(pixels), right - pixels.shape[1])
+    padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)))
+    return padded[top + margin : bottom + margin, left + margin : right + margin]
+
+
 def arrays(result: Any) -> Iterator[np.ndarray]:
     """Every array and number of a result, in order; names are left out."""
     if dataclasses.is_dataclass(result):

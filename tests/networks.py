@@ -68,6 +68,26 @@ MIXED = Architecture(
         Dense("logits", 4, relu=False),
     ),
 )
+# Everything that the paper's networks lack: a pooling of the image and of a pooled
+# map, groups, rectangles, uneven padding, strides that skip, and a normalization just
+# before a dense layer.
+ODD = Architecture(
+    "odd",
+    (29, 46),
+    (
+        MaxPool("pool0", (1, 2), (1, 2)),
+        Conv("conv1", 8, (3, 2), stride=(2, 1), padding=((1, 0), (0, 1))),
+        MaxPool("pool1", 3, 2, ((1, 0), (0, 2))),
+        MaxPool("pool2", (3, 2), (1, 2)),
+        ContrastNorm("norm2", size=3, k=1.0, alpha=0.3),
+        Conv("conv3", 6, 2, padding=((0, 2), (1, 0)), groups=2),
+        MaxPool("pool3", 1, 2),
+        ContrastNorm("norm3", size=4, k=1.0, alpha=0.3),
+        Dense("fc4", 7),
+        Dense("logits", 4, relu=False),
+    ),
+    channels=2,
+)
 LEARNED: dict[str, str | int | float] = {"dataset": "shapes", "test_accuracy": 0.125}
 
 
@@ -76,9 +96,9 @@ def random_model(arch: Architecture, seed: int = 0) -> zf.ConvNet:
 
 
 def as_function(model: zf.ConvNet, **options: Any) -> zf.networks.Network:
-    """The network of the model's call, which is not known to be a `ConvNet`'s."""
+    """The same network, read off a function that is not known to be a `ConvNet`'s."""
     shape = (*model.arch.input_hw, model.arch.channels)
-    return zf.network(lambda images: model(images), shape, **options)
+    return zf.network(lambda images: model.features(images).features, shape, **options)
 
 
 def save(path: Path, seed: int, arch: Architecture = SMALL, metadata=LEARNED) -> None:

@@ -10,9 +10,7 @@ from tests import networks as examples
 from zfnet_jax import projections as projecting
 from zfnet_jax.crops import find_crop
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 SHAPE = (96, 77, 3)
-LAYERS = ["stem", "stem.pool", "block1.conv1", "block1", "block2.conv1"]
 
 
 def images(count: int = 2) -> np.ndarray:
@@ -25,7 +23,7 @@ def net() -> zf.networks.Network:
 
 
 @pytest.mark.parametrize("rule", ["deconvnet", "guided", "gradient"])
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", ["stem.pool", "block2.conv1"])
 def test_every_place_of_the_map(net, layer, rule, monkeypatch):
     crop = find_crop(net, layer)
     assert crop is not None
