@@ -81,9 +81,9 @@ def check(
                 reference.strongest(out, unit) if given is None else given[i, u]
             )
             place = int(row), int(column)
-            signal = reference.kept(out, unit, place)
+            signal = reference.keep(out, unit, place)
             pixels = reference.descend(steps, weights, signal, rule, norm=norm)
-            box = reference.seen(arch, layer, place)
+            box = zf.receptive_field(arch, layer).box(*place, clip=False)
             # The box holds all of the projection.
             assert np.count_nonzero(cut(pixels, box)) == np.count_nonzero(pixels)
             assert tuple(projections.boxes[n]) == box
@@ -539,7 +539,7 @@ def overwrite(model: zf.ConvNet, image, layer: str, unit: int, place) -> np.ndar
         chosen = None if chosen is None else np.asarray(chosen[0])
         steps.append(reference.Step(spec, below, out, chosen))
         below = out
-    signal = reference.kept(below, unit, place)
+    signal = reference.keep(below, unit, place)
     weights = reference.weights_of(model)
     return reference.descend(steps, weights, signal, "deconvnet", "last")
 

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from tests.comparison import distance
 from zfnet_jax import cpu, ops
@@ -59,27 +57,6 @@ def check(spec, shape):
 )
 def test_it_is_the_definition(spec, shape):
     check(spec, shape)
-
-
-@pytest.mark.parametrize("kind", ["winograd", "direct"])
-@settings(max_examples=3)
-@given(st.data())
-def test_it_is_the_definition_for_random_windows(kind, data):
-    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
-    stride = data.draw(pair)
-    if kind == "winograd":
-        kernel = tuple(data.draw(st.integers(2 * s + 1, 3 * s)) for s in stride)
-    else:
-        kernel = data.draw(pair)
-    edge = st.tuples(st.integers(0, 3), st.integers(0, 3))
-    spec = Conv("conv", 4, kernel, stride, data.draw(st.tuples(edge, edge)))
-    channels = 16 if kind == "winograd" else data.draw(st.sampled_from([1, 3, 16]))
-    assert cpu.conv.suits_winograd(spec, channels) or kind == "direct"
-    hw = data.draw(st.tuples(st.integers(1, 11), st.integers(1, 11)))
-    assume(
-        all(h + sum(p) >= k for h, p, k in zip(hw, spec.padding, kernel, strict=True))
-    )
-    check(spec, (2, *hw, channels))
 
 
 @pytest.mark.parametrize(
