@@ -12,25 +12,24 @@ import pytest
 hypothesis.settings.register_profile("zfnet_jax", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("zfnet_jax")
 
+FAST = "jax_disable_most_optimizations"
+
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory) -> Iterator[None]:
-    """Keep compiled programs for other workers and child processes of this run."""
+def compiled_once(tmp_path_factory) -> Iterator[None]:
+    """Compile fast, and only once for all workers and child processes of a run.
+
+    The tests compile more than they compute.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     options = {
         "jax_compilation_cache_dir": str(folder / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": float(
-            os.environ.get("MINT", 0.0)
-        ),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": bool(int(os.environ.get("NOOPT", "1"))),
+        FAST: True,
     }
-    if os.environ.get("NOCACHE"):
-        options = {
-            "jax_disable_most_optimizations": bool(int(os.environ.get("NOOPT", "1")))
-        }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in options.items():
             jax.config.update(name, value)
@@ -39,10 +38,8 @@ def compile_once(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_compilation():
-    pass
-
-
-@pytest.fixture(scope="module")
-def compiled_once():
-    pass
+def compiled_well(compiled_once) -> Iterator[None]:
+    """For forms of computations that are there for speed: compile as users do."""
+    jax.config.update(FAST, False)
+    yield
+    jax.config.update(FAST, True)

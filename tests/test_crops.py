@@ -48,19 +48,6 @@ def test_large_fields_take_the_whole_image(net):
     assert find_crop(net, "fc") is None
 
 
-def test_networks_of_one_size_take_the_whole_image():
-    kernel = jnp.ones((3, 3, 3, 2))
-    dense = jnp.ones((96 * 77 * 2, 4))
-
-    def flat(x):
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jax.nn.relu(x).reshape(len(x), -1) @ dense
-
-    assert find_crop(zf.network(flat, SHAPE), "conv1") is None
-
-
 def test_networks_that_know_the_place_take_the_whole_image():
     """A map of coordinates makes a crop another image."""
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))

@@ -217,17 +217,6 @@ def test_equal_importances_go_in_row_major_order():
     np.testing.assert_allclose(curves.probabilities, [0.1 + 0.8 * sums], rtol=1e-5)
 
 
-def test_steps_are_rows_unless_given():
-    x = np.ones((1, 5, 3, 1), np.float32)
-
-    def mean(x):
-        return as_probability(x.sum((1, 2, 3)) / 30)
-
-    curves = insertion(mean, x, 0, draw(1, 5, 3), baseline=0.5)
-    expected = [[0.25, 0.3, 0.35, 0.4, 0.45, 0.5]]
-    np.testing.assert_allclose(curves.probabilities, expected, rtol=1e-5)
-
-
 # --- bad input ---
 
 

@@ -58,31 +58,6 @@ def test_statistics_over_a_named_batch_are_refused():
         network(model, SHAPE)
 
 
-def test_sums_over_another_named_axis_are_those_of_an_array():
-    def model(x):
-        return jax.vmap(lambda row: lax.psum(row, "rows"), 1, axis_name="rows")(x)
-
-    view = read(lambda x: model(x)[0])
-    assert axes(view) == "bck" and view.rows is None and view.columns == Span(1, 1, 0)
-
-
-def test_checkpoint_names_are_those_of_exact_values():
-    def model(x):
-        pre = checkpoint_name(conv(x, 4), "pre")
-        return checkpoint_name(jax.nn.relu(pre), "post").mean((1, 2))
-
-    net = network(model, SHAPE)
-    assert list(net.layers) == ["pre", "post", "post.pool"]
-    kinds = [(layer.kind, layer.rectified) for layer in net.layers.values()]
-    assert kinds == [("conv", False), ("relu", True), ("mean pool", False)]
-    values, expected = net.activations(images()), np.asarray(conv(images(), 4))
-    assert expected.min() < 0
-    np.testing.assert_allclose(values["pre"], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        values["post"], np.maximum(expected, 0), rtol=1e-4, atol=1e-5
-    )
-
-
 def test_names_on_any_value_end_there():
     def model(x):
         double = checkpoint_name(2 * x, "double")

@@ -14,7 +14,6 @@ import zfnet_jax as zf
 from tests.networks import IMAGE_SHAPE, TINY, residual_nnx
 from tests.references.deconvnet_cases import draw_state
 from zfnet_jax.analysis.mining import TopActivations, top_activations
-from zfnet_jax.data import Preprocessed
 from zfnet_jax.networks import network
 
 LAYERS = [layer.name for layer in TINY.layers]
@@ -144,19 +143,6 @@ def test_batches_and_streams_do_not_matter(model, images, batch_size):
     assert done[-1] == (COUNT, COUNT) and len(done) == len(set(done))
 
 
-def test_pixels_can_be_preprocessed_as_they_are_needed(model):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 9, 12, 3), np.uint8)
-
-    def preprocess(x):
-        return x.astype(np.float32) / 64 - 2
-
-    lazy = top_activations(model, Preprocessed(pixels, preprocess), "conv1")["conv1"]
-    eager = top_activations(model, preprocess(pixels), "conv1")["conv1"]
-    assert_same(lazy, eager)
-    with pytest.raises(ValueError, match="uint8"):
-        top_activations(model, pixels)
-
-
 CHILD = """
 import json, sys
 import jax, numpy as np
@@ -281,13 +267,3 @@ def test_each_activation_is_projected_from_its_own_image(model, images):
     assert rank == len(result)
     expected = top.activations[units].ravel()
     np.testing.assert_allclose(result.activations, expected, rtol=1e-5)
-
-
-def test_all_units_are_projected_and_dead_ones_are_zero(model, images):
-    top = top_activations(model, images, "conv2", k=2)["conv2"]
-    result = top.project(model, images)
-    assert result.units.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    zero = ~result.pixels.any((1, 2, 3))
-    assert zero.tolist() == [u == 1 for u in result.units]
-    with pytest.raises(ValueError, match=r"no unit 4: conv2 has 4 \(0 to 3\)"):
-        top.project(model, images, [1, 4])

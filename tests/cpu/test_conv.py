@@ -11,6 +11,8 @@ from tests.comparison import distance
 from zfnet_jax import cpu, ops
 from zfnet_jax.arch import Conv
 
+pytestmark = pytest.mark.usefixtures("compiled_well")
+
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
