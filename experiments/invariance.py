@@ -19,23 +19,18 @@ rotated by 45°, the probability of the true class falls from 0.82 to 0.36.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from experiments.common import (
-    ImageOptions,
-    Progress,
-    Results,
-    UsageError,
-    at_least,
-    counted,
+from experiments.harness import (
+    Images,
+    Metrics,
+    NetworkRun,
+    Positive,
+    UserError,
     main,
-    mean_picture,
-    named_layers,
 )
 from zfnet_jax.analysis.invariance import (
     IDENTITY,
@@ -43,208 +38,164 @@ from zfnet_jax.analysis.invariance import (
     Invariance,
     Transform,
     check_amounts,
-    invariance,
     linearity,
     periodicity,
     transform_images,
 )
+from zfnet_jax.analysis.invariance import invariance as measure
 
-_UNITS = {
-    "translate": "pixels down",
-    "scale": "times larger",
-    "rotate": "degrees counter-clockwise",
-}
 _STEPS, _FOLDS = 25, (2, 3, 4, 5)
 
 
-@dataclasses.dataclass(frozen=True)
-class Options(ImageOptions):
-    """Draw how features move as images are transformed."""
+def invariance(
+    run: NetworkRun,
+    transform: Literal["translate", "scale", "rotate", "all"] = "all",
+    amounts: tuple[float, ...] = (),
+    layers: tuple[str, ...] = (),
+    border: Border = "reflect",
+    limit: Positive = 200,
+    shown: Positive = 5,
+) -> Metrics:
+    """Measure how features move as images are transformed.
 
-    transform: Literal["translate", "scale", "rotate", "all"] = "all"
-    """Which transformation; translate is vertical, as in the paper."""
-    values: str | None = None
-    """Amounts of a single transformation, as in 0,15,30; by default the paper's: shifts
-    of up to 60 of 224 pixels up and down, in proportion to the image's size and by
-    whole pixels; 1 to 1.8 times; 0 to 360 degrees."""
-    layers: str | None = None
-    """Layers, as in conv1,fc7; by default the first and the last hidden one."""
-    border: Border = "reflect"
-    """Source of pixels outside the image: its reflection, its edge, or the mean image
-    (zero)."""
-    images: int = 200
-    """Number of images to average over."""
-    shown: int = 5
-    """Number of them to draw, at most 5."""
-    out: Path = Path("results/invariance")
-    """Folder for results; files of the same names are replaced."""
-
-
-def run(options: Options) -> None:
-    """Transform, compare, draw and write the results."""
-    from zfnet_jax import viz
-
-    at_least(1, options, "images", "shown", "limit")
-    if options.values is not None and options.transform == "all":
-        raise UsageError("--values needs a single --transform")
-    results = Results(options.out)
-    net = options.network()
-    arch = net.model.arch
-    amounts_by_transform = {
-        name: choose_amounts(name, options.values, arch.input_hw[0])
-        for name in get_args(Transform)
-        if options.transform in (name, "all")
-    }
-    layers = None if options.layers is None else named_layers(arch, options.layers)
-    dataset = options.known_images(net, options.images)
-    count = len(dataset)
-    shown = min(options.shown, count, 5)
-    names = [dataset.class_names[label] for label in dataset.labels[:shown]]
-    middle = mean_picture(net).astype(np.float32)
-    pictures = net.preprocess.pictures(dataset.images[:shown]) - middle
-    images = net.preprocess(dataset.images)
-    metrics = {}
-    total = len(amounts_by_transform) * count
-    with Progress("transforming", total, unit="image", every=32) as progress:
-        for index, (transform, amounts) in enumerate(amounts_by_transform.items()):
-            result = invariance(
-                net,
-                images,
-                dataset.labels,
-                transform,
-                amounts,
-                layers=layers,
-                border=options.border,
-                progress=lambda done, _, start=index * count: progress.update(
-                    start + done
-                ),
-            )
-            places = np.linspace(0, len(amounts) - 1, min(7, len(amounts)))
-            steps = amounts[places.round().astype(int)]
-            moved = [
-                middle
-                + transform_images(
-                    pictures, transform, float(step), border=options.border
-                )
-                for step in steps
-            ]
-            curves = {
-                f"relative distance at {x}": y for x, y in result.relative.items()
+    Args:
+        transform: Which transformation; translate is vertical, as in the paper.
+        amounts: Amounts of a single transformation. By default the paper's: shifts of
+            up to 60 of 224 pixels up and down, in proportion to the image's size and by
+            whole pixels; 1 to 1.8 times; 0 to 360 degrees.
+        layers: Layers, by default the first and the last hidden one.
+        border: Source of pixels outside the image: its reflection, its edge, or the
+            mean image (zero).
+        limit: Images at most.
+        shown: Images to draw, at most 5.
+    """
+    if amounts and transform == "all":
+        raise UserError("--amounts needs a single --transform")
+    net, images = run.net, run.images(limit)
+    targets = run.targets(images)
+    yield "network", run.network_name
+    yield "data", images.source
+    yield "images", len(images)
+    yield "border", border
+    transforms = {}
+    for name in get_args(Transform):
+        if transform not in (name, "all"):
+            continue
+        steps = choose_amounts(name, amounts, net.image_shape[0])
+        result = measure(
+            net,
+            images,
+            targets,
+            name,
+            steps,
+            layers=layers or None,
+            border=border,
+            progress=run.progress(name),
+        )
+        draw(run, images, targets, name, border, result, min(shown, 5, len(images)))
+        transforms[name] = describe(name, result, shown)
+        if name == "rotate" and _is_full_turn(result.amounts):
+            transforms[name]["periodicity"] = measure_periods(result)
+            transforms[name]["periodicity_by_class"] = {
+                run.class_name(label): measure_periods(result, targets == label)
+                for label in np.unique(targets)
             }
-            figure, _ = viz.invariance_curves(
-                f"{transform}: distances relative to an image's own features, "
-                f"{arch.name}",
-                _UNITS[transform],
-                amounts,
-                {**curves, "probability of the true class": result.probability},
-                shown,
-                names,
-                np.rint(np.stack(moved, 1)).clip(0, 255).astype(np.uint8),
-                steps.tolist(),
-            )
-            results.figure(f"invariance_{transform}", figure)
-            metrics[transform] = describe(transform, result, shown)
-            if _is_full_turn(transform, amounts):
-                metrics[transform]["periodicity_by_class"] = {
-                    dataset.class_names[label]: measure_periods(
-                        result, np.flatnonzero(dataset.labels == label)
-                    )
-                    for label in np.unique(dataset.labels)
-                }
-    results.metrics(
-        {
-            "architecture": arch.name,
-            "data": dataset.source,
-            "images": count,
-            "border": options.border,
-            "transforms": metrics,
-        }
-    )
-    results.config(options)
-    results.manifest(seed=0, digests=options.digests(dataset))  # nothing is random
-    print(
-        f"{counted(len(metrics), 'transformation')} of {counted(count, 'image')}; "
-        f"figures in {results.path}"
-    )
+    yield "transforms", transforms
 
 
-def choose_amounts(transform: Transform, text: str | None, height: int) -> np.ndarray:
-    """Amounts of a transformation as given, by default the paper's."""
-    if text is None:
-        return {
-            # Between pixels, interpolation alone would blur the image.
-            "translate": np.unique(
-                np.round(np.linspace(-60, 60, _STEPS) * height / 224)
-            ),
-            "scale": np.linspace(1, 1.8, _STEPS),
-            "rotate": np.linspace(0, 360, _STEPS),
-        }[transform].astype(np.float32)
-    try:
-        amounts = np.array([float(part) for part in text.split(",")])
-    except ValueError:
-        amounts = np.array([np.nan])
-    if not np.isfinite(amounts).all():
-        raise UsageError(f"--values {text} must be numbers, as in 0,15,30")
-    return check_amounts(transform, amounts, height)
+def choose_amounts(
+    transform: Transform, amounts: tuple[float, ...], height: int
+) -> np.ndarray:
+    """Check the amounts of a transformation; take the paper's if there are none."""
+    if amounts:
+        return check_amounts(transform, np.array(amounts), height)
+    # Between pixels, interpolation alone would blur the image.
+    shifts = np.unique(np.round(np.linspace(-60, 60, _STEPS) * height / 224))
+    return {
+        "translate": shifts,
+        "scale": np.linspace(1, 1.8, _STEPS),
+        "rotate": np.linspace(0, 360, _STEPS),
+    }[transform].astype(np.float32)
+
+
+def draw(
+    run: NetworkRun,
+    images: Images,
+    targets: np.ndarray,
+    transform: Transform,
+    border: Border,
+    result: Invariance,
+    shown: int,
+) -> None:
+    """Draw the first images as they are transformed, and all curves."""
+    from zfnet_jax.viz.invariance import invariance_curves
+
+    places = np.linspace(0, len(result.amounts) - 1, min(7, len(result.amounts)))
+    steps = result.amounts[places.round().astype(int)].tolist()
+    pictures = images.pictures[:shown].astype(np.float32)
+    middle = pictures.mean((0, 1, 2))
+    moved = [
+        transform_images(pictures - middle, transform, step, border=border) + middle
+        for step in steps
+    ]
+    figure = invariance_curves(
+        run.network_name,
+        transform,
+        result.amounts,
+        result.relative,
+        result.probability,
+        [run.class_name(label) for label in targets[:shown]],
+        np.rint(np.stack(moved, 1)).clip(0, 255).astype(np.uint8),
+        steps,
+    )
+    run.figure(f"invariance_{transform}", figure)
 
 
 def describe(transform: Transform, result: Invariance, shown: int) -> dict[str, Any]:
-    """Metrics of a transformation."""
-    amounts = result.amounts
-    near = float(np.abs(amounts - IDENTITY[transform]).max()) / 2
+    """Summarize a transformation for metrics.json."""
+    amounts, start = result.amounts, IDENTITY[transform]
+    near = float(np.abs(amounts - start).max()) / 2
     layers = {}
-    for layer, curves in result.distances.items():
-        mean, relative = curves.mean(0), result.relative[layer]
+    for layer, distances in result.distances.items():
+        mean, relative = distances.mean(0), result.relative[layer]
         layers[layer] = {
             "distance": mean,
-            "spread": curves.std(0),
+            "distance_spread": distances.std(0),
+            "distance_of_each_shown": distances[:shown],
             "relative": relative.mean(0),
             "relative_spread": relative.std(0),
-            "distance_of_each_shown": curves[:shown],
             "relative_of_each_shown": relative[:shown],
-            "linearity_of_small": _finite(
-                linearity(amounts, mean, IDENTITY[transform], near)
-            ),
+            "linearity_of_small": linearity(amounts, mean, start, near),
         }
-    metrics = {
-        "values": amounts,
+    return {
+        "amounts": amounts,
         "layers": layers,
         "probability": result.probability.mean(0),
         "probability_spread": result.probability.std(0),
         "probability_of_each_shown": result.probability[:shown],
     }
-    if _is_full_turn(transform, amounts):
-        everything = np.arange(len(result.probability))
-        metrics["periodicity"] = measure_periods(result, everything)
-    return metrics
 
 
-def _is_full_turn(transform: Transform, amounts: np.ndarray) -> bool:
-    """Whether the amounts show how features repeat during a rotation."""
+def _is_full_turn(amounts: np.ndarray) -> bool:
+    """Tell whether the amounts show how features repeat during a rotation."""
     return (
-        transform == "rotate"
-        and len(amounts) > 2 * max(_FOLDS)
+        len(amounts) > 2 * max(_FOLDS)
         and amounts[-1] - amounts[0] == 360
         and np.allclose(np.diff(amounts), 360 / (len(amounts) - 1), atol=1e-3)
     )
 
 
 def measure_periods(
-    result: Invariance, images: np.ndarray
-) -> dict[str, dict[str, float | None]]:
-    """Share of some images' mean curve that repeats, by layer and number of folds."""
+    result: Invariance, images: Any = slice(None)
+) -> dict[str, dict[str, float]]:
+    """Measure the share of some images' mean curve that repeats, by layer and folds."""
     return {
         layer: {
-            str(fold): _finite(periodicity(curves[images, :-1].mean(0), fold))
-            for fold in _FOLDS
+            str(fold): periodicity(curves[images, :-1].mean(0), fold) for fold in _FOLDS
         }
         for layer, curves in result.distances.items()
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(invariance))

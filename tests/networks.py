@@ -531,6 +531,15 @@ class SmallNet(nnx.Module):
         return self.fc(nnx.relu(self.conv2(x)).mean((1, 2)))
 
 
+def small_network() -> zf.networks.Network:
+    """That model with preprocessing, as `--model tests.networks:small_network`."""
+
+    def preprocess(pixels: np.ndarray) -> np.ndarray:
+        return pixels.astype(np.float32) / 128 - 1
+
+    return zf.network(SmallNet(nnx.Rngs(0)), (24, 24, 3), preprocess=preprocess)
+
+
 def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:
     """Weights for `experiments.any_model.squeezenet`, by He's scale, zero biases."""
     from experiments.any_model import shapes

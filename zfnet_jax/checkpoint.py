@@ -32,14 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from zfnet_jax.files import DamagedFileError
+
 _DIGESTS = "SHA256SUMS"
 _METADATA = "metadata.json"
 _STATE = "state"
 _UNFINISHED = ".unfinished-"
-
-
-class DamagedFileError(Exception):
-    """A checkpoint or weight file is not what was written; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)

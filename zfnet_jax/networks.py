@@ -310,24 +310,29 @@ class Network:
             raise ValueError(f"image {index} holds a value that is not finite")
         return batch.astype(jax.dtypes.canonicalize_dtype(batch.dtype), copy=False)
 
-    def load_images(self, path: str | os.PathLike[str]) -> Any:
-        """A photograph, or a folder of them, as images for this network.
+    def load_images(self, source: Any) -> Any:
+        """Open a photograph, a folder of them or a dataset as images for this network.
 
         Photographs are decoded, resized, cropped and preprocessed as they are needed,
         so a folder of any size takes little memory.
 
         Args:
-            path: A photograph or a folder.
+            source: A path or a `zfnet_jax.data.Dataset`.
 
         Returns:
-            `zfnet_jax.data.Photographs`.
+            `zfnet_jax.data.Photographs` or `zfnet_jax.data.DatasetImages`.
 
         Raises:
-            ValueError: The network has no `preprocess`, or there is no photograph.
+            ValueError: The network has no `preprocess`.
+            DataNotFoundError: There is no photograph.
         """
+        from zfnet_jax.data.dataset import Dataset
+        from zfnet_jax.data.images import DatasetImages
         from zfnet_jax.data.photographs import Photographs
 
-        return Photographs(path, self.image_shape, self.preprocess)
+        if isinstance(source, Dataset):
+            return DatasetImages(source, self.image_shape, self.preprocess)
+        return Photographs(source, self.image_shape, self.preprocess)
 
     def resize(self, image_hw: tuple[int, int]) -> Network | None:
         """The same network for images of another size; None if it takes one size."""

@@ -2,6 +2,7 @@
 
 from zfnet_jax.data.cifar10 import Archive, load_cifar10
 from zfnet_jax.data.dataset import DataNotFoundError, Dataset
+from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
     Preprocessed,
@@ -20,6 +21,7 @@ __all__ = [
     "Archive",
     "DataNotFoundError",
     "Dataset",
+    "DatasetImages",
     "Photographs",
     "Preprocessed",
     "Preprocessing",

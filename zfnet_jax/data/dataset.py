@@ -7,12 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
-
-class DataNotFoundError(Exception):
-    """The data is missing or damaged, and could not be fetched.
-
-    The message is one line: what is missing, where, and what to do.
-    """
+from zfnet_jax.files import DataNotFoundError as DataNotFoundError
 
 
 @dataclass(frozen=True, eq=False)

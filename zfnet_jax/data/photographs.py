@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import stat
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 
 from zfnet_jax.data.dataset import DataNotFoundError
 from zfnet_jax.data.preprocessing import Preprocessing, fitted
+from zfnet_jax.files import digest
 
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
 # running other programs (EPS), some by marks so weak that noise passes for one (TGA).
@@ -102,6 +104,24 @@ class Photographs:
                 f"takes floats {list(expected)}"
             )
         return images[0] if single else images
+
+    def take(self, indices: np.ndarray) -> Photographs:
+        """Select the photographs at `indices`, in that order."""
+        part = copy.copy(self)
+        part.names = tuple(self.names[index] for index in indices)
+        part.labels = None if self.labels is None else self.labels[indices]
+        part.pictures = dataclasses.replace(self.pictures, names=part.names)
+        return part
+
+    @property
+    def source(self) -> str:
+        """Origin of the images, in one line."""
+        plural = "" if len(self) == 1 else "s"
+        return f"{len(self):,} photograph{plural} of {self.folder.name or '.'}"
+
+    def digest(self) -> str:
+        """Compute the sha256, in hex, of the files."""
+        return digest(*(self.folder / name for name in self.names))
 
     def __repr__(self) -> str:
         """One line."""

@@ -10,7 +10,6 @@ from zfnet_jax.viz.correspondence import correspondence_chart, masked_images
 from zfnet_jax.viz.evolution import evolution_grid, motion_chart
 from zfnet_jax.viz.features import feature_maps, first_layer_filters
 from zfnet_jax.viz.first_layer import filter_banks, shares_chart
-from zfnet_jax.viz.invariance import invariance_curves
 from zfnet_jax.viz.occlusion import occlusion_panels
 from zfnet_jax.viz.predictions import top_classes
 from zfnet_jax.viz.probe import accuracy_by_layer
@@ -25,7 +24,6 @@ from zfnet_jax.viz.projections import (
 )
 from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
-from zfnet_jax.viz.top_activations import top_features
 from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
 
 __all__ = [
@@ -43,7 +41,6 @@ __all__ = [
     "first_layer_filters",
     "heat_map",
     "image_patches",
-    "invariance_curves",
     "masked_images",
     "motion_chart",
     "occlusion_panels",
@@ -56,6 +53,5 @@ __all__ = [
     "show_projections",
     "similarity_curves",
     "top_classes",
-    "top_features",
     "training_curves",
 ]

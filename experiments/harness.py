@@ -1,0 +1,521 @@
+"""The harness of all experiments: command line, inputs, progress and result folder.
+
+An experiment is a generator of metrics. Its module's docstring is the help, its
+parameters are the options, and the class of its first parameter says which options it
+shares with others:
+
+    def invariance(run: NetworkRun, limit: Positive = 200) -> Metrics:
+        '''Measure how features move.
+
+        Args:
+            limit: Images at most.
+        '''
+        images = run.images(limit)
+        activations = run.net.activations(images, progress=run.progress("reading"))
+        run.figure("curves", viz.curves(activations))
+        yield "images", len(images)
+
+    if __name__ == "__main__":
+        sys.exit(main(invariance))
+
+Exit codes: 0 success, 1 the run failed, 2 wrong command line, 3 missing data, 4 damaged
+file, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import importlib.resources
+import inspect
+import platform
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import docstring_parser
+import jax
+import numpy as np
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+import zfnet_jax as zf
+from experiments.progress import Progress, say
+from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.data.images import DatasetImages
+from zfnet_jax.data.photographs import Photographs
+from zfnet_jax.files import (
+    DamagedFileError,
+    DataNotFoundError,
+    digest,
+    to_json,
+    write_atomically,
+)
+from zfnet_jax.networks import Network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Metrics = Iterator[tuple[str, Any]]
+Images = DatasetImages | Photographs
+
+
+class UserError(ValueError):
+    """The command line asks for something impossible; the message is one line."""
+
+
+def _parse_positive(words: list[str]) -> int:
+    if not words[0].isdecimal() or int(words[0]) < 1:
+        raise ValueError(f"{words[0]} is not a whole number of at least 1")
+    return int(words[0])
+
+
+Positive = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=_parse_positive,
+        is_instance=lambda value: isinstance(value, int) and value > 0,
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """One run of an experiment: its random numbers, figures and result folder.
+
+    Attributes:
+        seed: Seed for the random draws.
+        out: Folder for results, results/NAME by default. Files of the same names are
+            replaced.
+        dpi: Resolution of the PNG figures in dots per inch.
+    """
+
+    seed: int = 0
+    out: Path | None = None
+    dpi: Positive = 256
+
+    def __post_init__(self) -> None:
+        """Start without inputs."""
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: give a number from 0 to 2**32 - 1")
+        self.digests: dict[str, str] = {}
+        self._progress: Progress | None = None
+
+    @property
+    def path(self) -> Path:
+        """The result folder."""
+        assert self.out is not None
+        return self.out
+
+    @functools.cached_property
+    def rng(self) -> np.random.Generator:
+        """The source of random numbers."""
+        return np.random.default_rng(self.seed)
+
+    def open(self) -> None:
+        """Create the result folder, or say why it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / ".probe", bytes(1 << 16)).unlink()
+        except OSError as error:
+            raise UserError(
+                f"--out {self.path} cannot be written ({error.strerror}): choose "
+                "another folder"
+            ) from error
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Write a figure as NAME.png and NAME.pdf; NAME may contain subfolders."""
+        from zfnet_jax.viz.layout import figure_bytes
+
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for kind in ("png", "pdf"):
+            data = figure_bytes(figure, kind, self.dpi)
+            write_atomically(path.with_name(f"{path.name}.{kind}"), data)
+
+    def progress(self, task: str) -> Progress:
+        """Show a task's progress: call the result with (done, total, **values)."""
+        self.close()
+        self._progress = Progress(task)
+        return self._progress
+
+    def close(self) -> None:
+        """Leave the progress of the last task as it stands."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class NetworkRun(Run):
+    """A run on a network and images.
+
+    Attributes:
+        weights: Trained network: a shipped name, by default zfnet32-cifar10, or a
+            weight file.
+        model: Any JAX model, as module:function. The function returns a network, or a
+            model and its preprocessing; it is called with --weights if it takes an
+            argument.
+        image: Photograph, or folder of photographs, instead of a dataset. Subfolders
+            are classes.
+        dataset: Source of the images, by default the one the network was trained on.
+        data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
+    """
+
+    weights: str | None = None
+    model: str | None = None
+    image: Path | None = None
+    dataset: Literal["cifar10", "shapes"] | None = None
+    data_dir: Path | None = None
+
+    default_weights = "zfnet32-cifar10"
+
+    @functools.cached_property
+    def net(self) -> Network:
+        """The network of --model or --weights."""
+        if self.model is not None:
+            return self._call_model(self.model)
+        weights = self.weights or self.default_weights
+        try:
+            net = zf.load(weights)
+        except FileNotFoundError as error:
+            raise DataNotFoundError(str(error)) from error
+        shipped = importlib.resources.files("zfnet_jax") / "pretrained"
+        file = shipped / f"{weights}.safetensors"
+        path = Path(str(file)) if file.is_file() else Path(weights)
+        self.digests["weights"] = digest(path)
+        return net
+
+    def _call_model(self, name: str) -> Network:
+        module, _, function = name.partition(":")
+        try:
+            build = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"--model {name}: {error}; give module:function, importable from here"
+            ) from error
+        takes_weights = bool(inspect.signature(build).parameters)
+        if takes_weights and self.weights is None:
+            raise UserError(f"--model {name} takes weights: give --weights")
+        if self.weights is not None:
+            if not takes_weights:
+                raise UserError(f"--model {name} takes no weights: omit --weights")
+            if not Path(self.weights).is_file():
+                raise DataNotFoundError(f"there is no weight file {self.weights}")
+            self.digests["weights"] = digest(Path(self.weights))
+        built = build(self.weights) if takes_weights else build()
+        model, preprocess = built if isinstance(built, tuple) else (built, None)
+        return zf.network(model, preprocess=preprocess)
+
+    @property
+    def network_name(self) -> str:
+        """Name of the network for titles."""
+        arch = getattr(self.net.model, "arch", None)
+        return arch.name if arch is not None else str(self.model)
+
+    def images(
+        self,
+        limit: int | None = None,
+        split: Literal["train", "test"] = "test",
+    ) -> Images:
+        """Open the first images of --image or of a dataset.
+
+        Args:
+            limit: Images at most; None opens all.
+            split: Split of the dataset.
+        """
+        if self.image is not None and self.dataset is not None:
+            raise UserError("--image and --dataset both name the images: give one")
+        source = self.image
+        if source is None:
+            source = load_dataset(self._dataset_name(), split, self.data_dir, limit)
+        images = self.net.load_images(source)
+        if limit is not None and limit < len(images):
+            images = images.take(np.arange(limit))
+        self.digests["data"] = images.digest()
+        return images
+
+    def labeled_images(
+        self, limit: int | None = None, split: Literal["train", "test"] = "test"
+    ) -> Images:
+        """Open images as `images` does; their classes must be those of the network."""
+        images = self.images(limit, split)
+        if images.labels is None or not self.knows(images):
+            raise UserError(
+                f"the classes of {images.source} are not those of {self.network_name}: "
+                "choose another --dataset, or an --image folder with a subfolder for "
+                "each class"
+            )
+        return images
+
+    def knows(self, images: Images) -> bool:
+        """Tell whether the labels of some images are classes of the network."""
+        names = images.class_names
+        if names is None:
+            return False
+        if self.net.class_names is None:
+            return len(names) == self.net.num_classes
+        return names == self.net.class_names
+
+    def targets(self, images: Images) -> np.ndarray:
+        """Find each image's class: its label, or the prediction if that is unknown."""
+        if images.labels is not None and self.knows(images):
+            return images.labels
+        output = self.net.output
+        return self.net.activations(images, output)[output].argmax(-1).astype(np.int32)
+
+    def class_name(self, label: int) -> str:
+        """Name of a class of the network, or "class 7"."""
+        names = self.net.class_names
+        return names[label] if names is not None else f"class {label}"
+
+    def convolutions(self) -> tuple[str, ...]:
+        """Names of the network's convolutions; its result if there is none."""
+        kinds = self.net.layers.items()
+        names = tuple(name for name, layer in kinds if layer.kind == "conv")
+        return names or (self.net.output,)
+
+    def select_units(
+        self,
+        layers: Sequence[str],
+        units: Sequence[int],
+        count: int,
+        layer: str,
+        candidates: np.ndarray,
+    ) -> np.ndarray:
+        """Choose the units of a layer to draw: --units, or random candidates.
+
+        Args:
+            layers: All layers of the run; --units needs exactly one.
+            units: The value of --units.
+            count: Units at most, if --units is not given.
+            layer: The layer.
+            candidates: Units to choose from.
+        """
+        if units:
+            if len(layers) != 1:
+                raise UserError("--units needs exactly one --layers")
+            width = self.net.layer(layer).shape[-1]
+            for unit in units:
+                if not 0 <= unit < width:
+                    raise UserError(
+                        f"--units {unit}: {layer} has {width} units (0 to {width - 1})"
+                    )
+            return np.array(units)
+        return np.sort(self.rng.permutation(candidates)[:count])
+
+    def _dataset_name(self) -> Literal["cifar10", "shapes"]:
+        if self.dataset is not None:
+            return self.dataset
+        metadata = getattr(self.net, "metadata", {})
+        return "shapes" if metadata.get("dataset") == "shapes" else "cifar10"
+
+
+def load_dataset(
+    name: Literal["cifar10", "shapes"],
+    split: Literal["train", "test"],
+    data_dir: Path | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """Load the first images of one split of a dataset."""
+    if name == "cifar10":
+        return load_cifar10(f"{split}[:{limit}]" if limit else split, data_dir)
+    count, seed = (10_000, 0) if split == "train" else (2_000, 1)
+    return make_shapes(min(count, limit or count), seed=seed)
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number with its noun, as in "1 layer" and "2 layers"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+# The command line.
+
+
+def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) -> int:
+    """Run an experiment from the command line and report a failure in one line.
+
+    Args:
+        experiment: The generator of metrics.
+        argv: Arguments without the program's name; None takes those of this process.
+
+    Returns:
+        The exit code.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run: Run | None = None
+    try:
+        run, options = parse(experiment, argv)
+        _execute(experiment, run, options)
+    except KeyboardInterrupt:
+        takes_resume = "resume" in inspect.signature(experiment).parameters
+        hint = "; add --resume to continue" if takes_resume else ""
+        return _fail(130, f"interrupted{hint}")
+    except Exception as error:
+        code, message = _explain(error)
+        if code is None:
+            raise
+        return _fail(code, message)
+    finally:
+        if run is not None:
+            run.close()
+    return 0
+
+
+def parse(
+    experiment: Callable[..., Metrics], argv: Sequence[str] | None
+) -> tuple[Run, dict[str, Any]]:
+    """Parse the command line of an experiment: its run and its own options."""
+    hints = get_type_hints(experiment, include_extras=True)
+    (first, *own) = inspect.signature(experiment).parameters.values()
+    kind: type[Run] = hints[first.name]
+    shared = dataclasses.fields(kind)
+    hints |= get_type_hints(kind, include_extras=True)
+    texts = _read_help(kind) | _read_help(experiment)
+    parameters = [
+        _describe(option.name, hints[option.name], option.default, texts[option.name])
+        for option in (*own, *shared)
+    ]
+
+    def collect(**values: Any) -> dict[str, Any]:
+        return values
+
+    collect.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    collect.__annotations__ = {p.name: p.annotation for p in parameters}
+    values = tyro.cli(
+        collect,
+        args=argv,
+        prog=_program(),
+        description=inspect.getdoc(sys.modules[experiment.__module__]),
+        config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+    )
+    run = kind(**{f.name: values.pop(f.name) for f in shared})
+    if run.out is None:
+        run.out = Path("results") / experiment.__name__
+    return run, values
+
+
+def _read_help(documented: Any) -> dict[str, str]:
+    """Read the texts of parameters or attributes, each on one line."""
+    kinds = documented.__mro__ if inspect.isclass(documented) else [documented]
+    return {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for kind in kinds
+        for parameter in docstring_parser.parse(kind.__doc__ or "").params
+    }
+
+
+def _describe(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    hint: Any = {"help_behavior_hint": ""} if default in (None, ()) else {}
+    annotation = Annotated[kind, tyro.conf.arg(help=text, **hint)]
+    return inspect.Parameter(name, keyword, default=default, annotation=annotation)
+
+
+def _execute(
+    experiment: Callable[..., Metrics], run: Run, options: dict[str, Any]
+) -> None:
+    """Run an experiment and write what it measured."""
+    start = time.perf_counter()
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax raises either
+        wanted = jax.config.values["jax_platforms"]
+        raise UserError(f"JAX_PLATFORMS={wanted}: there is no such device") from error
+    run.open()
+    metrics = dict(experiment(run, **options))
+    run.close()
+    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+    manifest = {
+        "command": command(),
+        "device": {
+            "count": len(devices),
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+        },
+        "digests": run.digests,
+        "git_commit": _git_commit(),
+        "seed": run.seed,
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in packages},
+            "python": platform.python_version(),
+            "zfnet_jax": zf.__version__,
+        },
+        "wall_seconds": round(time.perf_counter() - start, 3),
+    }
+    files = {"metrics": metrics, "config": {**options, **fields}, "manifest": manifest}
+    for name, value in files.items():
+        write_atomically(run.path / f"{name}.json", f"{to_json(value)}\n")
+    say(f"results in {run.path}  (file://{run.path.resolve()})")
+
+
+def command() -> str:
+    """Write the command line of this process, without the paths of this machine.
+
+    `--resume` is left out, so a resumed run equals one that was not interrupted.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join([*_program().split(), *arguments])
+
+
+def _program() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+
+
+def _git_commit() -> str | None:
+    """Commit of this checkout, with `-dirty` after changes."""
+    import subprocess
+
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = subprocess.run(describe, cwd=root, capture_output=True, text=True)
+    return answer.stdout.strip() or None
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit code and message of a failure; no code for a fault of the program."""
+    from zfnet_jax.training import NonFiniteLossError
+
+    match error:
+        case DataNotFoundError():
+            return 3, str(error)
+        case DamagedFileError():
+            return 4, str(error)
+        case UserError():
+            return 2, str(error)
+        case ValueError() if _origin(error) in ("zfnet_jax", "experiments"):
+            return 2, str(error)
+        case NonFiniteLossError():
+            return 1, str(error)
+        case OSError():
+            name = f"{error.filename}: " if error.filename else ""
+            return 1, f"{name}{error.strerror or error}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return 1, "out of memory: choose a smaller --batch-size, --limit or model"
+    return None, ""
+
+
+def _origin(error: Exception) -> str:
+    """Top-level package of the code that raised."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0]
+
+
+def _fail(code: int, message: str) -> int:
+    say("error:", " ".join(message.split()), file=sys.stderr)
+    return code

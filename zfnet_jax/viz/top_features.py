@@ -1,0 +1,77 @@
+"""Fig. 2 of the paper: the strongest activations of units, and what they saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Integer, UInt8
+from matplotlib.figure import Figure
+
+from zfnet_jax.viz.layout import FAINT, Box, column, grid, picture, row, sheet, text
+from zfnet_jax.viz.patches import (
+    SCALES,
+    Contrast,
+    Scale,
+    cut_patches,
+    display_projections,
+)
+
+# Least and greatest side of a patch; in between, a pixel is three screen pixels wide.
+_SMALL, _LARGE = 64, 144
+
+
+def top_features(
+    title: str,
+    captions: Sequence[tuple[str, str]],
+    pictures: UInt8[np.ndarray, "u k h w c"],
+    boxes: Integer[np.ndarray, "u k 4"],
+    projections: Float[np.ndarray, "u k H W c"],
+    scale: Scale = "patch",
+    contrast: Contrast = "99.5",
+) -> Figure:
+    """Draw for each unit a square of patches beside one of their projections.
+
+    Args:
+        title: The layer and the network.
+        captions: Name of each unit, and how active it is.
+        pictures: Images of the strongest activations, strongest first.
+        boxes: Receptive field of each activation: top, left, bottom, right in pixels.
+        projections: The activations projected to these boxes.
+        scale: Projections that share a display scale.
+        contrast: Percentile of the magnitudes shown as black and white.
+    """
+    units, count = projections.shape[:2]
+    shape = units, count, *projections.shape[2:4]
+    patches = cut_patches(
+        pictures.reshape(-1, *pictures.shape[2:]), boxes.reshape(-1, 4)
+    )
+    numbers = np.repeat(np.arange(units), count)
+    flat = projections.reshape(-1, *projections.shape[2:])
+    shown, _ = display_projections(flat, numbers, scale, contrast)
+    sides = [x.reshape(*shape, -1) for x in (patches, shown)]
+    across = math.ceil(math.sqrt(count))
+
+    side = min(max(3 * max(projections.shape[2:4]), _SMALL), _LARGE)
+
+    def square(images: np.ndarray) -> Box:
+        return grid([picture(x, side) for x in images], across, gap=2)
+
+    blocks = [
+        column(
+            text(name),
+            text(activity, color=FAINT),
+            row(*(square(images[unit]) for images in sides)),
+            gap=2,
+        )
+        for unit, (name, activity) in enumerate(captions)
+    ]
+    extent = "max" if contrast == "max" else f"{contrast}th percentile"
+    return sheet(
+        title,
+        grid(blocks, width=1800, gap=16),
+        f"Left: patches in the receptive fields of the {count} strongest activations, "
+        f"at most one per image. Right: their projections; zero is mid-gray, black and "
+        f"white are the {extent} of the magnitudes, and {SCALES[scale]}.",
+    )
