@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import zfnet_jax as zf
 from tests import reference_deconvnet as reference
@@ -96,33 +95,6 @@ def test_the_gradient_of_a_linear_function_is_its_weights(targets):
     )
     maps = attribute(net, x, targets)
     np.testing.assert_allclose(maps, [weights[:, 1].reshape(2, 3, 2)] * 3, rtol=1e-6)
-
-
-def test_the_gradient_is_a_row_of_the_jacobian():
-    """Of a function that no other rule is defined for."""
-    weights, targets = draw(12, 4), np.array([3, 0, 2])
-
-    def fn(x):
-        return jnp.tanh(x.reshape(len(x), -1) @ weights) ** 2
-
-    x = draw(3, 2, 3, 2)
-    jacobian = jax.jacobian(fn)(jnp.asarray(x))
-    rows = jacobian[np.arange(3), targets, np.arange(3)]
-    np.testing.assert_allclose(attribute(fn, x, targets), rows, rtol=1e-5)
-
-
-def test_the_gradient_at_kinks():
-    """A ReLU's derivative at 0 is 0, and the first of equal maxima wins."""
-    zeros = np.zeros((1, 2, 2, 1), np.float32)
-    maps = attribute(lambda x: jnp.maximum(x, 0).sum((1, 2)), zeros, 0)
-    assert not maps.any()
-
-    def pool(x):
-        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-        return x.reshape(len(x), -1)
-
-    maps = attribute(pool, zeros, 0)
-    np.testing.assert_array_equal(maps[0, :, :, 0], [[1, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -364,15 +364,6 @@ def test_the_strongest_unit_is_the_default():
     assert projections.units.tolist() == maps[:, 1, 2].argmax(1).tolist()
 
 
-def test_the_strongest_position_is_the_first():
-    """Equal maxima: row-major order decides."""
-    model = with_weights(OVERLAPPING, conv1=np.ones(1))
-    image = one_map([0, 0, 0, 3], [0, 3, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0])
-    projections = project(model, image, "conv1", 0)
-    assert projections.positions.tolist() == [[0, 3]]
-    assert projections.activations.tolist() == [3]
-
-
 # --- types ---
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from tests import networks as examples
 from tests.networks import as_function
@@ -100,15 +99,6 @@ def test_names_go_by_kind_and_order_where_nothing_is_known():
 
     net = network(function, SHAPE)
     assert list(net.layers) == ["conv1", "conv2", "conv2.pool", "relu1"]
-
-
-def test_checkpoint_names_override(model):
-    def named(x):
-        features = model.features(x).features
-        first = checkpoint_name(features["conv1"], "mine")
-        return checkpoint_name(first.sum((1, 2)), "total")
-
-    assert list(network(named, SHAPE).layers) == ["mine", "total"]
 
 
 def test_a_dict_of_activations_names_its_entries_in_order(model):
