@@ -41,7 +41,7 @@ BOXES = {
     "eye": np.array([[2, 3, 8, 9]] * COUNT) + np.arange(COUNT)[:, None],
     "nose": np.array([[5, 1, 9, 5]] * COUNT),
 }
-RULES = ("deconvnet", "guided", "gradient")
+RULES: Any = ("deconvnet", "guided", "gradient")
 
 
 def top_and_pictures(net, x) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The ReLUs of a function, and the operations that a ReLU rule says nothing about."""
 
 import re
+from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
@@ -22,13 +23,13 @@ BATCH = jnp.arange(24.0).reshape(4, 6) - 11
 relu = jax.nn.relu
 
 
-def findings(fn, x=X):
+def findings(fn, x: Any = X):
     """Descriptions of the operations that are reported, one for each."""
     audit = Audit(jax.make_jaxpr(fn)(x))
     return [operation for _, operation in audit.findings.values()]
 
 
-def complaint(fn, x=X, **options) -> str:
+def complaint(fn, x: Any = X, **options) -> str:
     """The one message that with_relu_rule raises."""
     with pytest.raises(ValueError) as raised:
         with_relu_rule(fn, "guided", **options)(x)
