@@ -9,7 +9,7 @@ from PIL import Image
 from experiments import ablation
 from experiments.ablation import MINI, TABLE_3, Options, correlate, run, table
 from experiments.common import main
-from tests.references.small_network import SMALL
+from tests.networks import SMALL
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
