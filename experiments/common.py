@@ -61,8 +61,8 @@ from rich.table import Column
 
 import zfnet_jax
 from zfnet_jax.arch import Architecture, Conv
-from zfnet_jax.checkpoint import DamagedFileError
-from zfnet_jax.data import DataNotFoundError, Dataset, load_cifar10, make_shapes
+from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.files import DamagedFileError, DataNotFoundError
 from zfnet_jax.weights import Pretrained, load
 
 if TYPE_CHECKING:
@@ -417,8 +417,7 @@ def load_dataset(
     """One split of a dataset, cut to its first `limit` images."""
     count = _SIZES[name][split]
     if name == "cifar10":
-        limited = limit is not None and limit < count
-        return load_cifar10(f"{split}[:{limit}]" if limited else split, data_dir)
+        return load_cifar10(split, data_dir, limit)
     return make_shapes(min(count, limit or count), seed=0 if split == "train" else 1)
 
 

@@ -53,7 +53,8 @@ from zfnet_jax.arch import (
     MaxPool,
     receptive_field,
 )
-from zfnet_jax.data import DataNotFoundError, Dataset, Preprocessed
+from zfnet_jax.data import Dataset, Preprocessed
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.weights import Pretrained
 
 # Units that are projected together.

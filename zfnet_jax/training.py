@@ -146,12 +146,7 @@ def train(
     """
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = recipe.batch_size if batch_size is None else batch_size
-    steps = len(dataset) // batch_size if batch_size > 0 else 0
-    if epochs < 1 or steps < 1:
-        raise ValueError(
-            f"{epochs} epochs of {len(dataset)} images in batches of {batch_size} "
-            "hold no step"
-        )
+    steps = _count_steps(len(dataset), epochs, batch_size)
     arch = _with_dropout(arch, recipe.dropout).with_classes(len(dataset.class_names))
     model = ConvNet(arch, dtype=dtype, init=recipe.init, rngs=nnx.Rngs(seed))
     preprocess = Preprocessing.fit(dataset.images, recipe.scale, arch.input_hw)
@@ -220,6 +215,17 @@ def _fill(state: TrainState, saved: PyTree) -> TrainState:
     if kinds[0] != kinds[1]:
         raise ValueError("resume: the state is of another architecture or recipe")
     return jax.tree.unflatten(structure, values)
+
+
+def _count_steps(images: int, epochs: int, batch_size: int) -> int:
+    """Count the steps of an epoch."""
+    steps = images // batch_size if batch_size > 0 else 0
+    if epochs < 1 or steps < 1:
+        raise ValueError(
+            f"{epochs} epochs of {images} images in batches of {batch_size} hold no "
+            "step"
+        )
+    return steps
 
 
 def _with_dropout(arch: Architecture, rate: float) -> Architecture:

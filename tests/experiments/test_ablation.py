@@ -8,7 +8,7 @@ from experiments import ablation as module
 from experiments import mini
 from experiments.ablation import TABLE_3, ablation, correlate, format_results
 from experiments.harness import main
-from tests.references.small_network import SMALL
+from tests.networks import SMALL
 from zfnet_jax.arch import ALEXNET_MINI
 from zfnet_jax.data import make_shapes
 

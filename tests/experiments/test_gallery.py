@@ -12,7 +12,7 @@ import zfnet_jax as zf
 from experiments import gallery as experiment
 from experiments.common import main
 from experiments.gallery import Options, describe, run
-from tests.references.small_network import SMALL, save
+from tests.networks import SMALL, save
 from zfnet_jax import viz
 from zfnet_jax.analysis.sanity import controls
 from zfnet_jax.arch import Architecture

@@ -37,7 +37,7 @@ def legend(names: Sequence[str], marks: bool = False) -> Box:
     def sample(index: int) -> Box:
         def draw(ax: Axes, x: Number, y: Number) -> None:
             style = line_style(index, marks)
-            ax.plot([x, x + 14, x + 28], [y + 8] * 3, **style)
+            ax.plot([x + 4, x + 14, x + 24], [y + 8] * 3, **style)
 
         return Box(28, SMALL + 4, draw)
 
@@ -113,7 +113,8 @@ def line_chart(
             ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
             write_at(ax, name, 0.01, level)
         if isinstance(x_ticks, Mapping):
-            ax.set_xticks(list(x_ticks), list(x_ticks.values()))
+            style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            ax.set_xticks(list(x_ticks), labels, **(style if slant else {}))
         elif x_ticks is not None:
             ax.set_xticks(x_ticks)
         if log:
@@ -123,7 +124,11 @@ def line_chart(
         ax.set_xlabel(x_label, color=FAINT, fontsize=points(SMALL))
         finish(ax, percent)
 
-    return column(text(title), plot(*size, draw), gap=2)
+    labels = list(x_ticks.values()) if isinstance(x_ticks, Mapping) else [""]
+    longest = max(map(text_width, labels))
+    slant = longest + GAP > size[0] / len(labels)
+    below = 36 + (longest * 0.7 if slant else 0)
+    return column(text(title), plot(*size, draw, below=below), gap=2)
 
 
 def bar_chart(
@@ -251,9 +256,8 @@ def write_at(ax: Axes, words: str, x: Number, y: Number, color: str = FAINT) -> 
     ax.annotate(
         words,
         (x, y),
-        (0, 2),
         xycoords=("axes fraction", "data"),
-        textcoords="offset pixels",
+        va="bottom",
         color=color,
         fontsize=points(SMALL),
         parse_math=False,

@@ -64,7 +64,7 @@ def training_curves(
     levels = {}
     if test_accuracy is not None:
         levels[f"test {test_accuracy:.2%}"] = test_accuracy
-    is_stepped = 0 < 10 * rates.min() <= rates.max() and len(np.unique(rates)) < 5
+    is_stepped = bool(0 < 10 * rates.min() <= rates.max()) and len(set(rates)) < 5
     style: dict[str, Any] = {"x_label": "epoch", "size": (330, 250)}
     charts = [
         line_chart(epochs, loss, title="loss (nats)", **style),
@@ -110,8 +110,8 @@ def confusion_matrix(
         ax.set_xlabel("predicted class", color=FAINT, fontsize=points(SMALL))
         ax.set_ylabel("true class", color=FAINT, fontsize=points(SMALL))
         if is_numbered:
-            for y, x in np.argwhere(matrix):
-                _write_count(ax, y, x, matrix[y, x], shares[y, x])
+            for y, x in np.argwhere(matrix).tolist():
+                _write_count(ax, y, x, int(matrix[y, x]), float(shares[y, x]))
 
     labels = margin + 3 * GAP + SMALL
     body = plot(
