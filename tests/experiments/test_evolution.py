@@ -5,7 +5,7 @@ import pytest
 
 import zfnet_jax as zf
 from experiments.evolution import average_motion, evolution
-from tests.references.small_network import SMALL, save
+from tests.networks import SMALL, save
 from zfnet_jax.arch import Architecture
 from zfnet_jax.data import make_shapes
 
