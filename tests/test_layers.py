@@ -16,7 +16,7 @@ ORDER = """
     tracing relu_audit relu_rules receptive_fields layers
     adapters engines networks weights
     windows deconvnet crops projections attribution metrics
-    recipes training analysis gallery
+    recipes training analysis galleries
     zfnet_jax experiments tests benchmarks
 """.split()
 RANK = {name: rank for rank, name in enumerate(ORDER)}

@@ -34,6 +34,7 @@ from zfnet_jax.weights import load, load_weights, save
 
 if TYPE_CHECKING:
     from zfnet_jax import viz as viz
+    from zfnet_jax.galleries import gallery
     from zfnet_jax.training import FAST, PAPER, train
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "correspondence",
     "deletion",
     "evolution",
+    "gallery",
     "insertion",
     "invariance",
     "load",
@@ -78,6 +80,8 @@ def __getattr__(name: str) -> Any:
     """Import what takes long to import when it is first used."""
     if name in ("FAST", "PAPER", "train"):
         return getattr(importlib.import_module("zfnet_jax.training"), name)
-    if name in ("gallery", "training", "viz"):
+    if name == "gallery":
+        return importlib.import_module("zfnet_jax.galleries").gallery
+    if name in ("training", "viz"):
         return importlib.import_module(f"zfnet_jax.{name}")
     raise AttributeError(f"module 'zfnet_jax' has no attribute {name!r}")
