@@ -430,8 +430,9 @@ def _execute(
     start = time.perf_counter()
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        raise UserError(f"no device for JAX: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, AssertionError) as error:  # jax raises either
+        wanted = jax.config.values["jax_platforms"]
+        raise UserError(f"JAX_PLATFORMS={wanted}: there is no such device") from error
     run.open()
     metrics = dict(experiment(run, **options))
     run.close()
@@ -495,6 +496,8 @@ def _explain(error: Exception) -> tuple[int | None, str]:
             return 3, str(error)
         case DamagedFileError():
             return 4, str(error)
+        case UserError():
+            return 2, str(error)
         case ValueError() if _origin(error) in ("zfnet_jax", "experiments"):
             return 2, str(error)
         case NonFiniteLossError():

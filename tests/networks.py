@@ -24,6 +24,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import zfnet_jax as zf
+
 # Even, rectangular, and with odd maps in front of every "SAME" stride of 2, where
 # TensorFlow's padding is the same on both sides as it is here.
 IMAGE_SHAPE = (34, 26, 3)
@@ -436,6 +438,15 @@ class SmallNet(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         x = nnx.max_pool(nnx.relu(self.conv1(images)), (2, 2), (2, 2))
         return self.fc(nnx.relu(self.conv2(x)).mean((1, 2)))
+
+
+def small_network() -> zf.networks.Network:
+    """That model with preprocessing, as `--model tests.networks:small_network`."""
+
+    def preprocess(pixels: np.ndarray) -> np.ndarray:
+        return pixels.astype(np.float32) / 128 - 1
+
+    return zf.network(SmallNet(nnx.Rngs(0)), (24, 24, 3), preprocess=preprocess)
 
 
 def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:

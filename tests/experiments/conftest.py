@@ -1,15 +1,19 @@
-"""A small network and its training run, for experiments on a dataset."""
+"""A small network, its training run, and commands run in this process."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
-from experiments.common import main
-from tests.references.small_network import SMALL, save
-from zfnet_jax.arch import Architecture
+from experiments.harness import main
+from tests.references.small_network import save
+from zfnet_jax.data import make_shapes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The folder of a training run that kept epochs 1, 2 and 5."""
     folder = tmp_path_factory.mktemp("runs") / "run"
@@ -19,35 +23,44 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def untrained(trained, tmp_path) -> Path:
-    """A run that kept the weights of one epoch only."""
-    folder = tmp_path / "untrained"
-    save(folder / "epochs" / "epoch_0001.safetensors", 0)
-    save(folder / "weights.safetensors", 0)
+@pytest.fixture(scope="session")
+def weights(trained) -> str:
+    """The weight file of that run."""
+    return str(trained / "weights.safetensors")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """A folder of three photographs without classes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index, pixels in enumerate(make_shapes(3, (40, 50)).images):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
     return folder
 
 
-@pytest.fixture
-def mixed(tmp_path) -> Path:
-    """A run whose epochs are of different architectures."""
-    folder = tmp_path / "mixed"
-    for epoch, layers in ((1, SMALL.layers), (2, SMALL.layers[1:])):
-        arch = Architecture("another", (16, 16), layers)
-        save(folder / "epochs" / f"epoch_{epoch:04d}.safetensors", 0, arch)
-    save(folder / "weights.safetensors", 0)
-    return folder
+@pytest.fixture(scope="session")
+def measure(tmp_path_factory) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """Runs a command and returns its metrics and its result folder."""
+
+    def run(command: Any, *argv: object) -> tuple[dict[str, Any], Path]:
+        out = tmp_path_factory.mktemp("results")
+        words = [*map(str, argv), "--out", str(out), "--dpi", "32"]
+        assert main(command, words) == 0
+        return json.loads((out / "metrics.json").read_text()), out
+
+    return run
 
 
 @pytest.fixture
-def refusal(capsys):
+def refuse(capsys, tmp_path) -> Callable[..., str]:
     """Runs an impossible command and returns its one line of error."""
 
-    def refused(run, options: type, code: int, *argv: str) -> str:
-        capsys.readouterr()
-        assert main(run, options, argv) == code
+    def run(command: Any, code: int, *argv: object) -> str:
+        out = tmp_path / "refused"
+        assert main(command, [*map(str, argv), "--out", str(out)]) == code
         line = capsys.readouterr().err
         assert line.startswith("error: ") and line.count("\n") == 1
+        assert not list(out.glob("*.json")), "results of a refused command"
         return line
 
-    return refused
+    return run

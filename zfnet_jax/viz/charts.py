@@ -18,6 +18,7 @@ from zfnet_jax.viz.layout import (
     PALETTE,
     SMALL,
     Box,
+    Number,
     column,
     plot,
     points,
@@ -34,7 +35,7 @@ def legend(names: Sequence[str], marks: bool = False) -> Box:
     """Name the curves of a chart by color and dashes, or by color and mark."""
 
     def sample(index: int) -> Box:
-        def draw(ax: Axes, x: float, y: float) -> None:
+        def draw(ax: Axes, x: Number, y: Number) -> None:
             style = line_style(index, marks)
             ax.plot([x, x + 14, x + 28], [y + 8] * 3, **style)
 
@@ -53,19 +54,19 @@ def line_style(index: int, marks: bool = False) -> Any:
 
 
 def line_chart(
-    x: Sequence[float] | np.ndarray,
+    x: Sequence[Number] | np.ndarray,
     curves: Values,
     *,
     title: str = "",
     x_label: str = "",
     bands: Values | None = None,
     mean: np.ndarray | None = None,
-    levels: Mapping[str, float] | None = None,
-    x_ticks: Sequence[float] | np.ndarray | Mapping[float, str] | None = None,
-    y_limits: tuple[float | None, float | None] = (None, None),
+    levels: Mapping[str, Number] | None = None,
+    x_ticks: Sequence[Number] | np.ndarray | Mapping[Number, str] | None = None,
+    y_limits: tuple[Number | None, Number | None] = (None, None),
     percent: bool = False,
     marks: bool = False,
-    size: tuple[float, float] = (320, 250),
+    size: tuple[Number, Number] = (320, 250),
 ) -> Box:
     """Draw curves over a common axis.
 
@@ -124,9 +125,9 @@ def bar_chart(
     *,
     errors: Values | None = None,
     title: str = "",
-    levels: Mapping[str, float] | None = None,
+    levels: Mapping[str, Number] | None = None,
     percent: bool = False,
-    size: tuple[float, float] = (480, 250),
+    size: tuple[Number, Number] = (480, 250),
 ) -> Box:
     """Draw grouped bars.
 
@@ -164,7 +165,7 @@ def bar_chart(
         finish(ax, percent)
 
     def swatch(index: int) -> Box:
-        def draw(ax: Axes, x: float, y: float) -> None:
+        def draw(ax: Axes, x: Number, y: Number) -> None:
             ax.bar(
                 x + 8,
                 12,
@@ -189,8 +190,8 @@ def interval_chart(
     *,
     errors: Mapping[str, Values] | None = None,
     references: Mapping[str, Values] | None = None,
-    row_height: float = 26,
-    width: float = 330,
+    row_height: Number = 26,
+    width: Number = 330,
 ) -> Box:
     """Draw values in rows, with an interval about each, in panels that share the rows.
 
@@ -236,7 +237,7 @@ def interval_chart(
     return row(labels, *(panel(heading, False) for heading in panels), gap=2 * GAP)
 
 
-def write_at(ax: Axes, words: str, x: float, y: float, color: str = FAINT) -> None:
+def write_at(ax: Axes, words: str, x: Number, y: Number, color: str = FAINT) -> None:
     """Write in a chart, at a share of its width and a value."""
     ax.annotate(
         words,

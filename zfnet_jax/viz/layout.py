@@ -37,6 +37,8 @@ PALETTE = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #7F7F7F".split()
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
 MARKS = "os^Dv<>"
 
+Number = int | float
+
 
 @dataclass(frozen=True)
 class Box:
@@ -48,12 +50,12 @@ class Box:
         draw: Draws it with its upper left corner at (x, y) of a sheet's axes.
     """
 
-    width: float
-    height: float
-    draw: Callable[[Axes, float, float], None]
+    width: Number
+    height: Number
+    draw: Callable[[Axes, Number, Number], None]
 
 
-def space(width: float = 0, height: float = 0) -> Box:
+def space(width: Number = 0, height: Number = 0) -> Box:
     """Leave a part of a sheet empty."""
     return Box(width, height, lambda ax, x, y: None)
 
@@ -62,7 +64,7 @@ def text(words: str, size: int = SMALL, color: str = INK) -> Box:
     """Write a line of text as it is, without interpreting mathematics."""
     words = _replace_unknown(words)
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.text(
             x, y, words, fontsize=points(size), color=color, va="top", parse_math=False
         )
@@ -71,7 +73,7 @@ def text(words: str, size: int = SMALL, color: str = INK) -> Box:
 
 
 def paragraph(
-    words: str, width: float = WIDTH, size: int = SMALL, color: str = FAINT
+    words: str, width: Number = WIDTH, size: int = SMALL, color: str = FAINT
 ) -> Box:
     """Write text, wrapped to a width."""
     lines = [""]
@@ -84,7 +86,7 @@ def paragraph(
     return column(*(text(line, size, color) for line in lines), gap=2)
 
 
-def shorten(words: str, width: float, size: int = SMALL) -> str:
+def shorten(words: str, width: Number, size: int = SMALL) -> str:
     """Cut a line of text short with an ellipsis where it is wider than `width`."""
     words = _replace_unknown(words)
     if text_width(words, size) <= width:
@@ -97,7 +99,7 @@ def shorten(words: str, width: float, size: int = SMALL) -> str:
 def picture(
     pixels: np.ndarray,
     side: int = 96,
-    frames: Sequence[Sequence[float]] = (),
+    frames: Sequence[Sequence[Number]] = (),
     **style: Any,
 ) -> Box:
     """Show an image.
@@ -118,7 +120,7 @@ def picture(
     width, height = columns * factor, rows * factor
     interpolation = "nearest" if factor >= 1 else "hanning"
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.imshow(
             pixels,
             extent=(x, x + width, y + height, y),
@@ -140,16 +142,16 @@ def picture(
 
 
 def plot(
-    width: float,
-    height: float,
+    width: Number,
+    height: Number,
     draw_data: Callable[[Axes], None],
     *,
-    left: float = 44,
-    below: float = 36,
+    left: Number = 44,
+    below: Number = 36,
 ) -> Box:
     """Place a chart's axes, with room for the labels at its left and below it."""
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         figure = ax.get_figure(root=True)
         assert figure is not None
         across, down = figure.get_size_inches() * DPI
@@ -170,11 +172,11 @@ def plot(
     return Box(width, height, draw)
 
 
-def color_bar(low: float, high: float, width: float = 160, **style: Any) -> Box:
+def color_bar(low: Number, high: Number, width: Number = 160, **style: Any) -> Box:
     """Show the colors from `low` to `high`, labeled below."""
     pixels = np.linspace(low, high, 256)[None]
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
         for value, place in ((low, 0.0), (0.0, 0.5), (high, 1.0)):
             if value or low < 0 < high:
@@ -185,10 +187,10 @@ def color_bar(low: float, high: float, width: float = 160, **style: Any) -> Box:
     return Box(width, 14 + SMALL + 4, draw)
 
 
-def row(*boxes: Box, gap: float = GAP) -> Box:
+def row(*boxes: Box, gap: Number = GAP) -> Box:
     """Put boxes side by side, their tops aligned."""
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         for box in boxes:
             box.draw(ax, x, y)
             x += box.width + gap
@@ -197,10 +199,10 @@ def row(*boxes: Box, gap: float = GAP) -> Box:
     return Box(width, max((box.height for box in boxes), default=0), draw)
 
 
-def column(*boxes: Box, gap: float = GAP) -> Box:
+def column(*boxes: Box, gap: Number = GAP) -> Box:
     """Put boxes under each other, their left sides aligned."""
 
-    def draw(ax: Axes, x: float, y: float) -> None:
+    def draw(ax: Axes, x: Number, y: Number) -> None:
         for box in boxes:
             box.draw(ax, x, y)
             y += box.height + gap
@@ -209,7 +211,7 @@ def column(*boxes: Box, gap: float = GAP) -> Box:
     return Box(max((box.width for box in boxes), default=0), height, draw)
 
 
-def table(rows: Sequence[Sequence[Box]], gap: float = GAP) -> Box:
+def table(rows: Sequence[Sequence[Box]], gap: Number = GAP) -> Box:
     """Align boxes in rows and columns; rows may differ in length."""
     widths = [0.0] * max(map(len, rows), default=0)
     for cells in rows:
@@ -234,8 +236,8 @@ def grid(
     boxes: Sequence[Box],
     columns: int | None = None,
     *,
-    width: float = WIDTH,
-    gap: float = GAP,
+    width: Number = WIDTH,
+    gap: Number = GAP,
 ) -> Box:
     """Fill rows from the left, by default with as many boxes as fit a width.
 
@@ -295,7 +297,7 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def points(pixels: float) -> float:
+def points(pixels: Number) -> Number:
     """Convert a length in pixels to matplotlib's points."""
     return pixels * 72 / DPI
 
