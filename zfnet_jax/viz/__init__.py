@@ -6,13 +6,10 @@ figure, and no fact is told by colour alone.
 """
 
 from zfnet_jax.viz.ablation import ablation_chart
-from zfnet_jax.viz.correspondence import correspondence_chart, masked_images
 from zfnet_jax.viz.evolution import evolution_grid, motion_chart
 from zfnet_jax.viz.features import feature_maps, first_layer_filters
 from zfnet_jax.viz.first_layer import filter_banks, shares_chart
-from zfnet_jax.viz.occlusion import occlusion_panels
 from zfnet_jax.viz.predictions import top_classes
-from zfnet_jax.viz.probe import accuracy_by_layer
 from zfnet_jax.viz.projections import (
     display_projections,
     heat_map,
@@ -22,16 +19,12 @@ from zfnet_jax.viz.projections import (
     projection_grid,
     show_projections,
 )
-from zfnet_jax.viz.sanity import compared_pictures, similarity_curves
 from zfnet_jax.viz.sheet import display, figure_bytes, save_figure
 from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
 
 __all__ = [
     "ablation_chart",
-    "accuracy_by_layer",
-    "compared_pictures",
     "confusion_matrix",
-    "correspondence_chart",
     "display",
     "display_projections",
     "evolution_grid",
@@ -41,9 +34,7 @@ __all__ = [
     "first_layer_filters",
     "heat_map",
     "image_patches",
-    "masked_images",
     "motion_chart",
-    "occlusion_panels",
     "outside",
     "overlay",
     "prediction_grid",
@@ -51,7 +42,6 @@ __all__ = [
     "save_figure",
     "shares_chart",
     "show_projections",
-    "similarity_curves",
     "top_classes",
     "training_curves",
 ]

@@ -108,7 +108,8 @@ def line_chart(
             ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
             write_at(ax, name, 0.01, level)
         if isinstance(x_ticks, Mapping):
-            ax.set_xticks(list(x_ticks), list(x_ticks.values()))
+            style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            ax.set_xticks(list(x_ticks), labels, **(style if slant else {}))
         elif x_ticks is not None:
             ax.set_xticks(x_ticks)
         ax.set_ylim(low, None if high is None else high + 0.02 * (high - (low or 0)))
@@ -116,7 +117,11 @@ def line_chart(
         ax.set_xlabel(x_label, color=FAINT, fontsize=points(SMALL))
         finish(ax, percent)
 
-    return column(text(title), plot(*size, draw), gap=2)
+    labels = list(x_ticks.values()) if isinstance(x_ticks, Mapping) else [""]
+    longest = max(map(text_width, labels))
+    slant = longest + GAP > size[0] / len(labels)
+    below = 36 + (longest * 0.7 if slant else 0)
+    return column(text(title), plot(*size, draw, below=below), gap=2)
 
 
 def bar_chart(

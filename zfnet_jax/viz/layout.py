@@ -178,11 +178,11 @@ def color_bar(low: Number, high: Number, width: Number = 160, **style: Any) -> B
 
     def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
-        for value, place in ((low, 0.0), (0.0, 0.5), (high, 1.0)):
-            if value or low < 0 < high:
-                label = f"{value:.3g}"
-                shift = text_width(label) * place
-                text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
+        middle = [(0.0, 0.5)] if low < 0 < high else []
+        for value, place in ((low, 0.0), *middle, (high, 1.0)):
+            label = f"{value:.3g}"
+            shift = text_width(label) * place
+            text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
 
     return Box(width, 14 + SMALL + 4, draw)
 
