@@ -17,6 +17,7 @@ that have changed.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Literal
@@ -58,10 +59,13 @@ def gallery(
     epochs = None
     if run is not None:
         files = find_epochs(session, run)
-        networks = {epoch: zf.load(file) for epoch, file in files.items()}
+        networks = {
+            epoch: dataclasses.replace(session, weights=str(file)).net
+            for epoch, file in files.items()
+        }
         if networks:
             epochs = networks, session.images(evolution_limit, "train")
-            session.digests["training data"] = session.digests.pop("data")
+            session.digests["training data"] = session.digests["data"]
     net, images = session.net, session.images(limit, split)
     result = zf.gallery(
         net,
@@ -91,10 +95,10 @@ def gallery(
 
 def find_epochs(session: NetworkRun, folder: Path) -> dict[int, Path]:
     """Take the weights of a training run; also find those of its kept epochs."""
-    if session.weights is not None or session.model is not None:
-        raise UserError("--run has its own weights: omit --weights and --model")
+    if session.weights is not None:
+        raise UserError("--run has its own weights: omit --weights")
     if not folder.is_dir():
-        raise DataNotFoundError(f"there is no folder {folder}: give that of a run")
+        raise DataNotFoundError(f"--run {folder}: there is no such folder")
     session.weights = str(folder / "weights.safetensors")
     try:
         return list_epochs(folder)

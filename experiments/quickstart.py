@@ -14,7 +14,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from experiments import gallery, train_cifar10
+import zfnet_jax as zf
+from experiments import train_cifar10
 from experiments.common import Progress, Results, main
 from zfnet_jax import training
 
@@ -62,14 +63,15 @@ def run(options: Options) -> None:
         )
     test = train_cifar10.load(full, "test")
     train_cifar10.report(results, full, result, train, test)
-    gallery.run(
-        gallery.Options(
-            layers=",".join(_GALLERY_LAYERS),
-            weights=str(results.path / "weights.safetensors"),
-            limit=options.limit,
-            out=results.path / "gallery",
-        )
-    )
+    net = zf.load(results.path / "weights.safetensors")
+    page = zf.gallery(
+        net,
+        net.load_images(test),
+        results.path / "gallery",
+        layers=_GALLERY_LAYERS,
+        title=f"Units of {net.model.arch.name}",
+    ).page
+    print(f"open file://{page.resolve()}")
 
 
 if __name__ == "__main__":

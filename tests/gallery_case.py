@@ -34,13 +34,17 @@ TRAINING = IMAGES[::-1].copy()
 def convolve(x, layer):
     kernel, bias = layer["kernel"], layer["bias"]
     numbers = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+    )
     return jax.nn.relu(y + bias)
 
 
 def model(params, x):
     x = convolve(x, params["conv1"])
-    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    x = jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
     return convolve(x, params[ODD]).mean((1, 2)) @ params["logits"]["kernel"]
 
 

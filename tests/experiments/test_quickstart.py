@@ -77,7 +77,7 @@ def test_the_numbers_are_those_of_the_weights(finished):
 def test_it_ends_with_a_gallery(finished):
     page = finished / "gallery" / "index.html"
     assert "layers/conv1/index.html" in page.read_text()
-    assert (finished / "gallery/layers/conv1/found/large/0.webp").is_file()
+    assert (finished / "gallery/pages/layers/conv1/0.webp").is_file()
     names = {layer.name for layer in zf.ZFNET32.layers}
     assert set(quickstart._GALLERY_LAYERS) <= names
 

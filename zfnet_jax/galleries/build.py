@@ -70,7 +70,7 @@ def gallery(
     pictures: Any = None,
     k: int = 9,
     rules: Sequence[Rule] = RULES,
-    epochs: Epochs | None = None,
+    epochs: tuple[Mapping[int, Network | Any], Any] | None = None,
     sanity_images: int = 16,
     title: str = "Units of a network",
     progress: Callable[[str], Report] | None = None,
@@ -122,6 +122,7 @@ def gallery(
         for epoch, model in sorted(epochs[0].items()):
             networks[epoch], images = as_network(model, epochs[1])
         training = open_source(net, images)
+    k = min(k, len(source))
     search = Search(net, source, k, tuple(rules), networks, training, title)
     root = _claim(Path(folder))
     progress = progress or (lambda task: lambda done, total: None)
@@ -135,7 +136,12 @@ def gallery(
                 write_sanity(part, search, sanity_images, progress("checking"))
         check = _read_record(home)
 
-    inputs += *map(digest_network, networks.values()), training.digest(), list(networks), k
+    inputs += (
+        *map(digest_network, networks.values()),
+        training.digest(),
+        list(networks),
+        k,
+    )
     homes = {name: root / "layers" / slug(name) for name in names}
     keys = {name: digest(*inputs, name) for name in names}
     new = [name for name in names if _read_record(homes[name]).get("key") != keys[name]]

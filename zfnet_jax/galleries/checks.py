@@ -21,7 +21,13 @@ from zfnet_jax.galleries.pictures import (
 from zfnet_jax.galleries.sources import Search
 from zfnet_jax.viz.layout import figure_bytes
 from zfnet_jax.viz.patches import display_projections
+from zfnet_jax.viz.sanity import similarity_curves
 
+MEASURES = {
+    "signed": "rank correlation of signed values",
+    "magnitude": "rank correlation of magnitudes",
+    "ssim": "SSIM of magnitudes",
+}
 # Images that are drawn.
 _SHOWN = 3
 
@@ -51,7 +57,7 @@ def write_sanity(
     layer = (convolutions or stages[::-1])[0]
     replaced = controls(net, images, layer, **options, progress=report_second)
     write_images(part, source, range(shown))
-    write_atomically(part / "curves.png", draw_curves(search.title, randomized))
+    write_atomically(part / "curves.png", draw_curves(randomized))
     names = [f"class {target}" for target in targets[:shown]]
     if net.class_names is not None:
         names = [net.class_names[target] for target in targets[:shown]]
@@ -108,20 +114,16 @@ def tabulate(result: Comparison, names: list[str]) -> dict[str, Any]:
     }
 
 
-def draw_curves(title: str, randomized: Comparison) -> bytes:
+def draw_curves(randomized: Comparison) -> bytes:
     """Draw how alike pictures still are as layers are randomized, as a PNG file."""
-    from zfnet_jax.viz.sanity import similarity_curves
-
-    measures = {
-        "signed": "rank correlation of signed values",
-        "magnitude": "rank correlation of magnitudes",
-        "ssim": "SSIM of magnitudes",
+    curves = {
+        heading: {
+            rule: getattr(similarity, name)
+            for rule, similarity in randomized.similarity.items()
+        }
+        for name, heading in MEASURES.items()
     }
-    curves, references = {}, {}
-    for name, measure in measures.items():
-        values = {r: getattr(x, name).T for r, x in randomized.similarity.items()}
-        curves[measure] = {rule: x[:-1] for rule, x in values.items()}
-        references[measure] = {rule: x[-1] for rule, x in values.items()}
+    title = "The picture of the class, as layers are randomized from the top"
     # Tick labels are read as mathematics.
-    steps = [pages.printable(x).replace("$", r"\$") for x in randomized.columns[:-1]]
-    return figure_bytes(similarity_curves(title, steps, curves, references)[0], "png")
+    steps = [pages.printable(x).replace("$", r"\$") for x in randomized.columns]
+    return figure_bytes(similarity_curves(title, steps, curves), "png")

@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Shaped, UInt8
+from jaxtyping import Array, Int, UInt8
 
-import zfnet_jax
 from zfnet_jax.files import digest
 from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
@@ -104,7 +103,9 @@ class _Stretched:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, indices: Int[np.ndarray, " b"]) -> Shaped[np.ndarray, "..."]:
+    def __getitem__(
+        self, indices: Int[np.ndarray, " b"]
+    ) -> UInt8[np.ndarray, "b h w c"]:
         batch = np.asarray(self.images[indices], np.float64)
         low, high = (x((1, 2, 3), keepdims=True) for x in (batch.min, batch.max))
         scaled = (batch - low) / np.where(high > low, high - low, 1)
@@ -158,5 +159,5 @@ def digest_network(net: Network) -> str:
 
 def digest_code() -> str:
     """Compute the sha256, in hex, of this library's code and templates."""
-    files = sorted(Path(zfnet_jax.__path__[0]).rglob("*"))
+    files = sorted(Path(__file__).parents[1].rglob("*"))
     return digest(*(file for file in files if file.suffix in (".py", ".html")))

@@ -1,0 +1,85 @@
+"""A gallery of a network over shapes, end to end."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zfnet_jax as zf
+from experiments.gallery import gallery
+from tests.gallery_case import make_network
+from zfnet_jax.data import make_shapes
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+# Of shapes, since the network was trained on them.
+FEW = ["--limit", "40", "--evolution-limit", "30", "--k", "4", "--sanity-images", "3"]
+
+
+@pytest.fixture(scope="module")
+def finished(compiled_once, trained, measure):
+    return measure(gallery, *FEW, "--run", trained, "--layers", "conv2", "logits")
+
+
+def test_metrics_count_units(finished, weights):
+    metrics, _ = finished
+    net = zf.load(weights)
+    images = net.load_images(make_shapes(40, seed=1))
+    tops = zf.top_activations(net, images, ["conv2", "logits"])
+    assert metrics["images"] == 40 and metrics["network"] == "small"
+    assert metrics["layers"] == {
+        name: {"units": len(top.dead), "dead": int(top.dead.sum())}
+        for name, top in tops.items()
+    }
+
+
+def test_pages_say_what_they_are_of(finished):
+    _, out = finished
+    text = (out / "index.html").read_text()
+    assert "Units of small" in text and "12.5%" in text and "(40 images)" in text
+    assert str(out) not in text
+    unit = (out / "pages/layers/conv2/0.html").read_text()
+    assert "(30 images)" in unit and "epoch 5" in unit
+    digests = json.loads((out / "manifest.json").read_text())["digests"]
+    assert {"weights", "data", "training data"} <= set(digests)
+    assert digests["data"] != digests["training data"]
+
+
+def test_without_kept_epochs_there_is_no_evolution(trained, measure, tmp_path, capsys):
+    file = trained / "weights.safetensors"
+    (tmp_path / file.name).write_bytes(file.read_bytes())
+    _, out = measure(gallery, *FEW, "--run", tmp_path, "--layers", "logits")
+    text = capsys.readouterr().out
+    assert "without evolution: " in text and f"file://{out}/index.html" in text
+    assert "during training" not in (out / "pages/layers/logits/0.html").read_text()
+
+
+def test_any_model_and_photographs(photographs, measure):
+    model = f"{__name__}:load_network"
+    argv = ["--model", model, "--image", photographs, "--layers", "conv1", "--k", "9"]
+    metrics, out = measure(gallery, *FEW, *argv)
+    assert metrics["images"] == 3
+    assert "3 photographs of" in (out / "index.html").read_text()
+    page = (out / "pages/layers/conv1/0.html").read_text()
+    with Image.open(out / "pages/layers/conv1/0.webp") as image:
+        # Squares of four for three images: patches, and three rules in two contrasts.
+        assert image.size == (7 * 2 * 4, 2 * 4) and "--columns:14;--rows:2" in page
+
+
+def load_network():
+    net = make_network(3)
+    net.preprocess = lambda pictures: np.asarray(pictures, np.float32) / 64 - 2
+    return net
+
+
+@pytest.mark.parametrize(
+    ("code", "argv", "message"),
+    [
+        (3, ["--run", "nowhere"], "--run nowhere: there is no such folder"),
+        (2, ["--weights", "zfnet32-cifar10"], "--run has its own weights"),
+        (2, ["--layers", "conv9"], "no layer 'conv9'"),
+    ],
+)
+def test_bad_input_is_one_line(code, argv, message, trained, refuse):
+    assert message in refuse(gallery, code, *FEW, "--run", trained, *argv)

@@ -1,0 +1,372 @@
+"""The gallery as a person uses it, in headless Chromium."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+
+from tests.gallery_case import AT_ONCE, DEAD, ODD, SIDE, UNITS, K, build, search
+from zfnet_jax.files import slug
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER),
+        reason="needs Chromium: Debian's packages chromium and chromium-driver",
+    ),
+]
+
+CONV1, LOGITS = "pages/layers/conv1", "pages/layers/logits"
+PAGES = (
+    "index.html",
+    f"{CONV1}/index.html",
+    f"{CONV1}/5.html",
+    f"{CONV1}/{DEAD}.html",
+    f"pages/layers/{slug(ODD)}/index.html",
+    f"{LOGITS}/2.html",
+    "pages/sanity/index.html",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(compiled_once, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("gallery")
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--force-prefers-reduced-motion",
+    ):
+        options.add_argument(argument)
+    logs = {"browser": "ALL", "performance": "ALL"}
+    options.set_capability("goog:loggingPrefs", logs)
+    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, folder):
+    """Open a page as new, at the size of a desktop."""
+    resize(browser, 1280, 1)
+
+    def open_page(page: str) -> None:
+        browser.get("about:blank")
+        browser.get((folder / page).as_uri())
+
+    return open_page
+
+
+def resize(browser, width: int, dots: int) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {
+            "width": width,
+            "height": 900,
+            "deviceScaleFactor": dots,
+            "mobile": width < 700,
+        },
+    )
+
+
+def press(browser, *keys: str) -> None:
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+
+
+def choose(browser, **values: str) -> None:
+    """Set controls as a person does, with the event that follows."""
+    for name, value in values.items():
+        browser.execute_script(
+            "const c = document.querySelector(`main [name=${arguments[0]}]`);"
+            "c.value = arguments[1];"
+            "c.dispatchEvent(new Event('input', {bubbles: true}));",
+            name,
+            value,
+        )
+
+
+def list_shown(browser) -> list[int]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#units > li')]"
+        ".filter(x => x.offsetParent).map(x => Number(x.dataset.unit))"
+    )
+
+
+def count(browser) -> str:
+    return browser.find_element("id", "count").text
+
+
+def focused(browser) -> str:
+    return browser.execute_script("return document.activeElement.textContent")
+
+
+def place(browser) -> str:
+    return "/".join(browser.current_url.partition("#")[0].split("/")[-2:])
+
+
+def locate(browser, selector: str) -> list:
+    """Row and column of the cell that each frame of a mosaic shows."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map(cell => {"
+        "const c = cell.getBoundingClientRect(),"
+        "i = cell.firstChild.getBoundingClientRect();"
+        "return [(c.top - i.top) / c.height, (c.left - i.left) / c.width]})",
+        selector,
+    )
+
+
+def test_pages_load_whole_and_ask_for_nothing_else(browser, visit, folder):
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # what earlier pages left
+    for page in PAGES:
+        visit(page)
+        assert browser.execute_script(
+            "document.querySelectorAll('img').forEach(x => x.loading = 'eager');"
+            "return Promise.all([...document.images].map(x => x.decode()))"
+            ".then(() => [...document.images].every(x => x.naturalWidth > 0))",
+        ), page
+    assert browser.get_log("browser") == []
+    messages = [
+        json.loads(x["message"])["message"] for x in browser.get_log("performance")
+    ]
+    asked = {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+    assert any(url.endswith(".webp") for url in asked)
+    home = folder.as_uri()
+    assert all(url.startswith((f"{home}/", "data:", "about:")) for url in asked)
+
+
+def test_links_lead_from_the_first_page_to_a_unit_and_back(browser, visit):
+    visit("index.html")
+    for text, target in (
+        ("conv1", "conv1/index.html"),
+        ("unit 5", "conv1/5.html"),
+        ("unit 6 ›", "conv1/6.html"),
+        ("‹ unit 5", "conv1/5.html"),
+        ("conv1", "conv1/index.html"),
+    ):
+        browser.find_element("link text", text).click()
+        assert place(browser) == target
+    browser.find_element("id", "after").click()
+    browser.find_element("id", "after").click()
+    assert place(browser) == "logits/index.html"
+    browser.find_element("css selector", "[data-unit='2'] .projections").click()
+    assert place(browser) == "logits/2.html" and "ship" in browser.title
+
+
+def test_filters_filter(browser, visit):
+    top, units = search()["conv1"], np.arange(UNITS)
+    visit(f"{CONV1}/index.html")
+    percent = (100 * top.active.astype(float)).round(1)
+    for wanted, expected in (
+        ({"class": "1"}, units[top.favorite == 1]),
+        ({"state": "dead"}, units[top.dead]),
+        ({"state": "live"}, units[~top.dead]),
+        ({"least": "50"}, units[percent >= 50]),
+        ({"most": "50"}, units[percent <= 50]),
+        ({"find": "3, 17,20-22"}, [3, 17, 20, 21, 22]),
+        ({"find": "22-20"}, [20, 21, 22]),
+        ({"find": "99"}, []),
+        ({"class": "1", "least": "99"}, units[(top.favorite == 1) & (percent >= 99)]),
+    ):
+        choose(browser, **wanted)
+        assert list_shown(browser) == list(expected)[:AT_ONCE], wanted
+        assert count(browser).startswith(f"{len(expected)} of {UNITS} units")
+        browser.find_element("css selector", "#controls [type=reset]").click()
+        time.sleep(0.05)
+        assert len(list_shown(browser)) == AT_ONCE
+    choose(browser, find="x")
+    assert list_shown(browser) == [] and "3, 17, 20-29" in count(browser)
+    visit(f"{LOGITS}/index.html")
+    choose(browser, find="Ship")
+    assert list_shown(browser) == [2]
+
+
+@pytest.mark.parametrize(
+    ("order", "key"),
+    [
+        ("active", lambda top: -top.active),
+        ("value", lambda top: -top.activations[:, 0]),
+        ("selectivity", lambda top: -np.nan_to_num(top.selectivity, nan=-1)),
+        ("rare", lambda top: np.where(top.dead, np.inf, top.active)),
+    ],
+)
+def test_units_are_sorted(browser, visit, order, key):
+    visit(f"{CONV1}/index.html")
+    choose(browser, sort=order)
+    expected = np.argsort(key(search()["conv1"]), kind="stable")
+    assert list_shown(browser) == expected[:AT_ONCE].tolist()
+    browser.find_element("id", "forth").click()
+    assert list_shown(browser) == expected[AT_ONCE:].tolist()
+    assert not browser.find_element("id", "forth").is_enabled()
+
+
+def test_a_choice_is_kept_in_the_address(browser, visit):
+    visit(f"{CONV1}/index.html")
+    choose(browser, find="3,5", contrast="max")
+    browser.find_element("link text", "unit 5").click()
+    assert (
+        browser.find_element("css selector", "main select").get_property("value")
+        == "max"
+    )
+    press(browser, "u")
+    assert list_shown(browser) == [3, 5]
+    for part, units in (
+        ("from=20", range(20, UNITS)),
+        ("rule=y&sort=z&from=-1", range(20)),
+    ):
+        browser.execute_script("location.hash = arguments[0]", part)
+        time.sleep(0.1)
+        assert list_shown(browser) == list(units)
+    assert browser.get_log("browser") == []
+
+
+def test_rules_contrasts_and_views_switch(browser, visit):
+    visit(f"{CONV1}/index.html")
+
+    def block() -> int:
+        (_, column), *_ = locate(browser, "#units > li:not([hidden]) .projections")
+        return round(column)
+
+    assert block() == 1
+    choose(browser, rule="gradient")
+    assert block() == 5
+    press(browser, "c")
+    assert block() == 6
+    press(browser, "r")
+    assert block() == 2
+    shown = []
+    for _ in range(3):
+        live = "#units > li:not([hidden])"
+        names = f"{live} .patches", f"{live} .projections"
+        find = browser.find_element
+        shown.append([find("css selector", x).is_displayed() for x in names])
+        press(browser, "v")
+    assert shown == [[True, True], [True, False], [False, True]]
+
+
+def test_a_unit_s_pictures_are_its_own_and_its_frames_inside_the_image(browser, visit):
+    visit(f"{CONV1}/5.html")
+    for contrast in (0, 1):
+        cells = locate(browser, ".activations .cell")
+        expected = [
+            # A cell is 3 pixels of the mosaic, and an edge of 1 follows.
+            [rank // 2 * 4 / 3, (rank % 2 + 2 * block) * 4 / 3]
+            for rank in range(K)
+            for block in (0, *(1 + 2 * rule + contrast for rule in range(3)))
+        ]
+        np.testing.assert_allclose(cells, expected, atol=0.02)
+        press(browser, "c")
+    frames = browser.execute_script(
+        "return [...document.querySelectorAll('.source')].map(s => {"
+        "const i = s.querySelector('img').getBoundingClientRect(),"
+        "f = s.querySelector('i').getBoundingClientRect();"
+        "return [f.top - i.top, f.left - i.left, f.bottom - i.top, f.right - i.left]"
+        ".map(x => x / i.width)})",
+    )
+    positions = search()["conv1"].positions[5]
+    boxes = np.concatenate([positions - 1, positions + 2], 1).clip(0, SIDE)
+    np.testing.assert_allclose(np.multiply(frames, SIDE), boxes, atol=0.05)
+
+
+@pytest.mark.parametrize(("width", "dots"), [(320, 2), (400, 3), (1280, 1)])
+def test_pictures_are_enlarged_exactly_and_nothing_leaves_the_screen(
+    browser, visit, width, dots
+):
+    for page in PAGES:
+        visit(page)
+        resize(browser, width, dots)
+        script = "return document.documentElement.scrollWidth"
+        assert browser.execute_script(script) <= width, page
+        factors = browser.execute_script(
+            "return [...document.querySelectorAll('.square, .cell, .source')]"
+            ".filter(x => x.offsetParent).map(x =>"
+            "x.getBoundingClientRect().width * devicePixelRatio /"
+            "parseFloat(getComputedStyle(x).getPropertyValue('--width')))"
+        )
+        np.testing.assert_allclose(factors, np.round(factors), atol=0.01)
+        assert min(factors, default=1) >= 1
+
+
+def test_keys_work(browser, visit):
+    visit(f"{LOGITS}/index.html")
+    press(browser, Keys.RIGHT, Keys.RIGHT)
+    assert focused(browser) == "dog"
+    press(browser, Keys.LEFT, Keys.ENTER)
+    assert place(browser) == "logits/0.html"
+    press(browser, Keys.RIGHT)
+    assert place(browser) == "logits/1.html"
+    press(browser, Keys.LEFT, "u")
+    assert place(browser) == "logits/index.html"
+    press(browser, "p", "p")
+    assert place(browser) == "conv1/index.html"
+    press(browser, Keys.RIGHT, Keys.DOWN, Keys.UP)
+    assert focused(browser) == "unit 0"
+    press(browser, "n", "?")
+    assert browser.find_element("id", "keys").is_displayed()
+    press(browser, "?")
+    assert not browser.find_element("id", "keys").is_displayed()
+    press(browser, "f", "3", Keys.ESCAPE, "u")
+    assert place(browser).endswith("/index.html")
+    assert browser.title == "A <i>small</i> network"
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("conv1 3", "conv1/3.html"),
+        ("CONV1/unit 23", "conv1/23.html"),
+        ("conv1", "conv1/index.html"),
+        ("2", "logits/2.html"),
+        ("../$x$ <b>\ufffd\ufffd[1m 4", f"{slug(ODD)}/4.html"),
+    ],
+)
+def test_any_unit_is_reached_from_any_page(browser, visit, text, target):
+    visit(f"{LOGITS}/1.html")
+    press(browser, "/", text, Keys.ENTER)
+    assert place(browser) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("conv9 1", "there is no layer conv9; the layers are conv1, "),
+        ("logits 6", "there is no unit 6; logits has the units 0 to 2"),
+        ("7", "there is no layer 7; the layers are conv1, "),
+    ],
+)
+def test_a_missing_unit_is_said_with_those_there_are(browser, visit, text, message):
+    visit("index.html")
+    press(browser, "/", text, Keys.ENTER)
+    assert browser.find_element("id", "jump-error").text.startswith(message)
+
+
+def test_pages_are_dark_where_the_reader_wants_it(browser, visit):
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        for page in PAGES:
+            visit(page)
+            paper, ink = browser.execute_script(
+                "const s = getComputedStyle(document.body);"
+                "return [s.backgroundColor, s.color].map(c =>"
+                "c.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b))",
+            )
+            assert (paper < 100 < 500 < ink) == (scheme == "dark")
