@@ -253,6 +253,14 @@ class NetworkRun(Run):
         arch = getattr(self.net.model, "arch", None)
         return arch.name if arch is not None else str(self.model).rpartition(".")[2]
 
+    @property
+    def dataset_name(self) -> Literal["cifar10", "shapes"]:
+        """Name of the dataset: --dataset, or the one the network was trained on."""
+        if self.dataset is not None:
+            return self.dataset
+        metadata = getattr(self.net, "metadata", {})
+        return "shapes" if metadata.get("dataset") == "shapes" else "cifar10"
+
     def images(
         self,
         limit: int | None = None,
@@ -268,7 +276,7 @@ class NetworkRun(Run):
             raise UserError("--image and --dataset both name the images: give one")
         source = self.image
         if source is None:
-            source = load_dataset(self._dataset_name(), split, self.data_dir, limit)
+            source = load_dataset(self.dataset_name, split, self.data_dir, limit)
         images = self.net.load_images(source, self.fit)
         if limit is not None and limit < len(images):
             images = images.take(np.arange(limit))
@@ -343,12 +351,6 @@ class NetworkRun(Run):
                     )
             return np.array(units)
         return np.sort(self.rng.permutation(candidates)[:count])
-
-    def _dataset_name(self) -> Literal["cifar10", "shapes"]:
-        if self.dataset is not None:
-            return self.dataset
-        metadata = getattr(self.net, "metadata", {})
-        return "shapes" if metadata.get("dataset") == "shapes" else "cifar10"
 
 
 def load_dataset(

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Int8, Int64, Shaped
 
+from zfnet_jax.data.boxes import check_box
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.results import Result
 
@@ -261,20 +262,3 @@ def draw_boxes(
     shares = np.random.default_rng(seed).random((draws, len(boxes), 2))
     corners = np.floor(shares * (np.array(image_hw) - sizes + 1)).astype(np.int64)
     return np.concatenate([corners, corners + sizes], 2)
-
-
-def check_box(box: Sequence[int], image_hw: tuple[int, int]) -> None:
-    """Check that a box is a proper part of an image.
-
-    Raises:
-        ValueError: The box is empty, leaves the image or covers all of it.
-    """
-    top, left, bottom, right = box
-    label = f"the box {top}, {left}, {bottom}, {right} (top, left, bottom, right)"
-    height, width = image_hw
-    if bottom <= top or right <= left:
-        raise ValueError(f"{label} is empty")
-    if top < 0 or left < 0 or bottom > height or right > width:
-        raise ValueError(f"{label} leaves the image of {height} x {width}")
-    if (bottom - top, right - left) == (height, width):
-        raise ValueError(f"{label} covers the whole image")

@@ -37,6 +37,7 @@ class Occlusion(Result):
     Arrays over positions are [n, rows, cols]: the image, then the place of the square.
 
     Attributes:
+        targets: The class whose probability is followed, one per image.
         tops: First covered row at each position of the square, in pixels.
         lefts: First covered column.
         size: Height and width of the square, in pixels.
@@ -47,9 +48,11 @@ class Occlusion(Result):
         layer: The layer of that map.
         units: The unit of that map, one per image.
         clean_logits: Logits of the uncovered images, [n, classes].
+        clean_probability: Probability of the targets in the uncovered images.
         clean_activity: Activity in the uncovered images.
     """
 
+    targets: Int32[np.ndarray, " n"]
     tops: Int[np.ndarray, " rows"]
     lefts: Int[np.ndarray, " cols"]
     size: Pair
@@ -60,6 +63,7 @@ class Occlusion(Result):
     layer: str
     units: Int32[np.ndarray, " n"]
     clean_logits: Float32[np.ndarray, "n classes"]
+    clean_probability: Float32[np.ndarray, " n"]
     clean_activity: Float32[np.ndarray, " n"]
 
     @property
@@ -193,7 +197,9 @@ def occlusion(
     shape = len(logits), len(tops), len(lefts)
     logits = logits.reshape(*shape, -1)
     each = np.arange(len(logits))
+    clean_logits = clean_logits.astype(np.float32)
     return Occlusion(
+        targets=labels,
         tops=tops.astype(np.int32),
         lefts=lefts.astype(np.int32),
         size=size,
@@ -203,7 +209,8 @@ def occlusion(
         activity=activity.reshape(shape),
         layer=layer,
         units=chosen.astype(np.int32),
-        clean_logits=clean_logits.astype(np.float32),
+        clean_logits=clean_logits,
+        clean_probability=np.asarray(jax.nn.softmax(clean_logits))[each, labels],
         clean_activity=clean_activity,
     )
 
@@ -229,6 +236,36 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
     positive = np.maximum(values, 0)
     total = positive.sum()
     return float(positive[mask].sum() / total) if total > 0 else math.nan
+
+
+def drop_on_objects(
+    responses: Occlusion, masks: Bool[np.ndarray, "n h w"]
+) -> dict[str, Any]:
+    """Measure how much of the drop in probability lies on the objects.
+
+    Args:
+        responses: Responses to n images.
+        masks: True on the object of each image.
+
+    Returns:
+        The mean share on an image's own object, with its standard error; "chance", the
+        share of a drop that is the same everywhere; and the share on the objects of
+        other images, which a drop has that only knows where objects usually are. NaN
+        where it cannot be known.
+    """
+    clean = responses.clean_probability[:, None, None]
+    drops = responses.by_pixel(clean - responses.probability)
+    shares = np.array([[share_on(drop, mask) for mask in masks] for drop in drops])
+    known = ~np.isnan(shares[:, 0])
+    own = np.diag(shares)[known]
+    other = shares[known][~np.eye(len(masks), dtype=bool)[known]]
+    return {
+        "images": int(known.sum()),
+        "share": own.mean() if len(own) else math.nan,
+        "standard_error": own.std() / math.sqrt(len(own)) if len(own) else math.nan,
+        "chance": masks.mean(),
+        "on_other_objects": other.mean() if len(other) else math.nan,
+    }
 
 
 def _pair(name: str, value: Any) -> Pair:

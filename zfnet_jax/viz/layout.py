@@ -183,8 +183,8 @@ def color_bar(low: Number, high: Number, width: Number = 160, **style: Any) -> B
 
     def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
-        places = {low: 0.0, high: 1.0} | ({0.0: 0.5} if low < 0 < high else {})
-        for value, place in places.items():
+        middle = [(0.0, 0.5)] if low < 0 < high else []
+        for value, place in ((low, 0.0), *middle, (high, 1.0)):
             label = f"{value:.3g}"
             shift = text_width(label) * place
             text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
@@ -311,6 +311,7 @@ def points(pixels: Number) -> Number:
 def text_width(words: str, size: int = SMALL) -> int:
     """Measure a line of text in pixels."""
     font = FontProperties(size=size)
+    words = _replace_unknown(words)
     return math.ceil(text_to_path.get_text_width_height_descent(words, font, False)[0])
 
 
