@@ -16,6 +16,7 @@ from zfnet_jax.viz.layout import (
     PALETTE,
     SMALL,
     Box,
+    Number,
     column,
     grid,
     picture,
