@@ -31,6 +31,7 @@ from experiments.harness import (
     command,
     load_dataset,
     main,
+    plural,
 )
 from experiments.progress import say
 from zfnet_jax import checkpoint
@@ -43,8 +44,8 @@ from zfnet_jax.recipes import RECIPES, Plateau, Recipe
 from zfnet_jax.training import Epoch, split_validation
 
 ARCHITECTURES = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
-# Test images among the predictions and the feature maps.
-_GRID_IMAGES, _MAP_IMAGES = 40, 3
+# Test images among the predictions and the feature maps, and maps of a layer.
+_GRID_IMAGES, _MAP_IMAGES, _MAPS = 40, 3, 64
 
 
 @dataclasses.dataclass
@@ -314,7 +315,7 @@ def draw(
     logits: np.ndarray,
 ) -> None:
     """Draw the curves, the predictions, and what the network sees."""
-    from zfnet_jax.viz import features, training
+    from zfnet_jax.viz import training
 
     predictions, names = logits.argmax(-1), test.class_names
     accuracy = float((predictions == test.labels).mean())
@@ -330,17 +331,44 @@ def draw(
         names,
     )
     run.figure("predictions", grid)
-    first = net.model.arch.layers[0].name
-    kernel = np.asarray(getattr(net.model, first).kernel[...])
-    run.figure("first_layer_filters", features.first_layer_filters(kernel)[0])
+    draw_first_layer(run, net, len(history))
+    draw_maps(run, net, test)
+
+
+def draw_first_layer(run: Run, net: Network, epochs: int) -> None:
+    """Draw the filters of the first layer above those of the shipped network."""
+    from zfnet_jax.viz.first_layer import filter_banks
+
+    networks = {
+        f"after {plural(epochs, 'epoch')}": net,
+        "for comparison, the shipped zfnet32-cifar10": zf.load("zfnet32-cifar10"),
+    }
+    banks = {
+        name: np.asarray(getattr(x.model, x.model.arch.layers[0].name).kernel[...])
+        for name, x in networks.items()
+    }
+    figure = filter_banks("Filters of the first layer", banks)
+    run.figure("first_layer_filters", figure)
+
+
+def draw_maps(run: Run, net: Network, test: Dataset) -> None:
+    """Draw the strongest feature maps of each layer for a few test images."""
+    from zfnet_jax.viz import feature_maps
 
     layers = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
     images = net.load_images(test.take(np.arange(min(_MAP_IMAGES, len(test)))))
     progress = run.progress("drawing feature maps")
-    maps = net.activations(images, layers)
+    activations = net.activations(images, layers)
     for done, layer in enumerate(layers, 1):
-        for index, picture in enumerate(images.pictures[:]):
-            figure, _ = features.feature_maps(picture, maps[layer][index], layer)
+        for index, maps in enumerate(np.moveaxis(activations[layer], -1, 1)):
+            order = np.argsort(-np.abs(maps).max((1, 2)), kind="stable")[:_MAPS]
+            name = test.class_names[test.labels[index]]
+            figure = feature_maps.draw_maps(
+                f"Strongest maps of {layer} for test image {index}: {name}",
+                images.pictures[index],
+                maps[order],
+                [f"unit {unit}" for unit in order],
+            )
             run.figure(f"feature_maps/{layer}_image{index}", figure)
         progress(done, len(layers))
 
