@@ -27,6 +27,7 @@ from experiments.project import (
     measure_image,
     name_image,
 )
+from zfnet_jax.files import slug
 
 
 def feature_maps(
@@ -59,7 +60,7 @@ def feature_maps(
             count,
             describe_sizes(run, images),
         )
-        run.figure(f"feature_maps_{layer}", figure)
+        run.figure(f"feature_maps_{slug(layer)}", figure)
         flat = maps.reshape(-1, maps.shape[-1])
         results[layer] = {
             "maxima": flat.max(0),

@@ -28,6 +28,7 @@ import numpy as np
 import zfnet_jax as zf
 from experiments.harness import Images, Metrics, NetworkRun, Positive, main
 from zfnet_jax.data.photographs import Photographs, load_photograph
+from zfnet_jax.files import slug
 from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.viz.patches import Contrast, Scale, display_projections
@@ -120,7 +121,7 @@ def draw(
         top.boxes,
         describe_sizes(run, images),
     )
-    run.figure(f"projections_{layer}", figure)
+    run.figure(f"projections_{slug(layer)}", figure)
 
 
 def describe(
