@@ -360,14 +360,13 @@ def draw_maps(run: Run, net: Network, test: Dataset) -> None:
     progress = run.progress("drawing feature maps")
     activations = net.activations(images, layers)
     for done, layer in enumerate(layers, 1):
-        for index, maps in enumerate(np.moveaxis(activations[layer], -1, 1)):
-            order = np.argsort(-np.abs(maps).max((1, 2)), kind="stable")[:_MAPS]
+        for index, maps in enumerate(activations[layer]):
             name = test.class_names[test.labels[index]]
             figure = feature_maps.draw_maps(
-                f"Strongest maps of {layer} for test image {index}: {name}",
+                f"{layer} on test image {index} ({name})",
                 images.pictures[index],
-                maps[order],
-                [f"unit {unit}" for unit in order],
+                maps,
+                _MAPS,
             )
             run.figure(f"feature_maps/{layer}_image{index}", figure)
         progress(done, len(layers))

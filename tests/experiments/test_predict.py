@@ -9,7 +9,7 @@ import pytest
 import zfnet_jax as zf
 from experiments.predict import Predictions, predict
 from tests.networks import small_network
-from zfnet_jax.data import Photographs, fitted, load_photograph, make_shapes
+from zfnet_jax.data import Photographs, fit_photograph, load_photograph, make_shapes
 
 
 def read(out):
@@ -52,7 +52,7 @@ def test_a_folder_is_classified_and_damaged_files_are_named(
     for row in content["images"]:
         # Ten crops of 32 are cut out of 37 pixels.
         side = 37 if ten_crop else 32
-        view = fitted(load_photograph(folder / row["image"]), (side, side))
+        view = fit_photograph(load_photograph(folder / row["image"]), (side, side))
         views = crop_ten(view, 32) if ten_crop else view[None]
         expected = softmax(net, views).mean(0)
         best = np.argsort(-expected)[:5]

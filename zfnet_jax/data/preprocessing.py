@@ -183,9 +183,10 @@ def fit_photograph(
     """
     if fit != "crop":
         image, bilinear = Image.fromarray(photograph), Image.Resampling.BILINEAR
+        shape = size[1], size[0]
         if fit == "pad":
-            return np.asarray(ImageOps.pad(image, size[::-1], bilinear, (128,) * 3))
-        return np.asarray(image.resize(size[::-1], bilinear))
+            return np.asarray(ImageOps.pad(image, shape, bilinear, (128,) * 3))
+        return np.asarray(image.resize(shape, bilinear))
     side = min(photograph.shape[:2])
     square = resize_shortest_side(center_crop(photograph, (side, side)), max(size))
     return center_crop(square, size)
