@@ -362,12 +362,8 @@ def draw_maps(run: Run, net: Network, test: Dataset) -> None:
     for done, layer in enumerate(layers, 1):
         for index, maps in enumerate(activations[layer]):
             name = test.class_names[test.labels[index]]
-            figure = feature_maps.draw_maps(
-                f"{layer} on test image {index} ({name})",
-                images.pictures[index],
-                maps,
-                _MAPS,
-            )
+            title = f"{layer} on test image {index} ({name})"
+            figure = feature_maps.draw_maps(title, images.pictures[index], maps, _MAPS)
             run.figure(f"feature_maps/{layer}_image{index}", figure)
         progress(done, len(layers))
 

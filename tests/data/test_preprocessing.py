@@ -203,3 +203,11 @@ def test_fitted_keeps_the_middle_upright():
 def test_a_strip_stays_small():
     strip = np.zeros((1, 2_000_000, 3), np.uint8)
     assert fit_photograph(strip, (224, 224)).shape == (224, 224, 3)
+
+
+def test_a_portrait_is_padded_with_gray_or_stretched():
+    pixels = np.full((40, 20, 3), 200, np.uint8)
+    padded = fit_photograph(pixels, (8, 8), "pad")
+    assert (padded[:, 2:6] == 200).all() and (padded[:, [0, 1, 6, 7]] == 128).all()
+    stretched = fit_photograph(pixels, (8, 8), "stretch")
+    np.testing.assert_array_equal(stretched, np.full((8, 8, 3), 200))
