@@ -48,9 +48,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 import zfnet_jax as zf
 from experiments.progress import Progress, say
+from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.data import Dataset, load_cifar10, make_shapes
 from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.photographs import Photographs
+from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import (
     DamagedFileError,
     DataNotFoundError,
@@ -163,18 +165,26 @@ class NetworkRun(Run):
     Attributes:
         weights: Trained network: a shipped name, by default zfnet32-cifar10, or a
             weight file.
+        arch: Architecture of a file of bare weights with PyTorch's names. Its images
+            are normalized as for torchvision's models.
+        num_classes: Classes in a file of bare weights, by default the architecture's.
         model: Any JAX model, as module:function. The function returns a network, or a
             model and its preprocessing; it is called with --weights if it takes an
             argument.
         image: Photograph, or folder of photographs, instead of a dataset. Subfolders
             are classes.
+        fit: How to bring a photograph to the network's shape: crop to the center, pad
+            with gray, or stretch.
         dataset: Source of the images, by default the one the network was trained on.
         data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
     """
 
     weights: str | None = None
+    arch: Literal["zfnet", "zfnet-plain", "alexnet", "zfnet32"] | None = None
+    num_classes: Positive | None = None
     model: str | None = None
     image: Path | None = None
+    fit: Fit = "crop"
     dataset: Literal["cifar10", "shapes"] | None = None
     data_dir: Path | None = None
 
@@ -187,13 +197,33 @@ class NetworkRun(Run):
             return self._call_model(self.model)
         weights = self.weights or self.default_weights
         try:
-            net = zf.load(weights)
+            net = self._load(weights)
         except FileNotFoundError as error:
             raise DataNotFoundError(str(error)) from error
         shipped = importlib.resources.files("zfnet_jax") / "pretrained"
         file = shipped / f"{weights}.safetensors"
         path = Path(str(file)) if file.is_file() else Path(weights)
         self.digests["weights"] = digest(path)
+        return net
+
+    def _load(self, weights: str) -> Network:
+        """Load a file that describes itself, or with --arch one of bare weights."""
+        try:
+            net = zf.load(weights)
+        except ValueError as error:
+            if not Path(weights).is_file():
+                raise
+            if self.arch is None:
+                raise UserError(f"{error}; on the command line, give --arch") from error
+            arch = ARCHITECTURES[self.arch]
+            model = zf.load_weights(weights, arch, self.num_classes)
+            return zf.network(model, preprocess=normalize_as_torchvision)
+        if self.arch is not None or self.num_classes is not None:
+            # Its own preprocessing would be lost without notice.
+            raise UserError(
+                f"--weights {weights} describes its network: omit --arch and "
+                "--num-classes"
+            )
         return net
 
     def _call_model(self, name: str) -> Network:
@@ -221,7 +251,7 @@ class NetworkRun(Run):
     def network_name(self) -> str:
         """Name of the network for titles."""
         arch = getattr(self.net.model, "arch", None)
-        return arch.name if arch is not None else str(self.model)
+        return arch.name if arch is not None else str(self.model).rpartition(".")[2]
 
     @property
     def dataset_name(self) -> Literal["cifar10", "shapes"]:
@@ -247,7 +277,7 @@ class NetworkRun(Run):
         source = self.image
         if source is None:
             source = load_dataset(self.dataset_name, split, self.data_dir, limit)
-        images = self.net.load_images(source)
+        images = self.net.load_images(source, self.fit)
         if limit is not None and limit < len(images):
             images = images.take(np.arange(limit))
         self.digests["data"] = images.digest()
@@ -334,6 +364,12 @@ def load_dataset(
         return load_cifar10(f"{split}[:{limit}]" if limit else split, data_dir)
     count, seed = (10_000, 0) if split == "train" else (2_000, 1)
     return make_shapes(min(count, limit or count), seed=seed)
+
+
+def normalize_as_torchvision(images: np.ndarray) -> np.ndarray:
+    """Convert uint8 [b, h, w, 3] to the float32 that torchvision's models take."""
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return ((images / 255 - mean) / deviation).astype(np.float32)
 
 
 def plural(number: int, noun: str) -> str:

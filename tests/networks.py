@@ -1,10 +1,9 @@
 """Small networks that the tests share.
 
-First a residual network in evaluation, with one set of weights in five forms: a Flax
-NNX module, a Linen module, an Equinox module, a plain function and a Keras model.
-Attributes have the same names in all of them, so that the paths of the parameters, and
-with them the names of the layers, agree. `tests/references/make_residual.py` has it in
-PyTorch.
+First chains of layers for `zf.ConvNet`, then a residual network in evaluation, with one
+set of weights in five forms: a Flax NNX module, a Linen module, an Equinox module, a
+plain function and a Keras model. Attributes have the same names in all of them, so the
+names of the layers agree. `tests/references/make_residual.py` has it in PyTorch.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +25,97 @@ from flax import nnx
 from jax import lax
 
 import zfnet_jax as zf
+from tests.references.deconvnet_cases import draw_state
+from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.data import SHAPES, Preprocessing
+
+# Chains of layers.
+
+# It halves the shapes of 32 x 32, so that pictures need resizing too.
+SMALL = Architecture(
+    "small",
+    (16, 16),
+    (
+        Conv("conv1", 4, kernel=3, padding=1),
+        MaxPool("pool1", kernel=2, stride=2),
+        Conv("conv2", 6, kernel=3, padding=1),
+        Dense("fc3", 8),
+        Dense("logits", len(SHAPES), relu=False),
+    ),
+)
+TINY = Architecture(
+    "tiny",
+    (9, 12),
+    (
+        Conv("conv1", 5, 3, padding=1),
+        MaxPool("pool1", 3, 2),
+        Conv("conv2", 4, 2),
+        Dense("fc3", 6),
+        Dense("logits", 3, relu=False),
+    ),
+)
+# Everything uneven: strides, one-sided padding, groups, a stride beyond its kernel.
+MIXED = Architecture(
+    "mixed",
+    (23, 19),
+    (
+        Conv("conv1", 6, kernel=(5, 3), stride=(2, 1), padding=((2, 0), (1, 2))),
+        ContrastNorm("norm1", alpha=0.3),
+        MaxPool("pool1", padding=1),
+        Conv("conv2", 8, kernel=3, padding=1, groups=2),
+        Conv("conv3", 6, kernel=1, stride=2),
+        Dense("fc4", 7),
+        Dense("logits", 4, relu=False),
+    ),
+)
+# Everything that the paper's networks lack: a pooling of the image and of a pooled
+# map, groups, rectangles, uneven padding, strides that skip, and a normalization just
+# before a dense layer.
+ODD = Architecture(
+    "odd",
+    (29, 46),
+    (
+        MaxPool("pool0", (1, 2), (1, 2)),
+        Conv("conv1", 8, (3, 2), stride=(2, 1), padding=((1, 0), (0, 1))),
+        MaxPool("pool1", 3, 2, ((1, 0), (0, 2))),
+        MaxPool("pool2", (3, 2), (1, 2)),
+        ContrastNorm("norm2", size=3, k=1.0, alpha=0.3),
+        Conv("conv3", 6, 2, padding=((0, 2), (1, 0)), groups=2),
+        MaxPool("pool3", 1, 2),
+        ContrastNorm("norm3", size=4, k=1.0, alpha=0.3),
+        Dense("fc4", 7),
+        Dense("logits", 4, relu=False),
+    ),
+    channels=2,
+)
+LEARNED: dict[str, str | int | float] = {"dataset": "shapes", "test_accuracy": 0.125}
+
+
+def random_model(arch: Architecture, seed: int = 0) -> zf.ConvNet:
+    return zf.load_weights(draw_state(arch, seed), arch)
+
+
+def as_function(model: zf.ConvNet, **options: Any) -> zf.networks.Network:
+    """The same network, read off a function that is not known to be a `ConvNet`'s."""
+    shape = (*model.arch.input_hw, model.arch.channels)
+    return zf.network(lambda images: model.features(images).features, shape, **options)
+
+
+def save(path: Path, seed: int, arch: Architecture = SMALL, metadata=LEARNED) -> None:
+    """Save an untrained network; conv2's unit 1 is dead."""
+    model = zf.ConvNet(arch, len(SHAPES), rngs=nnx.Rngs(seed))
+    if arch is SMALL:
+        model.conv2.bias[...] = model.conv2.bias[...].at[1].set(-1e6)
+    size = None if arch.input_hw == (32, 32) else arch.input_hw
+    mean = np.full((32, 32, 3), 128, np.float32)
+    preprocess = Preprocessing(mean, 1 / 64, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    zf.save(
+        path, model, preprocess=preprocess, class_names=tuple(SHAPES), metadata=metadata
+    )
+
+
+# A residual network.
 
 # Even, rectangular, and with odd maps in front of every "SAME" stride of 2, where
 # TensorFlow's padding is the same on both sides as it is here.
@@ -450,14 +541,15 @@ def small_network() -> zf.networks.Network:
 
 
 def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights for `experiments.any_model.squeezenet`, by He's scale, zero biases."""
-    from experiments.any_model import shapes
+    """Weights for `experiments.squeezenet.squeezenet`, by He's scale, zero biases."""
+    from experiments.squeezenet import weight_shapes
 
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, shape in shapes().items():
-        scale = math.sqrt(2 / math.prod(shape[1:]))
-        kernel = scale * rng.standard_normal(shape, np.float32)
-        weights[f"{name}.weight"] = kernel.astype(np.float32)
-        weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    for name, shape in weight_shapes().items():
+        weights[name] = np.zeros(shape, np.float32)
+        if name.endswith(".weight"):
+            scale = math.sqrt(2 / math.prod(shape[1:]))
+            kernel = scale * rng.standard_normal(shape, np.float32)
+            weights[name] = kernel.astype(np.float32)
     return weights

@@ -52,11 +52,11 @@ def forward(
         below, switches = x, None
         match layer:
             case Conv():
-                x = np.maximum(_conv(x, *weights[layer.name], layer), 0)
+                x = np.maximum(convolve(x, *weights[layer.name], layer), 0)
             case MaxPool():
-                x, switches = _pool(x, layer)
+                x, switches = pool(x, layer)
             case ContrastNorm():
-                x = x / _base(x, layer) ** layer.beta
+                x = x / divisor(x, layer) ** layer.beta
             case Dense():
                 kernel, bias = weights[layer.name]
                 x = x.ravel() @ kernel.astype(np.float64) + bias
@@ -67,24 +67,11 @@ def forward(
     return steps
 
 
-def kept(
-    feature: np.ndarray,
-    unit: int,
-    position: tuple[int, int] | None = None,
-    mode: str = "unit",
-    threshold: float = 0.0,
-) -> np.ndarray:
-    """A layer's output with all but the chosen activations set to zero."""
-    plane = feature[..., unit] if feature.ndim == 3 else feature[unit].reshape(1, 1)
-    if mode == "unit":
-        keep = np.zeros(plane.shape, bool)
-        keep[strongest(feature, unit) if position is None else position] = True
-    elif mode == "map":
-        keep = np.ones(plane.shape, bool)
-    else:
-        keep = plane > threshold
+def keep(feature: np.ndarray, unit: int, position: tuple[int, int]) -> np.ndarray:
+    """A layer's output with all but one activation set to zero."""
+    place = (*position, unit) if feature.ndim == 3 else (unit,)
     signal = np.zeros(feature.shape)
-    signal[..., unit] = np.where(keep, plane, 0).reshape(feature.shape[:-1])
+    signal[place] = feature[place]
     return signal
 
 
@@ -117,37 +104,19 @@ def descend(
         match layer:
             case Conv():
                 kernel = weights[layer.name][0]
-                signal = _conv_down(signal, kernel, layer, step.below.shape)
+                signal = convolve_down(signal, kernel, layer, step.below.shape)
             case MaxPool():
                 assert step.switches is not None
-                signal = _pool_down(signal, step.switches, step.below.shape, overlap)
+                signal = unpool(signal, step.switches, step.below.shape, overlap)
             case ContrastNorm() if norm == "backprop":
-                signal = _norm_down(signal, step.below, layer)
+                signal = normalize_down(signal, step.below, layer)
             case Dense():
                 kernel = weights[layer.name][0].astype(np.float64)
                 signal = (kernel @ signal).reshape(step.below.shape)
     return signal
 
 
-def seen(
-    arch: Architecture, layer: str, position: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """Pixels that a position sees, from window to window: top, left, bottom, right."""
-    names = [spec.name for spec in arch.layers]
-    below = arch.layers[: names.index(layer) + 1]
-    if any(isinstance(spec, Dense) for spec in below):
-        return (0, 0, *arch.input_hw)
-    first, last = list(position), list(position)
-    for spec in reversed(below):
-        if isinstance(spec, Conv | MaxPool):
-            for axis in (0, 1):
-                step, before = spec.stride[axis], spec.padding[axis][0]
-                first[axis] = first[axis] * step - before
-                last[axis] = last[axis] * step - before + spec.kernel[axis] - 1
-    return first[0], first[1], last[0] + 1, last[1] + 1
-
-
-def _conv(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, layer: Conv):
+def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, layer: Conv):
     padded = np.pad(x, (*layer.padding, (0, 0)))
     (step_h, step_w), inputs = layer.stride, kernel.shape[2]
     # [rows, columns, channels, kernel rows, kernel columns]
@@ -161,7 +130,7 @@ def _conv(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray, layer: Conv):
     return np.concatenate(maps, -1) + bias
 
 
-def _conv_down(signal: np.ndarray, kernel: np.ndarray, layer: Conv, below_shape):
+def convolve_down(signal: np.ndarray, kernel: np.ndarray, layer: Conv, below_shape):
     """Every output adds its copy of the filter where its window was."""
     (rows, columns, _), inputs = signal.shape, kernel.shape[2]
     (top, bottom), (left, right) = layer.padding
@@ -183,7 +152,7 @@ def _conv_down(signal: np.ndarray, kernel: np.ndarray, layer: Conv, below_shape)
     return padded[top : top + height, left : left + width]
 
 
-def _pool(x: np.ndarray, layer: MaxPool) -> tuple[np.ndarray, np.ndarray]:
+def pool(x: np.ndarray, layer: MaxPool) -> tuple[np.ndarray, np.ndarray]:
     height, width, channels = x.shape
     padded = np.pad(x, (*layer.padding, (0, 0)), constant_values=-np.inf)
     places = np.pad(np.arange(height * width).reshape(height, width), layer.padding)
@@ -205,7 +174,7 @@ def _pool(x: np.ndarray, layer: MaxPool) -> tuple[np.ndarray, np.ndarray]:
     return out, switches
 
 
-def _pool_down(signal: np.ndarray, switches: np.ndarray, below_shape, overlap: str):
+def unpool(signal: np.ndarray, switches: np.ndarray, below_shape, overlap: str):
     height, width, channels = below_shape
     flat = np.zeros((height * width, channels))
     every = np.arange(channels)
@@ -217,20 +186,22 @@ def _pool_down(signal: np.ndarray, switches: np.ndarray, below_shape, overlap: s
     return flat.reshape(below_shape)
 
 
-def _neighbours(channels: int, layer: ContrastNorm) -> np.ndarray:
+def neighbors(channels: int, layer: ContrastNorm) -> np.ndarray:
     """[i, j] is 1 where channel j counts in the divisor of channel i."""
     before = layer.size // 2  # as PyTorch centers an even size
     apart = np.arange(channels) - np.arange(channels)[:, None]
     return ((apart >= -before) & (apart < layer.size - before)).astype(np.float64)
 
 
-def _base(x: np.ndarray, layer: ContrastNorm) -> np.ndarray:
-    return layer.k + layer.alpha * x**2 @ _neighbours(x.shape[-1], layer).T
+def divisor(x: np.ndarray, layer: ContrastNorm) -> np.ndarray:
+    return layer.k + layer.alpha * x**2 @ neighbors(x.shape[-1], layer).T
 
 
-def _norm_down(signal: np.ndarray, x: np.ndarray, layer: ContrastNorm) -> np.ndarray:
+def normalize_down(
+    signal: np.ndarray, x: np.ndarray, layer: ContrastNorm
+) -> np.ndarray:
     """The derivative of x_i / base_i ** beta, with base_i = k + alpha sum x_j ** 2."""
-    base = _base(x, layer)
+    base = divisor(x, layer)
     through_base = signal * x * base ** (-layer.beta - 1)
-    shared = through_base @ _neighbours(x.shape[-1], layer)
+    shared = through_base @ neighbors(x.shape[-1], layer)
     return signal * base**-layer.beta - 2 * layer.alpha * layer.beta * x * shared

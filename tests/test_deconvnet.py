@@ -10,11 +10,11 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import zfnet_jax as zf
 from tests import reference_deconvnet as reference
+from tests.comparison import cut, distance
+from tests.networks import MIXED, ODD, as_function, random_model
 from tests.references.deconvnet_cases import (
     STORE,
     Key,
@@ -22,48 +22,16 @@ from tests.references.deconvnet_cases import (
     draw_state,
     photographs,
 )
-from zfnet_jax import projections as projecting
-from zfnet_jax import windows
-from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.deconvnet import backproject
-from zfnet_jax.networks import network
 from zfnet_jax.projections import Projections, project
 
 RULES = ("deconvnet", "guided", "gradient")
 
-# Everything that the paper's networks lack: a pooling of the image and of a pooled
-# map, groups, rectangles, uneven padding, strides that skip, and a normalization just
-# before a dense layer.
-ODD = Architecture(
-    "odd",
-    (29, 46),
-    (
-        MaxPool("pool0", (1, 2), (1, 2)),
-        Conv("conv1", 8, (3, 2), stride=(2, 1), padding=((1, 0), (0, 1))),
-        MaxPool("pool1", 3, 2, ((1, 0), (0, 2))),
-        MaxPool("pool2", (3, 2), (1, 2)),
-        ContrastNorm("norm2", size=3, k=1.0, alpha=0.3),
-        Conv("conv3", 6, 2, padding=((0, 2), (1, 0)), groups=2),
-        MaxPool("pool3", 1, 2),
-        ContrastNorm("norm3", size=4, k=1.0, alpha=0.3),
-        Dense("fc4", 7),
-        Dense("logits", 4, relu=False),
-    ),
-    channels=2,
-)
-
-
-def distance(actual, expected) -> float:
-    """Relative L2 distance; an expected zero must be zero."""
-    actual, expected = np.asarray(actual), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape
-    error, scale = np.linalg.norm(actual - expected), np.linalg.norm(expected)
-    return float(error / scale) if scale else float(error > 0)
-
 
 @functools.cache
 def build(arch: Architecture, dtype: str = "float32", seed: int = 0) -> zf.ConvNet:
-    return with_dtype(dtype, zf.load_weights(draw_state(arch, seed), arch))
+    return with_dtype(dtype, random_model(arch, seed))
 
 
 def with_dtype(dtype: str, model: zf.ConvNet) -> zf.ConvNet:
@@ -71,24 +39,10 @@ def with_dtype(dtype: str, model: zf.ConvNet) -> zf.ConvNet:
     return model
 
 
-def as_function(model: zf.ConvNet):
-    """The same network as a function that the package knows nothing about."""
-    shape = (*model.arch.input_hw, model.arch.channels)
-    return network(lambda x: model.features(x).features, shape)
-
-
 def draw_images(arch: Architecture, count=1, scale=1.0, seed=0) -> np.ndarray:
     shape = (count, *arch.input_hw, arch.channels)
     images = scale * np.random.default_rng(seed).normal(size=shape)
     return images.astype(np.float32)
-
-
-def cut(pixels, box):
-    """A box of an image, zero outside it."""
-    top, left, bottom, right = box
-    margin = max(0, -top, -left, bottom - len(pixels), right - pixels.shape[1])
-    padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)))
-    return padded[top + margin : bottom + margin, left + margin : right + margin]
 
 
 def signals_of(projections: Projections, shape) -> np.ndarray:
@@ -125,10 +79,11 @@ def check(
                 reference.strongest(out, unit) if given is None else given[i, u]
             )
             place = int(row), int(column)
-            signal = reference.kept(out, unit, place)
+            signal = reference.keep(out, unit, place)
             pixels = reference.descend(steps, weights, signal, rule, norm=norm)
-            box = reference.seen(arch, layer, place)
-            np.testing.assert_array_equal(paste(cut(pixels, box), box, pixels), pixels)
+            box = zf.receptive_field(arch, layer).box(*place, clip=False)
+            # The box holds all of the projection.
+            assert np.count_nonzero(cut(pixels, box)) == np.count_nonzero(pixels)
             assert tuple(projections.boxes[n]) == box
             assert tuple(projections.positions[n]) == place
             assert (projections.images[n], projections.units[n]) == (i, unit)
@@ -143,16 +98,6 @@ def check(
     assert len(projections) == len(projections.boxes) == n
     assert projections.pixels.dtype == projections.activations.dtype == images.dtype
     return projections
-
-
-def paste(patch, box, image):
-    """A picture of zeros with a patch at a box."""
-    picture = np.zeros_like(image)
-    for row, column in np.ndindex(*patch.shape[:2]):
-        at = box[0] + row, box[1] + column
-        if 0 <= at[0] < image.shape[0] and 0 <= at[1] < image.shape[1]:
-            picture[at] = patch[row, column]
-    return picture
 
 
 # --- by hand ---
@@ -211,7 +156,6 @@ def two_layers(scale=1.0):
     )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("rule", RULES)
 def test_two_layers_by_hand(rule):
     for net in (two_layers(), as_function(two_layers())):
@@ -230,16 +174,6 @@ def test_the_classifier_has_no_relu(rule):
     assert projections.activations.tolist() == [-5]
     expected = np.multiply(BY_HAND[rule], 0.25)
     np.testing.assert_array_equal(projections.pixels[0, ..., 0], expected)
-    # A positive signal that the classifier turns negative ends at the ReLU below it.
-    model = with_weights(
-        TWO_LAYERS,
-        conv1=(np.array([1.0, -1.0]), np.array([0.0, 2.0])),
-        conv2=np.ones(8),
-        logits=(np.array([-1.0]), 100.0),
-    )
-    projections = project(model, IMAGE, "logits", 0, rule=rule)
-    assert projections.activations[0] > 0
-    assert projections.pixels.any() == (rule == "gradient")
 
 
 OVERLAPPING = Architecture(
@@ -252,7 +186,6 @@ OVERLAPPING = Architecture(
 SHARED = one_map([1, 5, 2, 0], [3, 4, 9, 7], [8, 6, 9, 2], [0, 1, 3, 4])
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_overlapping_windows_by_hand():
     model = with_weights(OVERLAPPING, conv1=np.ones(1))
     places = np.array([[(0, 1), (1, 1)]])
@@ -270,29 +203,6 @@ def test_overlapping_windows_by_hand():
     expected = np.zeros((2, 3, 3))
     expected[0, 2, 1] = expected[1, 0, 1] = 9
     np.testing.assert_array_equal(crops.pixels[..., 0], expected)
-
-
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(
-    ("threshold", "places"),
-    [
-        (0.0, {(0, 1): 5, (1, 2): 18, (2, 0): 8}),
-        (5.0, {(1, 2): 18, (2, 0): 8}),  # 5 does not pass 5
-        (8.5, {(1, 2): 18}),
-        (9.0, {}),
-    ],
-)
-def test_a_threshold_by_hand(threshold, places):
-    model = with_weights(OVERLAPPING, conv1=np.ones(1))
-    maps = model.features(SHARED, until="pool1").features["pool1"]
-    signal = jnp.where(maps > threshold, maps, 0)
-    pixels = np.zeros((4, 4))
-    for place, value in places.items():
-        pixels[place] = value
-    for net in (model, as_function(model)):
-        np.testing.assert_array_equal(
-            backproject(net, SHARED, "pool1", signal)[0, ..., 0], pixels
-        )
 
 
 def test_a_window_of_zeros_sends_its_signal_to_its_first_place():
@@ -313,86 +223,38 @@ def test_a_window_of_zeros_sends_its_signal_to_its_first_place():
 # --- against the deconvnet in NumPy ---
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layer", ["pool0", "conv1", "pool2", "norm3", "fc4", "logits"])
-def test_every_rule_and_kind_of_layer(layer, rule):
-    model, images = build(ODD, "float64"), draw_images(ODD, 2)
-    check(model, images, layer, [0, 1], rule=rule)
-
-
-@st.composite
-def stacks(draw):
-    """An image's shape and up to four layers, each no larger than its input."""
-
-    def pair(low, high):
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
-
-    hw, channels = pair(5, 14), draw(st.integers(1, 4))
-    shape, layers = (*hw, channels), []
-    for index in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["conv", "conv", "pool", "pool", "norm"]))
-        name, kernel, stride = f"{kind}{index}", pair(1, 4), pair(1, 3)
-        kernel = min(kernel[0], hw[0]), min(kernel[1], hw[1])
-        if kind == "norm":
-            layers.append(ContrastNorm(name, draw(st.integers(1, 5)), 1.0, alpha=0.5))
-            continue
-        if kind == "conv":
-            edges = pair(0, 2), pair(0, 2)
-            groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
-            channels = groups * draw(st.integers(1, 3))
-            layers.append(Conv(name, channels, kernel, stride, edges, groups))
-        else:
-            edges = pair(0, kernel[0] - 1), pair(0, kernel[1] - 1)
-            layers.append(MaxPool(name, kernel, stride, edges))
-        hw = tuple(
-            (extent + sum(edge) - size) // step + 1
-            for extent, edge, size, step in zip(hw, edges, kernel, stride, strict=True)
-        )
-    return shape, (*layers, Dense("logits", 3, relu=False))
-
-
-@pytest.mark.usefixtures("quick_compilation")
-@settings(max_examples=8)
-@given(stacks(), st.data())
-def test_any_network(stack, data):
-    (height, width, channels), layers = stack
-    arch = Architecture("random", (height, width), layers, channels)
-    model = with_dtype("float64", zf.load_weights(draw_state(arch), arch))
-    images = draw_images(arch, 2, seed=1)
-    layer = data.draw(st.sampled_from([layer.name for layer in arch.layers]))
-    *hw, features = (1, 1, *arch.shapes()[layer])[-3:]
-    rows, columns = (st.integers(0, extent - 1) for extent in hw)
-    place = data.draw(st.tuples(rows, columns))
-    places = np.array([(0, 0), place, (hw[0] - 1, hw[1] - 1)])
-    options: dict[str, Any] = {
-        "rule": data.draw(st.sampled_from(RULES)),
-        "crop": data.draw(st.booleans()),
-    }
-    units = [0, features - 1, features - 1]
-    check(model, images, layer, units, np.stack([places, places[::-1]]), **options)
+@pytest.mark.parametrize(
+    ("arch", "layer", "crop"),
+    [
+        (ODD, "pool0", False),
+        (ODD, "norm3", True),
+        (ODD, "logits", False),
+        (MIXED, "conv3", True),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_every_rule_and_kind_of_layer(arch, layer, crop, rule):
+    model, images = build(arch, "float64"), draw_images(arch, 2)
+    rows, columns, _ = (1, 1, *arch.shapes()[layer])[-3:]
+    places = [(0, 0), (rows // 2, 0), (rows - 1, columns - 1)]
+    places = np.stack([places, places[::-1]])
+    check(model, images, layer, [0, 1, 1], places, rule=rule, crop=crop)
 
 
 # Inputs of the paper are within about ±128, and only there does normalization matter.
 @pytest.mark.parametrize(
     ("arch", "layer", "options"),
     [
-        (zf.ZFNET, "norm2", {"rule": "gradient"}),
         (zf.ZFNET, "conv5", {}),
-        (zf.ZFNET, "logits", {}),
         (zf.ALEXNET, "conv3", {"rule": "gradient"}),
-        (zf.ALEXNET, "fc7", {"rule": "guided"}),
-        (zf.ZFNET32, "conv2", {"rule": "guided", "crop": True}),
-        (zf.ZFNET32, "conv5", {"crop": True}),
-        (zf.ZFNET32, "pool5", {}),
-        (zf.ZFNET32, "logits", {"rule": "gradient"}),
+        (zf.ZFNET32, "conv5", {"rule": "guided", "crop": True}),
+        (zf.ZFNET32, "logits", {}),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_the_papers_networks(arch, layer, options, request):
+def test_the_papers_networks(arch, layer, options):
     """In two corners and in the middle of a border, or at the strongest position."""
-    if arch is zf.ZFNET32:
-        request.getfixturevalue("quick_compilation")
     model = build(arch, "float64")
     images = draw_images(arch, 1, scale=1.0 if arch is zf.ZFNET32 else 60.0)
     shape = arch.shapes()[layer]
@@ -404,23 +266,19 @@ def test_the_papers_networks(arch, layer, options, request):
     check(model, images, layer, units, places, **options)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layer", ["conv2", "conv5"])
-def test_single_precision_is_close(layer, rule):
+def test_single_precision_is_close(rule):
     model = zf.load("zfnet32-cifar10").model
-    check(model, case("shipped").image[None], layer, [1, 5], rule=rule, within=1e-4)
+    check(model, case("shipped").image[None], "conv5", [1, 5], rule=rule, within=1e-4)
 
 
 # --- laws ---
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layer", ["conv3", "norm3"])
-def test_any_other_network_gives_the_same(layer, rule):
+def test_any_other_network_gives_the_same(rule):
     """The page and the model itself under `with_relu_rule` are two definitions."""
-    model, images = build(ODD), draw_images(ODD, 3, seed=3)
+    layer, model, images = "norm3", build(ODD), draw_images(ODD, 3, seed=3)
     shape = (3, *ODD.shapes()[layer])
     signal = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     with_windows, plain = (
@@ -444,7 +302,6 @@ def assert_same(actual: Projections, expected: Projections, within=1e-5):
         assert distance(pixels, others) <= within
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_gradient_is_jaxs():
     """For any signal, with a normalization on the way."""
     model, images = build(ODD), draw_images(ODD, 2, seed=1)
@@ -461,9 +318,7 @@ def test_the_gradient_is_jaxs():
 # --- units, positions and batches ---
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("wrap", [lambda model: model, as_function])
-def test_many_images_are_one_at_a_time(wrap):
+def test_many_images_are_one_at_a_time():
     """More than a batch; each image with units and positions of its own."""
     model, images = build(ODD), draw_images(ODD, 19)
     rng = np.random.default_rng(0)
@@ -473,7 +328,7 @@ def test_many_images_are_one_at_a_time(wrap):
         [rng.integers(rows, size=(19, 2)), rng.integers(columns, size=(19, 2))], -1
     )
     for positions in (None, places):
-        projections = project(wrap(model), images, "conv3", units, positions)
+        projections = project(model, images, "conv3", units, positions)
         assert projections.images.tolist() == np.repeat(np.arange(19), 2).tolist()
         assert projections.units.tolist() == units.ravel().tolist()
         for i in (0, 7, 18):
@@ -487,7 +342,6 @@ def test_many_images_are_one_at_a_time(wrap):
             )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_images_and_positions_pair_up():
     """Nine images, nine positions and one unit are nine projections."""
     model, images = build(ODD), draw_images(ODD, 9)
@@ -500,7 +354,6 @@ def test_images_and_positions_pair_up():
     assert same.positions.tolist() == [[1, 2]] * 9
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_strongest_unit_is_the_default():
     model, images = build(ODD), draw_images(ODD, 3)
     maps = np.asarray(model.features(images).features["conv3"])
@@ -511,47 +364,9 @@ def test_the_strongest_unit_is_the_default():
     assert projections.units.tolist() == maps[:, 1, 2].argmax(1).tolist()
 
 
-def test_the_strongest_position_is_the_first():
-    """Equal maxima: row-major order decides."""
-    model = with_weights(OVERLAPPING, conv1=np.ones(1))
-    image = one_map([0, 0, 0, 3], [0, 3, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0])
-    projections = project(model, image, "conv1", 0)
-    assert projections.positions.tolist() == [[0, 3]]
-    assert projections.activations.tolist() == [3]
-
-
-def test_a_silent_unit_gives_nothing():
-    model = with_weights(TWO_LAYERS, conv1=(np.zeros(2), -1.0))
-    projections = project(model, IMAGE, "conv1", [0, 1])
-    assert not projections.pixels.any()
-    assert projections.activations.tolist() == [0, 0]
-    assert projections.positions.tolist() == [[0, 0], [0, 0]]
-
-
-def test_the_forward_pass_runs_once(monkeypatch):
-    """However many units are asked for, of either kind of network."""
-    runs = []
-
-    def count(run):
-        def counted(*args):
-            runs.append(run)
-            return run(*args)
-
-        return counted
-
-    monkeypatch.setattr(windows, "forward", count(windows.forward))
-    monkeypatch.setattr(projecting, "pull_back", count(projecting.pull_back))
-    model, images = build(ODD), draw_images(ODD, 2)
-    for net in (model, as_function(model)):
-        runs.clear()
-        project(net, images, "conv3", [0, 1, 2, 3, 4, 5] * 12)
-        assert len(runs) == 1
-
-
 # --- types ---
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_bfloat16():
     """As exact as 8 bits of mantissa allow."""
     images = draw_images(zf.ZFNET32, 2)
@@ -561,8 +376,6 @@ def test_bfloat16():
     assert ours.pixels.dtype == ours.activations.dtype == np.float32
     for actual, expected in zip(ours.pixels, theirs.pixels, strict=True):
         assert distance(actual, expected) < 0.05
-    deep = project(model, images, "conv5", [3, 4])
-    assert np.isfinite(deep.pixels).all() and deep.pixels.any()
 
 
 def test_results_are_numpy_arrays():
@@ -578,12 +391,9 @@ def test_results_are_numpy_arrays():
 
 def test_projections_draw_themselves():
     model = with_weights(OVERLAPPING, conv1=np.ones(1))
-    figure = project(model, SHARED, "pool1", [0, 0]).show()
-    (axes,) = figure.axes
+    (axes,) = project(model, SHARED, "pool1", [0, 0]).show().axes
     words = [text.get_text() for text in axes.texts]
     assert words.count("unit 0, activation 9") == 2
-    assert len(axes.images) == 2
-    assert np.max(np.asarray(axes.images[0].get_array())) == 1
 
 
 # --- refusals ---
@@ -592,22 +402,13 @@ def test_projections_draw_themselves():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer": "conv9"}, "conv9.*conv1"),
         ({"units": 6}, r"unit 6: conv3 has 6 units \(0 to 5\)"),
-        ({"units": [0, -1]}, "unit -1"),
         ({"units": np.array([[0], [1]])}, r"units are int64\[2, 1\].*each image's own"),
-        ({"units": []}, "units are float64"),
         ({"units": np.zeros(0, int)}, "unit missing"),
         ({"units": [0.5]}, "whole numbers"),
         ({"positions": (3, 9)}, r"position \(3, 9\) is outside the"),
-        ({"positions": np.array([(-1, 0)])}, r"-1"),
         ({"positions": np.zeros((2, 2), int)}, "one per image"),
-        ({"positions": np.zeros((1, 2, 2), int)}, "one per image"),
         ({"layer": "fc4", "positions": (0, 1)}, "1 x 1"),
-        ({"images": np.zeros((1, 29, 45, 2), np.float32)}, r"29, 45"),
-        ({"images": np.zeros((1, 29, 46, 3), np.float32)}, r"46, 3"),
-        ({"images": np.zeros((0, 29, 46, 2), np.float32)}, "empty"),
-        ({"images": np.full((1, 29, 46, 2), np.nan, np.float32)}, "image 0"),
         ({"rule": "deconv"}, "rule.*deconv"),
     ],
     ids=str,
@@ -640,14 +441,10 @@ def stored() -> dict[Key, np.ndarray]:
         return {Key.parse(name): arrays[name] for name in arrays.files}
 
 
-def test_the_store_covers_what_it_should():
-    keys = stored()
-    assert STORE.stat().st_size < 500_000
-    assert {key.case for key in keys} == {"shipped", "zfnet32", "zfnet-plain"}
-    for name in {key.case for key in keys}:
-        of = {(key.rule, key.overlap) for key in keys if key.case == name}
-        assert of == {*((rule, "sum") for rule in RULES), ("deconvnet", "last")}
-        assert len({key.layer for key in keys if key.case == name}) >= 2
+def test_the_store_has_every_rule_of_every_network():
+    for name in ("shipped", "zfnet32", "zfnet-plain"):
+        rules = {(key.rule, key.overlap) for key in stored() if key.case == name}
+        assert rules == {*((rule, "sum") for rule in RULES), ("deconvnet", "last")}
         # Ties are common enough to be what is compared.
         net = case(name)
         weights = reference.weights_of(zf.load_weights(net.state, net.arch))
@@ -658,11 +455,9 @@ def test_the_store_covers_what_it_should():
 @pytest.mark.parametrize(
     ("name", "layer"), sorted({(key.case, key.layer) for key in stored()})
 )
-def test_pytorch_gave_the_same(name, layer, request):
+def test_pytorch_gave_the_same(name, layer):
     """Captum in float64; and `MaxUnpool2d`, which overwrites, for the oracle."""
     net = case(name)
-    if net.arch.input_hw == (32, 32):
-        request.getfixturevalue("quick_compilation")
     model = with_dtype("float64", zf.load_weights(net.state, net.arch))
     for key, expected in stored().items():
         if (key.case, key.layer) != (name, layer):
@@ -671,29 +466,30 @@ def test_pytorch_gave_the_same(name, layer, request):
         if key.overlap == "last":
             pixels = overwrite(model, net.image, layer, key.unit, place)
         else:
-            with jax.enable_x64(True):
-                rule: Any = key.rule
-                image = net.image[None].astype(np.float64)
-                pixels = project(
-                    model, image, layer, key.unit, place, rule=rule
-                ).pixels[0]
+            pixels = project_wide(model, net.image, layer, key.unit, place, key.rule)
         assert distance(key.sample(pixels, net.arch), expected) <= 1e-6, key
+
+
+def project_wide(model: zf.ConvNet, image, layer, unit, place, rule) -> np.ndarray:
+    with jax.enable_x64(True):
+        wide = image[None].astype(np.float64)
+        return project(model, wide, layer, unit, place, rule=rule).pixels[0]
 
 
 def overwrite(model: zf.ConvNet, image, layer: str, unit: int, place) -> np.ndarray:
     """The deconvnet in NumPy, with unpooling that overwrites."""
-    wide, below = with_dtype("float64", nnx.clone(model)), image.astype(np.float64)
+    below = image.astype(np.float64)
     # Flat parts of a picture are ties, which NumPy's products break by rounding.
     with jax.enable_x64(True):
-        features, switches = wide.features(below[None], until=layer)
+        features, switches = model.features(below[None], until=layer)
     steps = []
-    for spec in wide.arch.layers[: [*features].index(layer) + 1]:
+    for spec in model.arch.layers[: [*features].index(layer) + 1]:
         out = np.asarray(features[spec.name][0])
         chosen = switches.get(spec.name)
         chosen = None if chosen is None else np.asarray(chosen[0])
         steps.append(reference.Step(spec, below, out, chosen))
         below = out
-    signal = reference.kept(below, unit, place)
+    signal = reference.keep(below, unit, place)
     weights = reference.weights_of(model)
     return reference.descend(steps, weights, signal, "deconvnet", "last")
 
@@ -707,62 +503,25 @@ def pytorch():
 
     state = draw_state(zf.ZFNET_PLAIN, seed=5)
     net = make_deconvnet.torch_net(zf.ZFNET_PLAIN, state)
-    return make_deconvnet, net, zf.load_weights(state, zf.ZFNET_PLAIN)
+    model = zf.load_weights(state, zf.ZFNET_PLAIN)
+    return make_deconvnet, net, with_dtype("float64", model)
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("layer", ["conv1", "pool1", "conv2", "conv3", "conv5", "fc7"])
+@pytest.mark.parametrize("layer", ["pool1", "conv5", "fc7"])
 @pytest.mark.parametrize(
     ("rule", "overlap"), [*((rule, "sum") for rule in RULES), ("deconvnet", "last")]
 )
 def test_pytorch_gives_the_same(pytorch, layer, rule, overlap):
-    """The paper's network in single precision, on photographs."""
+    """The paper's network, on a photograph."""
     make, net, model = pytorch
-    for image in photographs(2):
-        theirs, switches = make.features(net, image, layer)
-        *place, unit = map(
-            int, np.unravel_index(theirs[layer].argmax(), theirs[layer].shape)
-        )
-        place = (place[0], place[1]) if place else (0, 0)
-        expected = make.project(net, image, layer, unit, place, rule, overlap)
-        if overlap == "last":
-            pixels = overwrite(model, image, layer, unit, place)
-            assert distance(pixels, expected) <= 1e-6
-            continue
-        ours = project(model, image[None], layer, unit, place, rule=rule)
-        if distance(ours.pixels[0], expected) <= 1e-4:
-            continue
-        # Only rounding may have sent a signal elsewhere, where it decides between two
-        # values of a window, or between a value and 0. In float64 it does not.
-        assert near_ties(model, image, theirs, switches) > 0
-        wide = with_dtype("float64", nnx.clone(model))
-        with jax.enable_x64(True):
-            image = image[None].astype(np.float64)
-            pixels = project(wide, image, layer, unit, place, rule=rule).pixels[0]
-        assert distance(pixels, expected) <= 1e-6
-
-
-def near_ties(model, image, theirs, switches) -> int:
-    """How many choices rounding has turned; each must be one that rounding can turn."""
-    *_, last = theirs
-    ours = model.features(image[None], until=last)
-    turned, below = 0, image
-    for name, out in theirs.items():
-        if name == "flatten":
-            continue
-        margin = 1e-5 * np.abs(below).max()
-        if name in switches:
-            chosen, other = np.asarray(ours.switches[name][0]), switches[name]
-            flat = below.reshape(-1, below.shape[-1])
-            here, there = (
-                np.take_along_axis(flat, places.reshape(-1, places.shape[-1]), 0)
-                for places in (chosen, other)
-            )
-            assert (abs(here - there) <= margin).all()
-            turned += int((chosen != other).sum())
-        else:
-            differ = (np.asarray(ours.features[name][0]) > 0) != (out > 0)
-            assert (out[differ] <= margin).all()
-            turned += int(differ.sum())
-        below = out
-    return turned
+    (image,) = photographs(1)
+    theirs = make.features(net, image, layer)[0][layer]
+    *place, unit = map(int, np.unravel_index(theirs.argmax(), theirs.shape))
+    place = tuple(place) or (0, 0)
+    expected = make.project(net, image, layer, unit, place, rule, overlap)
+    if overlap == "last":
+        pixels = overwrite(model, image, layer, unit, place)
+    else:
+        pixels = project_wide(model, image, layer, unit, place, rule)
+    assert distance(pixels, expected) <= 1e-6

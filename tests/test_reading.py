@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,68 +47,15 @@ def axes(view: View) -> str:
     return "".join(letters[axis] for axis in view.axes)
 
 
-@pytest.mark.parametrize("collect", [lax.pmean, lax.psum, lax.pmax, lax.pmin])
-def test_statistics_over_a_named_batch_are_refused(collect):
+def test_statistics_over_a_named_batch_are_refused():
     def model(x):
         def one(image):
-            return (image - collect(image.mean((0, 1)), "batch")).mean((0, 1))
+            return (image - lax.pmean(image.mean((0, 1)), "batch")).mean((0, 1))
 
         return jax.vmap(one, axis_name="batch")(x)
 
     with pytest.raises(ValueError, match=r"mixes the images.*eqx\.nn\.inference_mode"):
         network(model, SHAPE)
-
-
-def test_equinox_batch_normalization_in_training_is_refused():
-    def model(inference):
-        norm = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="batch")
-
-        def apply(x):
-            module, state = norm
-            module = eqx.nn.inference_mode(module, inference)
-
-            def one(image):
-                return module(image.transpose(2, 0, 1), state)[0].mean((1, 2))
-
-            return jax.vmap(one, axis_name="batch")(x)
-
-        return apply
-
-    with pytest.raises(ValueError, match="mixes the images of a batch"):
-        network(model(False), SHAPE)
-    assert network(model(True), SHAPE).num_classes == 3
-
-
-def test_sums_over_another_named_axis_are_those_of_an_array():
-    def model(x):
-        return jax.vmap(lambda row: lax.psum(row, "rows"), 1, axis_name="rows")(x)
-
-    view = read(lambda x: model(x)[0])
-    assert axes(view) == "bck" and view.rows is None and view.columns == Span(1, 1, 0)
-
-
-def test_checkpoint_names_are_those_of_exact_values():
-    def model(x):
-        pre = checkpoint_name(conv(x, 4), "pre")
-        return checkpoint_name(jax.nn.relu(pre), "post").mean((1, 2))
-
-    net = network(model, SHAPE)
-    assert list(net.layers) == ["pre", "post", "post.pool"]
-    kinds = [(layer.kind, layer.rectified) for layer in net.layers.values()]
-    assert kinds == [("conv", False), ("relu", True), ("mean pool", False)]
-    values, expected = net.activations(images()), np.asarray(conv(images(), 4))
-    assert expected.min() < 0
-    np.testing.assert_allclose(values["pre"], expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(
-        values["post"], np.maximum(expected, 0), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_a_relu_after_a_name_is_a_layer_of_its_own():
-    def model(x):
-        return jax.nn.relu(checkpoint_name(conv(x, 4), "pre")).mean((1, 2))
-
-    assert list(network(model, SHAPE).layers) == ["pre", "relu1", "relu1.pool"]
 
 
 def test_names_on_any_value_end_there():
@@ -134,10 +80,6 @@ def space_to_depth(x):
     return x.reshape(b, h // 2, w // 2, 4 * c)
 
 
-def mask(x):
-    return jnp.where(x.max((1, 2, 3), keepdims=True) > 1, x, 0)
-
-
 def mask_by_any(x):
     return jnp.where(jnp.any(x > 1, -1, keepdims=True), x, 0)
 
@@ -158,17 +100,11 @@ def attend(x):
 
 CHANGES = {
     "repeat": (lambda x: x.repeat(2, 1).repeat(2, 2), (8, 12)),
-    "nearest": (lambda x: jax.image.resize(x, (len(x), 8, 3, 4), "nearest"), (8, 3)),
-    "bilinear": (lambda x: jax.image.resize(x, (len(x), 8, 3, 4), "bilinear"), (8, 3)),
     "one axis": (lambda x: jax.image.resize(x, (len(x), 4, 9, 4), "cubic"), (4, 9)),
     "space to depth": (space_to_depth, (2, 3)),
-    "mask": (mask, (4, 6)),
     "mask by any": (mask_by_any, (4, 6)),
     "cond": (choose, (4, 6)),
     "attention": (attend, (4, 6)),
-    "flip": (lambda x: x[:, ::-1], (4, 6)),
-    "pick": (lambda x: x[:, jnp.array([2, 0])], (2, 6)),
-    "sort": (lambda x: jnp.sort(x, 1), (4, 6)),
 }
 
 
@@ -193,28 +129,9 @@ def test_maps_stay_maps(change):
     )
     # A mask by the channels of a pixel sees that pixel; the others see it all.
     assert (layers[1].receptive_field is not None) == (change == "mask by any")
-    for count in (1, 3):
-        values = net.activations(images(count), "conv2")["conv2"]
-        expected = jax.nn.relu(conv(function(jax.nn.relu(conv(images(count), 4))), 5))
-        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
-def test_a_patchify_stem(first):
-    def model(x):
-        x = space_to_depth(x) @ jnp.ones((12, 5))
-        x = jax.nn.relu(x)
-        if first:
-            return conv(x, 7).transpose(0, 3, 1, 2).mean((2, 3))
-        return conv(x, 7).mean((1, 2))
-
-    net = network(model, SHAPE)
-    assert [layer.shape for layer in net.layers.values()] == [
-        (2, 3, 5),
-        (2, 3, 7),
-        (7,),
-    ]
-    assert net.layers["dense1"].receptive_field is None
+    values = net.activations(images(3), "conv2")["conv2"]
+    expected = jax.nn.relu(conv(function(jax.nn.relu(conv(images(3), 4))), 5))
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_meanings_of_axes():
@@ -261,31 +178,19 @@ def test_the_union_takes_each_meaning_from_whichever_knows_it():
     assert whole.union(shifted) == View(whole.axes, Span(4, 1, -1))
 
 
-def test_a_choice_of_the_whole_batch_has_unknown_pixels():
-    def model(x):
-        return lax.cond(x[0, 0, 0, 0] > 0, lambda y: 2 * y, lambda y: -y, x)
-
-    assert read(model) == View(IMAGES.axes)
-
-
-@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
-def test_a_head_that_is_reshaped_is_the_result(first):
+def test_a_channels_first_head_is_the_result():
     params = {"head": {"kernel": jnp.full((1, 1, 4, 5), 0.5)}}
 
     def model(params, x):
         x = jax.nn.relu(conv(x, 4)).mean((1, 2), keepdims=True)
-        if first:
-            x = x.transpose(0, 3, 1, 2)
         x = lax.conv_general_dilated(
-            x,
+            x.transpose(0, 3, 1, 2),
             params["head"]["kernel"],
             (1, 1),
             "VALID",
-            dimension_numbers=("NCHW", "HWIO", "NCHW")
-            if first
-            else ("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=("NCHW", "HWIO", "NCHW"),
         )
-        return x.squeeze((2, 3)) if first else x.reshape(len(x), 5)
+        return x.squeeze((2, 3))
 
     net = network(model, SHAPE, params=params)
     assert list(net.layers) == ["conv1", "conv1.pool", "head"]
@@ -312,25 +217,9 @@ def test_a_pooling_at_the_end_is_the_result():
     assert net(images()).dtype == jnp.bfloat16
 
 
-def test_a_map_that_is_flattened_remains_a_layer():
-    net = network(lambda x: conv(x, 4).reshape(len(x), -1), SHAPE)
-    assert {n: layer.shape for n, layer in net.layers.items()} == {
-        "conv1": (4, 6, 4),
-        "output": (96,),
-    }
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        lambda x: jnp.ones((len(x), 2)),
-        lambda x: jnp.zeros_like(x).mean((1, 2)) + 1,
-        lambda x: {"constant": jnp.ones((len(x), 2)), "mean": x.mean((1, 2))},
-    ],
-)
-def test_a_result_that_does_not_depend_on_the_images_is_refused(result):
+def test_a_result_that_does_not_depend_on_the_images_is_refused():
     with pytest.raises(ValueError, match="the result does not depend on the images"):
-        network(result, SHAPE)
+        network(lambda x: jnp.zeros_like(x).mean((1, 2)) + 1, SHAPE)
 
 
 def test_pixels_in_the_batch_are_refused():

@@ -1,6 +1,7 @@
 """The ReLUs of a function, and the operations that a ReLU rule says nothing about."""
 
 import re
+from typing import Any
 
 import equinox as eqx
 import flax.linen as nn
@@ -22,13 +23,13 @@ BATCH = jnp.arange(24.0).reshape(4, 6) - 11
 relu = jax.nn.relu
 
 
-def findings(fn, x=X):
+def findings(fn, x: Any = X):
     """Descriptions of the operations that are reported, one for each."""
     audit = Audit(jax.make_jaxpr(fn)(x))
     return [operation for _, operation in audit.findings.values()]
 
 
-def complaint(fn, x=X, **options) -> str:
+def complaint(fn, x: Any = X, **options) -> str:
     """The one message that with_relu_rule raises."""
     with pytest.raises(ValueError) as raised:
         with_relu_rule(fn, "guided", **options)(x)
@@ -46,40 +47,23 @@ COMPARISON = "select_n by a comparison with a constant"
 
 REFUSED = {
     "tanh": (["tanh"], jnp.tanh),
-    "sigmoid": (["logistic"], jax.nn.sigmoid),
     "silu": (["logistic", "mul of two inputs"], jax.nn.silu),
-    "erf": (["erf"], lax.erf),
     "exp": (["exp"], jnp.exp),
-    "log": (["log"], jnp.log),
-    "sqrt": (["sqrt"], jnp.sqrt),
-    "power": (["integer_pow"], lambda x: x**3),
-    "real power": (["pow"], lambda x: x**0.3),
-    "sine": (["sin"], jnp.sin),
     "abs": (["abs"], jnp.abs),
-    "sign": (["sign"], jnp.sign),
-    "floor": (["floor"], jnp.floor),
-    "square": (["square"], jnp.square),
     "product": (["mul of two inputs"], lambda x: x * x[::-1]),
     "quotient": (["div by an input"], lambda x: 1 / x),
     "hard tanh": (
         ["max with a constant", "min with a constant"],
         lambda x: jnp.clip(x, -1, 1),
     ),
-    "other clamp": (["clamp with a constant"], lambda x: lax.clamp(-1.0, x, 1.0)),
-    "negative cap": (["min with a constant"], lambda x: jnp.minimum(relu(x), -1)),
     "minimum": (["min with a constant"], lambda x: jnp.minimum(x, 0)),
-    "cap": (["min with a constant"], lambda x: jnp.minimum(x - 1, 6)),
     "scaled cap": (["min with a constant"], lambda x: jnp.minimum(relu(x) - 1, 6)),
-    "threshold": (["max with a constant"], lambda x: jnp.maximum(x, 1)),
     "unknown": (["max with a constant"], lambda x: jnp.maximum(x, jnp.arange(5.0) * 0)),
     "leaky": ([COMPARISON], jax.nn.leaky_relu),
     "leaky maximum": (["max of a value"], lambda x: jnp.maximum(x, x / 10)),
     "leaky of relus": (["sub of the ReLUs"], lambda x: relu(x) - 0.1 * relu(-x)),
-    "leaky relu6": (["sub of the"], lambda x: jax.nn.relu6(x) - 0.1 * relu(-x)),
     "absolute of relus": (["add of the ReLUs"], lambda x: relu(x) + relu(-x)),
-    "absolute maximum": (["max of a value"], lambda x: jnp.maximum(x, -x)),
     "where": ([COMPARISON], lambda x: jnp.where(x > 0, x, 0)),
-    "where against itself": ([COMPARISON], lambda x: jnp.where(x > -x, x, 0)),
     "gate": (
         ["convert_element_type by a comparison", "mul of two inputs"],
         lambda x: x * (x > 0),
@@ -94,10 +78,8 @@ REFUSED = {
         ["mul of two inputs"],
         lambda x: lax.fori_loop(0, 3, lambda i, c: c * x, jnp.ones(5)),
     ),
-    "in a branch": (["tanh"], lambda x: lax.cond(x[0] > 0, jnp.tanh, jnp.copy, x)),
     "in a custom_vjp": (["exp"], exponential),
     "softplus": (["exp", "log"], lambda x: jnp.log(1 + jnp.exp(x))),
-    "logistic": (["exp", "div by an input"], lambda x: 1 / (1 + jnp.exp(-x))),
 }
 
 
@@ -117,12 +99,9 @@ PASSING = {
         lambda c, y: (jnp.maximum(c, y), None), jnp.array(0.0), x
     )[0],
     "two branches": lambda x: lax.cond(x[0] > 0, jnp.copy, jnp.negative, x),
-    "loop until": lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x),
     "concatenated relus": lambda x: jnp.concatenate([relu(x), relu(-x)]),
     "residual": lambda x: relu(x) + x + relu(x),
-    "one relu twice": lambda x: (lambda y: y + y)(relu(x)),
     "logarithm of weights": lambda x: relu(x) * jnp.log(jnp.arange(5.0)),
-    "no lower clip": lambda x: jnp.maximum(x, -jnp.inf),
 }
 
 
@@ -162,18 +141,12 @@ def test_a_function_without_relu_names_what_it_has():
     assert "logistic" not in complaint(lambda x: jax.nn.silu(x), strict=False)
 
 
-def test_parameters_as_arguments_are_refused_with_advice():
-    with pytest.raises(ValueError, match=r"dot_general of two inputs .close over"):
-        with_relu_rule(lambda w, x: relu(w @ x), "deconvnet")(jnp.ones((5, 5)), X)
-
-
 # Patterns of several operations.
 
 SOFTMAXES = {
     "softmax": jax.nn.softmax,
     "log_softmax": jax.nn.log_softmax,
     "by hand": lambda x: (lambda e: e / e.sum(-1, keepdims=True))(jnp.exp(x)),
-    "masked": lambda x: jax.nn.softmax(x, where=jnp.arange(6) < 4),
     "logsumexp": lambda x: x - jax.nn.logsumexp(x, axis=-1, keepdims=True),
     "reciprocal": lambda x: jnp.exp(x) * (1 / jnp.exp(x).sum(-1, keepdims=True)),
 }
@@ -197,16 +170,6 @@ def test_a_softmax_at_the_end_asks_for_the_logits():
     assert message.endswith("a softmax")
 
 
-def test_attention_is_a_softmax_and_two_products():
-    attention = nnx.MultiHeadAttention(2, 6, rngs=nnx.Rngs(0), decode=False)
-    reported = findings(lambda x: relu(attention(x)), BATCH)
-    assert [operation.partition(" of")[0] for operation in reported] == [
-        "dot_general",
-        "a softmax",
-        "dot_general",
-    ]
-
-
 class Model(nnx.Module):
     def __init__(self, **layers):
         self.dense = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
@@ -220,10 +183,6 @@ def linen(module, **options):
     variables = module.init(jax.random.key(0), BATCH)
     keys = {"dropout": jax.random.key(1)}
     return lambda x: module.apply(variables, relu(x), rngs=keys, **options)
-
-
-def first(fn):
-    return lambda x: fn(x)[0]
 
 
 def equinox_batch_norm(x):
@@ -240,24 +199,14 @@ TRAINING = {
     "nnx batch norm": Model(layer=nnx.BatchNorm(6, rngs=nnx.Rngs(0))),
     "nnx dropout": Model(layer=nnx.Dropout(0.5, rngs=nnx.Rngs(0))),
     "linen batch norm": linen(nn.BatchNorm(use_running_average=False)),
-    "linen statistics": first(
-        linen(nn.BatchNorm(use_running_average=False), mutable=["batch_stats"])
-    ),
     "linen dropout": linen(nn.Dropout(0.5, deterministic=False)),
-    "linen dropout without a key": lambda x: nn.Dropout(0.5, deterministic=False).apply(
-        {}, relu(x)
-    ),
     "equinox batch norm": equinox_batch_norm,
-    "equinox dropout": lambda x: relu(eqx.nn.Dropout(0.5)(x)),
     "equinox dropout with a key": lambda x: relu(
         eqx.nn.Dropout(0.5)(x, key=jax.random.key(0))
     ),
     "batch norm by hand": batch_norm_by_hand,
     "dropout by hand": lambda x: (
         relu(x) * jax.random.bernoulli(jax.random.key(0), 0.5, (6,))
-    ),
-    "mask by hand": lambda x: (
-        relu(x) * (jax.random.uniform(jax.random.key(0), (6,)) > 0.2)
     ),
 }
 
@@ -280,29 +229,9 @@ def test_models_in_evaluation_pass():
         )
 
 
-def test_training_mode_comes_first():
-    def fn(x):
-        return batch_norm_by_hand(jnp.tanh(x))
-
-    first_row = complaint(fn, BATCH).splitlines()[1]
-    assert "the statistics of the batch: call model.eval()" in first_row
-
-
-def test_only_errors_of_training_mode_are_explained():
-    def fn(x):
-        raise ValueError("Cannot mutate Param")
-
-    with pytest.raises(ValueError, match=r"^Cannot mutate Param"):
-        with_relu_rule(fn, "guided")(X)
-    with pytest.raises(ZeroDivisionError):
-        with_relu_rule(lambda x: relu(x) / (1 // 0), "guided")(X)
-
-
 NORMALIZATIONS = {
     "layer": lambda x: nnx.LayerNorm(6, rngs=nnx.Rngs(0))(x),
     "group": lambda x: nnx.GroupNorm(6, num_groups=2, rngs=nnx.Rngs(0))(x),
-    "root mean square": lambda x: nnx.RMSNorm(6, rngs=nnx.Rngs(0))(x),
-    "equinox": lambda x: jax.vmap(eqx.nn.LayerNorm(6))(x),
     "length": lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
     "local response": lambda x: (
         x / (1 + lax.reduce_window(x**2, 0.0, lax.add, (1, 3), (1, 1), "SAME")) ** 0.75
@@ -321,29 +250,6 @@ def test_the_variance_of_a_normalization_is_no_relu():
     assert "no ReLU" in message
 
 
-def test_products_leave_the_relus_after_them_alone():
-    def fn(x):
-        gated = x * jax.nn.sigmoid(x)
-        return relu(gated.mean(0)) * relu(gated @ jnp.ones((6, 6)))
-
-    audit = Audit(jax.make_jaxpr(fn)(BATCH))
-    assert len(audit.rectifiers) == 2
-    operations = [operation for _, operation in audit.findings.values()]
-    assert operations == ["logistic", "mul of two inputs", "mul of two inputs"]
-
-
-def test_dropout_without_strict_is_differentiated():
-    mask = jax.random.bernoulli(jax.random.key(0), 0.5, X.shape)
-
-    def fn(x):
-        return jnp.where(
-            jax.random.bernoulli(jax.random.key(0), 0.5, x.shape), relu(x) * 2, 0
-        )
-
-    _, vjp = jax.vjp(with_relu_rule(fn, "deconvnet", strict=False), X)
-    np.testing.assert_array_equal(vjp(jnp.ones(5))[0], 2.0 * mask)
-
-
 def test_keras_activations():
     keras = pytest.importorskip("keras", reason="needs the keras extra")
     if keras.backend.backend() != "jax":
@@ -353,9 +259,7 @@ def test_keras_activations():
         assert findings(passing, BATCH) == []
         assert Audit(jax.make_jaxpr(passing)(BATCH)).rectifiers
     for leaky in (
-        layers.ReLU(negative_slope=0.1),
         layers.ReLU(6.0, negative_slope=0.1),
-        layers.ReLU(3.0, negative_slope=0.1),
         layers.LeakyReLU(),
         layers.ReLU(threshold=1.0),
     ):
@@ -376,21 +280,16 @@ def test_keras_activations():
         assert reported == expected
 
 
-def test_the_page_s_pooling_is_a_choice():
+def test_windows_that_choose_pass_and_others_are_reported():
     pool = MaxPool("pool", kernel=3, stride=2)
     x = np.random.default_rng(0).normal(size=(1, 9, 9, 2)).astype("f4")
     with cpu.use_definitions(True):
-        ruled = with_relu_rule(
-            lambda x: ops.max_pool(jax.nn.relu(x), pool)[0], "guided"
-        )
-        assert "reduce_window[" in str(jax.make_jaxpr(ruled)(x))
+        assert findings(lambda x: ops.max_pool(relu(x), pool)[0], x) == []
 
-    def summed(x):
+    def add_and_multiply(x):
         operands, init = (x, x), (np.float32(0), np.float32(1))
-        add = lambda a, b: (a[0] + b[0], a[1] * b[1])  # noqa: E731
-        return lax.reduce_window(operands, init, add, (1, 3, 3, 1), (1,) * 4, "VALID")[
-            0
-        ]
+        combine = lambda a, b: (a[0] + b[0], a[1] * b[1])  # noqa: E731
+        window, stride = (1, 3, 3, 1), (1,) * 4
+        return lax.reduce_window(operands, init, combine, window, stride, "VALID")[0]
 
-    with pytest.raises(ValueError, match="reduce_window"):
-        with_relu_rule(lambda x: summed(relu(x)), "guided")(x)
+    assert "reduce_window" in complaint(lambda x: add_and_multiply(relu(x)), x)

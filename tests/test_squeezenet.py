@@ -1,17 +1,22 @@
-"""A public ImageNet network, read off its function, over real photographs."""
+"""A public ImageNet network, read off its function, on real photographs."""
 
 import functools
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from experiments import any_model
+from experiments.squeezenet import v1_0
+from tests.comparison import distance
+from tests.references import make_squeezenet as reference
 from tests.references.make_squeezenet import PHOTOGRAPH, WEIGHTS
-from zfnet_jax.networks import Network, network
+from zfnet_jax.networks import Network
 
-COUNT, K = 96, 9
-LAYERS = ("pool4", "fire5", "fire8/conv3x3_2", "conv_final", "logits")
+COUNT, K = 48, 9
+LAYERS = ("pool4", "fire8/conv3x3_2", "logits")
+RULES: Any = ("deconvnet", "guided", "gradient")
 
 pytestmark = pytest.mark.skipif(
     not (WEIGHTS.exists() and PHOTOGRAPH.exists()),
@@ -21,12 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @functools.cache
 def squeezenet() -> Network:
-    return network(
-        any_model.squeezenet,
-        (227, 227, 3),
-        params=any_model.load(WEIGHTS),
-        preprocess=any_model.preprocess,
-    )
+    return v1_0(str(WEIGHTS))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +75,50 @@ def test_top_activations_are_those_of_a_search(top, images):
         np.testing.assert_array_equal(result.images[clear, 0], peaks.argmax(0)[clear])
 
 
-def test_a_folder_that_streams_gives_the_same(top, folder):
+def test_a_folder_that_streams_gives_the_same(top, folder, images):
     streamed = zf.top_activations(squeezenet(), folder, LAYERS, k=K, batch_size=32)
     for layer, expected in top.items():
         for name in ("activations", "images", "positions", "active", "mean"):
             np.testing.assert_array_equal(
                 getattr(streamed[layer], name), getattr(expected, name)
             )
+    best = top["pool4"]
+    one, other = (
+        best.project(squeezenet(), source, [7]) for source in (folder, images)
+    )
+    np.testing.assert_array_equal(one.pixels, other.pixels)
+    np.testing.assert_array_equal(one.images, best.images[7])
+    np.testing.assert_allclose(one.activations, best.activations[7], rtol=1e-4)
 
 
-def test_strongest_activations_are_projected(top, folder, images):
-    """From the folder and from the array, with crops that hold the activation."""
-    best = top["fire5"]
-    units = [int(best.activations[:, 0].argmax()), 7]
-    streamed, loaded = (
-        best.project(squeezenet(), source, units) for source in (folder, images)
-    )
-    np.testing.assert_array_equal(streamed.pixels, loaded.pixels)
-    np.testing.assert_array_equal(loaded.images, best.images[units].ravel())
-    np.testing.assert_allclose(
-        loaded.activations, best.activations[units].ravel(), rtol=1e-4
-    )
-    assert np.abs(loaded.pixels).max((1, 2, 3)).all()
+def compare(expected, photograph, layer, stride=1):
+    """The strongest unit of a layer against what the reference says of it."""
+    image = reference.prepare(photograph)
+    for rule in RULES:
+        top = zf.project(squeezenet(), image[None], layer, rule=rule)
+        assert top.units[0] == expected[f"{layer}/unit"]
+        np.testing.assert_array_equal(top.positions[0], expected[f"{layer}/position"])
+        assert distance(top.activations[0], expected[f"{layer}/value"]) <= 1e-5
+        pixels = top.pixels[0, ::stride, ::stride]
+        assert distance(pixels, expected[f"{layer}/{rule}"]) <= 1e-4, rule
+
+
+@pytest.mark.parametrize("layer", reference.LAYERS)
+def test_projections_are_those_stored(layer):
+    with np.load(reference.STORE) as expected:
+        assert all(expected[f"{layer}/{rule}"].any() for rule in RULES)
+        compare(expected, PHOTOGRAPH, layer, reference.STRIDE)
+
+
+@pytest.mark.parity
+def test_projections_are_those_of_captum():
+    pytest.importorskip("torch", reason="needs the parity extra")
+    pytest.importorskip("captum", reason="needs the parity extra")
+    photograph = PHOTOGRAPH.with_name("n02132136_brown_bear.jpg")
+    image = reference.prepare(photograph)
+    with warnings.catch_warnings():
+        # Captum says each time that it hooks the model.
+        warnings.filterwarnings("ignore", "Setting backward hooks", UserWarning)
+        expected = reference.references(image)
+    for layer in reference.LAYERS:
+        compare(expected, photograph, layer)

@@ -10,9 +10,7 @@ import pytest
 from flax import nnx
 
 import zfnet_jax as zf
-from tests.analysis.test_invariance import SMALL
-from tests.networks import residual_form, residual_images
-from tests.references.deconvnet_cases import draw_state
+from tests.networks import TINY, random_model
 from zfnet_jax.analysis.correspondence import (
     check_box,
     correspondence,
@@ -22,8 +20,6 @@ from zfnet_jax.analysis.correspondence import (
 )
 from zfnet_jax.arch import Architecture, Conv, Dense
 from zfnet_jax.networks import network
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 # Wide enough for signs to tell something, and nothing that takes long to compile.
 LINEAR = Architecture(
@@ -43,7 +39,7 @@ def noise(count: int, *hw: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model():
-    return zf.load_weights(draw_state(SMALL), SMALL)
+    return random_model(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +66,8 @@ def test_distances_by_hand():
     # Of (1, 2), (1, 3), (2, 3): two, one and three of four dimensions differ.
     np.testing.assert_allclose(sign_distances(signs), [0.5, 0.25, 0.75])
     assert by_definition(signs) == pytest.approx(0.5)
-
-
-def test_opposite_changes_in_every_dimension_are_1_apart():
-    signs = np.where(np.random.default_rng(0).random(50) < 0.5, 1, -1).astype(np.int8)
-    assert sign_distances(np.stack([signs, -signs])) == pytest.approx([1])
-    assert sign_distances(np.stack([signs, signs, -signs])) == pytest.approx([0, 1, 1])
-    assert sign_distances(np.stack([signs, 0 * signs])) == pytest.approx([1])
+    # Opposite changes in every dimension are 1 apart.
+    assert sign_distances(np.array([[1, -1], [-1, 1]], np.int8)) == pytest.approx([1])
 
 
 def test_delta_is_the_papers(model):
@@ -121,16 +112,6 @@ def test_delta_is_the_papers(model):
                 assert x.spread[index] == pytest.approx(spread)
 
 
-def test_layers_are_the_last_map_and_the_last_hidden_one(model):
-    boxes = {"part": np.array([[0, 0, 3, 3], [2, 2, 5, 5]])}
-    results = correspondence(model, noise(2, 9, 12), boxes, draws=1)
-    assert list(results) == ["conv2", "fc3"]
-    arguments, keywords, _ = residual_form("function")
-    net = network(*arguments, **keywords)
-    results = correspondence(net, residual_images(), boxes, draws=1)
-    assert list(results) == ["block2", "block2.pool"]
-
-
 def test_equal_images_with_equal_boxes_have_delta_0(model):
     images = np.repeat(noise(1, 9, 12), 4, 0)
     boxes = {"part": np.tile([[2, 3, 6, 8]], (4, 1))}
@@ -140,19 +121,6 @@ def test_equal_images_with_equal_boxes_have_delta_0(model):
         assert x.changed > 0
         # One part cannot be mixed with others.
         assert not x.mixed.any() and x.p_mixed == [1]
-
-
-def test_the_order_of_images_does_not_matter(model):
-    images, order = noise(6, 9, 12), np.array([3, 0, 5, 1, 4, 2])
-    box = draw_boxes(np.tile([[0, 0, 4, 4]], (6, 1)), (9, 12), 1)[0]
-    one, two = (
-        correspondence(
-            model, images[which], {"part": box[which]}, layers="fc3", draws=1
-        )["fc3"]
-        for which in (np.arange(6), order)
-    )
-    np.testing.assert_allclose(one.delta, two.delta, rtol=1e-12)
-    np.testing.assert_allclose(one.spread, two.spread, rtol=1e-12)
 
 
 def test_only_what_sees_the_mask_changes(linear, model):
@@ -182,37 +150,10 @@ def test_both_sides_of_a_change_have_one_place_in_the_batch():
     assert results["relu1"].random_changed == pytest.approx([18 / 100])
 
 
-def test_a_plain_function_gives_the_same(model):
-    """Features that do not see the mask are equal to the last bit there as well."""
-    images = noise(35, 9, 12)
-    boxes = {"part": np.tile([[0, 0, 2, 3]], (35, 1))}
-    plain = network(lambda x: model(x), (9, 12, 3))
-    layers = ["conv1", "conv2", "fc3"]
-    ours = correspondence(model, images, boxes, layers=layers, draws=3)
-    results = correspondence(plain, images, boxes, layers=layers, draws=3)
-    assert list(results) == layers
-    assert results["conv1"].changed[0] <= 3 * 4 / 108
-    for name, expected in ours.items():
-        # The sign of a change of the size of rounding may differ.
-        for key in ("delta", "changed", "random", "random_changed"):
-            np.testing.assert_allclose(
-                getattr(results[name], key), getattr(expected, key), atol=0.003
-            )
-
-
-def test_64_bit_mode_changes_nothing(model):
-    images, boxes = noise(3, 9, 12), {"part": np.tile([[2, 3, 6, 8]], (3, 1))}
-    expected = correspondence(model, images, boxes, draws=2)
-    with jax.enable_x64(True):
-        results = correspondence(model, images.astype(np.float64), boxes, draws=2)
-    for name, result in results.items():
-        np.testing.assert_allclose(result.delta, expected[name].delta, atol=0.01)
-
-
 def test_p_values_are_uniform_where_parts_are_draw_boxes(linear):
     draws = 9
     values = {"p_random": [], "p_mixed": []}
-    for seed in range(15):
+    for seed in range(12):
         images = noise(4, 10, 10, seed=seed)
         sizes = np.tile([[0, 0, 4, 4]], (4, 1))
         places = draw_boxes(sizes, (10, 10), 4, seed=100 + seed)
@@ -224,9 +165,9 @@ def test_p_values_are_uniform_where_parts_are_draw_boxes(linear):
             values[name].append(getattr(results["fc2"], name))
     for name, parts in values.items():
         all_values = np.concatenate(parts)
-        # Multiples of 1 / (1 + draws), each as likely; sixty of them, some dependent.
+        # Multiples of 1 / (1 + draws), each as likely; 48 of them, some dependent.
         np.testing.assert_allclose(all_values * 10, np.rint(all_values * 10))
-        assert abs(all_values.mean() - 0.55) < 0.12, name
+        assert abs(all_values.mean() - 0.55) < 0.13, name
         for level in (0.2, 0.5, 0.8):
             assert abs((all_values <= level).mean() - level) < 0.2, name
 
@@ -272,38 +213,23 @@ def test_masks_fill_their_boxes_and_no_more():
         np.testing.assert_array_equal(mask_boxes(images, boxes, fill=fill), expected)
 
 
-def test_boxes_are_checked():
+def test_boxes_are_checked(model, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     check_box((0, 0, 5, 5), (5, 6))
     for box, message in (
         ((0, 0, 5, 6), "covers the whole image"),
         ((2, 0, 2, 4), "is empty"),
-        ((0, 3, 2, 1), "is empty"),
         ((-1, 0, 2, 2), "leaves the image of 5 x 6"),
-        ((0, -1, 2, 2), "leaves the image of 5 x 6"),
-        ((0, 0, 6, 2), "leaves the image of 5 x 6"),
         ((0, 0, 2, 7), "leaves the image of 5 x 6"),
     ):
         with pytest.raises(ValueError, match=message):
             check_box(box, (5, 6))
-
-
-PLACES = np.array([[0, 0, 3, 3], [2, 2, 5, 5]])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": noise(1, 9, 12)}, "at least two images, not 1"),
-        ({"boxes": {}}, "at least one part"),
-        ({"boxes": {"eye": PLACES[:1]}}, "eye: 1 boxes for 2 images"),
-        ({"boxes": {"eye": PLACES + 5}}, "eye in image 1: .*leaves the image"),
-        ({"boxes": {"eye": PLACES * 0}}, "eye in image 0: .*is empty"),
-        ({"draws": 0}, "draws must be at least 1, not 0"),
-        ({"layers": ["conv9"]}, "conv9"),
-    ],
-)
-def test_bad_input_is_refused(model, change, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    arguments = {"images": noise(2, 9, 12), "boxes": {"eye": PLACES}}
-    with pytest.raises(ValueError, match=message):
-        correspondence(model, **{**arguments, **change})
+    places = np.array([[0, 0, 3, 3], [2, 2, 5, 5]])
+    for count, boxes, message in (
+        (1, {"eye": places}, "at least two images, not 1"),
+        (2, {}, "at least one part"),
+        (2, {"eye": places[:1]}, "eye: 1 boxes for 2 images"),
+        (2, {"eye": places + 5}, "eye in image 1: .*leaves the image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            correspondence(model, noise(count, 9, 12), boxes)

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from skimage import transform as skimage
 
-import zfnet_jax as zf
-from tests.networks import residual_form, residual_images
-from tests.references.deconvnet_cases import draw_state
+from tests.networks import TINY, random_model
 from zfnet_jax.analysis.invariance import (
     IDENTITY,
     invariance,
@@ -18,22 +16,7 @@ from zfnet_jax.analysis.invariance import (
     periodicity,
     transform_images,
 )
-from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.networks import network
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-SMALL = Architecture(
-    "small",
-    (9, 12),
-    (
-        Conv("conv1", 5, 3, padding=1),
-        MaxPool("pool1", 3, 2),
-        Conv("conv2", 4, 2),
-        Dense("fc3", 6),
-        Dense("logits", 3, relu=False),
-    ),
-)
 MODES = {"reflect": "symmetric", "edge": "edge", "zero": "constant"}
 
 
@@ -44,7 +27,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def model():
-    return zf.load_weights(draw_state(SMALL), SMALL)
+    return random_model(TINY)
 
 
 def by_skimage(image, transform: str, value: float, border: str) -> np.ndarray:
@@ -68,15 +51,7 @@ def by_skimage(image, transform: str, value: float, border: str) -> np.ndarray:
 
 @pytest.mark.parametrize("border", MODES)
 @pytest.mark.parametrize(
-    ("transform", "value"),
-    [
-        ("translate", 2.0),
-        ("translate", -3.25),
-        ("scale", 1.7),
-        ("scale", 0.6),
-        ("rotate", 33.0),
-        ("rotate", 250.0),
-    ],
+    ("transform", "value"), [("translate", -3.25), ("scale", 0.6), ("rotate", 250.0)]
 )
 def test_images_are_transformed_as_by_scikit_image(images, transform, value, border):
     ours = np.asarray(transform_images(images, transform, value, border=border))
@@ -154,58 +129,6 @@ def test_distances_are_those_of_the_features(model, images, monkeypatch):
         )
 
 
-def test_a_plain_function_gives_the_same(model, images):
-    plain = network(lambda x: model(x), images.shape[1:], class_names=["a", "b", "c"])
-    expected = invariance(model, images, 1, "rotate", [0.0, 20.0])
-    result = invariance(plain, images, "b", "rotate", [0.0, 20.0])
-    assert list(result.distances) == list(expected.distances)
-    for name, distances in result.distances.items():
-        assert not distances[:, 0].any()
-        np.testing.assert_allclose(distances, expected.distances[name], rtol=1e-4)
-        np.testing.assert_allclose(
-            result.relative[name], expected.relative[name], rtol=1e-4
-        )
-    np.testing.assert_allclose(result.probability, expected.probability, rtol=1e-4)
-
-
-class Source:
-    """Images that are read by index, as from a folder."""
-
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, indices):
-        assert isinstance(indices, np.ndarray)
-        return self.images[indices]
-
-
-def test_images_may_come_from_a_source(model, images):
-    net = network(model)
-    result = invariance(net, Source(images), 1, "translate", [2.0])
-    expected = invariance(net, images, 1, "translate", [2.0])
-    for name, distances in result.distances.items():
-        np.testing.assert_array_equal(distances, expected.distances[name])
-
-
-def test_layers_of_a_residual_network():
-    arguments, keywords, _ = residual_form("function")
-    net = network(*arguments, **keywords)
-    result = invariance(net, residual_images(), 0, "translate", [3.0])
-    assert list(result.distances) == ["stem", "block2.pool"]
-    assert all((x > 0).all() for x in result.distances.values())
-
-
-def test_64_bit_mode_changes_nothing(model, images):
-    expected = invariance(model, images, 2, "scale", [0.7, 1.0])
-    with jax.enable_x64(True):
-        result = invariance(model, images.astype(np.float64), 2, "scale", [0.7, 1.0])
-    for name, distances in result.distances.items():
-        np.testing.assert_allclose(distances, expected.distances[name], rtol=1e-4)
-
-
 def test_linearity_by_hand():
     amounts = np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0])
     assert linearity(amounts, 3 * np.abs(amounts), 0.0, 2.0) == pytest.approx(1)
@@ -234,23 +157,13 @@ def test_periodicity_of_known_curves():
         ({"border": "none"}, "none.*reflect, edge, zero"),
         ({"amounts": []}, "amounts"),
         ({"amounts": [np.nan]}, "finite"),
-        ({"transform": "scale", "amounts": [0.0]}, "amount 0: scale takes 0.1 to 10"),
         ({"amounts": [10.0]}, "amount 10: translate takes -9 to 9"),
-        ({"layers": ["conv9"]}, "no layer 'conv9'.*conv1 pool1"),
-        ({"targets": np.full(5, 3)}, "target 3: .*classes 0 to 2"),
-        ({"targets": [0, 1]}, "2 targets for 5 images"),
-        ({"images": np.zeros((0, 9, 12, 3), np.float32)}, "no images"),
-        ({"images": np.full((5, 9, 12, 3), np.nan, np.float32)}, "image 0.*finite"),
     ],
 )
-def test_bad_input_is_refused(model, images, change, message, monkeypatch):
+def test_impossible_transformations_are_refused(
+    model, images, change, message, monkeypatch
+):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    arguments = {
-        "net": model,
-        "images": images,
-        "targets": 0,
-        "transform": "translate",
-        "amounts": [1.0],
-    }
+    arguments = {"transform": "translate", "amounts": [1.0], **change}
     with pytest.raises(ValueError, match=message):
-        invariance(**{**arguments, **change})
+        invariance(model, images, 0, **arguments)

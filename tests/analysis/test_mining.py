@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,36 +11,20 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from tests.networks import IMAGE_SHAPE, residual_nnx
+from tests.networks import IMAGE_SHAPE, TINY, residual_nnx
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis import mining
 from zfnet_jax.analysis.mining import TopActivations, top_activations
-from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.data import Preprocessed
 from zfnet_jax.networks import network
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
-SMALL = Architecture(
-    "small",
-    (9, 12),
-    (
-        Conv("conv1", 5, 3, padding=1),
-        MaxPool("pool1", 3, 2),
-        Conv("conv2", 4, 2),
-        Dense("fc3", 6),
-        Dense("logits", 3, relu=False),
-    ),
-)
-LAYERS = [layer.name for layer in SMALL.layers]
+LAYERS = [layer.name for layer in TINY.layers]
 COUNT = 70
 
 
 @pytest.fixture(scope="module")
 def model():
-    state = draw_state(SMALL)
+    state = draw_state(TINY)
     state["conv2.bias"][:] = [1, -1e3, 1, 1]  # the second never fires
-    return zf.load_weights(state, SMALL)
+    return zf.load_weights(state, TINY)
 
 
 def draw_images(count=COUNT):
@@ -75,7 +58,7 @@ def assert_same(ours: TopActivations, theirs: TopActivations):
         np.testing.assert_array_equal(getattr(ours, name), value, name)
 
 
-@pytest.mark.parametrize("k", [1, 9, 100])
+@pytest.mark.parametrize("k", [9, 100])
 def test_equals_a_search_of_every_activation(model, images, k):
     labels = np.random.default_rng(1).integers(0, 3, COUNT)
     labels[labels == 1] = 4  # two classes without images, one that is no output
@@ -143,7 +126,7 @@ class Stream:
         return self.images[indices]
 
 
-@pytest.mark.parametrize("batch_size", [1, 40, 64, 1000])
+@pytest.mark.parametrize("batch_size", [1, 40])
 def test_batches_and_streams_do_not_matter(model, images, batch_size):
     reference = top_activations(model, images, k=5, labels=np.arange(COUNT) % 3)
     done = []
@@ -160,28 +143,14 @@ def test_batches_and_streams_do_not_matter(model, images, batch_size):
     assert done[-1] == (COUNT, COUNT) and len(done) == len(set(done))
 
 
-def test_pixels_can_be_preprocessed_as_they_are_needed(model):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 9, 12, 3), np.uint8)
-
-    def preprocess(x):
-        return x.astype(np.float32) / 64 - 2
-
-    lazy = top_activations(model, Preprocessed(pixels, preprocess), "conv1")["conv1"]
-    eager = top_activations(model, preprocess(pixels), "conv1")["conv1"]
-    assert_same(lazy, eager)
-    with pytest.raises(ValueError, match="uint8"):
-        top_activations(model, pixels)
-
-
 CHILD = """
 import json, sys
 import jax, numpy as np
-import zfnet_jax as zf
-from tests.analysis.test_mining import SMALL, draw_images
-from tests.references.deconvnet_cases import draw_state
+from tests.analysis.test_mining import draw_images
+from tests.networks import TINY, random_model
 from zfnet_jax.analysis.mining import top_activations
 
-model = zf.load_weights(draw_state(SMALL), SMALL)
+model = random_model(TINY)
 result = top_activations(model, draw_images(), k=5, batch_size=8)
 assert all(top.activations.dtype == np.float32 for top in result.values())
 assert all(top.images.dtype == np.int32 for top in result.values())
@@ -205,28 +174,13 @@ def run_child(**environment: str) -> tuple[int, list]:
     return int(devices), json.loads(values)
 
 
-def test_devices_and_x64_do_not_matter():
-    flag = "--xla_force_host_platform_device_count"
-    runs = {count: run_child(XLA_FLAGS=f"{flag}={count}") for count in (1, 2, 4)}
-    for count, (devices, result) in runs.items():
-        assert devices == count
-        assert result == runs[1][1]
-    # float32 images stay float32; Python's and NumPy's integers become int64.
-    assert run_child(JAX_ENABLE_X64="1") == runs[1]
-
-
-def test_a_plain_function_gives_the_same(model, images):
-    result = top_activations(model, images, k=3)
-    plain = network(lambda x: model(x), (*SMALL.input_hw, 3))
-    others = top_activations(plain, images, k=3)
-    assert list(others) == ["conv1", "conv1.pool", "conv2", "fc3", "logits"]
-    for top, other in zip(result.values(), others.values(), strict=True):
-        np.testing.assert_allclose(
-            other.activations, top.activations, rtol=1e-5, atol=1e-6
-        )
-        np.testing.assert_array_equal(other.images, top.images)
-        np.testing.assert_array_equal(other.positions, top.positions)
-        np.testing.assert_array_equal(other.active, top.active)
+def test_devices_and_64_bit_mode_do_not_matter():
+    """float32 images stay float32; Python's and NumPy's integers become int64."""
+    flag = "XLA_FLAGS", "--xla_force_host_platform_device_count"
+    one = run_child(**{flag[0]: f"{flag[1]}=1"})
+    four = run_child(**{flag[0]: f"{flag[1]}=4", "JAX_ENABLE_X64": "1"})
+    assert (one[0], four[0]) == (1, 4)
+    assert one[1] == four[1]
 
 
 def test_any_model_and_a_folder_of_photographs(tmp_path):
@@ -243,7 +197,6 @@ def test_any_model_and_a_folder_of_photographs(tmp_path):
     maps = net.activations(images)
     assert list(result) == list(net.layers) == list(maps)
     for layer, top in result.items():
-        assert_same(top, top_activations(net, images, layer, k=4)[layer])
         expected = search(maps[layer], 4)
         np.testing.assert_allclose(
             top.activations, expected[..., 0], rtol=1e-4, atol=1e-5
@@ -251,40 +204,18 @@ def test_any_model_and_a_folder_of_photographs(tmp_path):
         live = ~top.dead
         np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
         np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
-    top = result["block2"]
-    ours, theirs = (top.project(net, source, [3, 8]) for source in (tmp_path, images))
-    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
-    np.testing.assert_allclose(ours.activations, top.activations[[3, 8]].ravel(), 1e-4)
 
 
-def test_a_network_compiles_once(model, images):
-    search: Any = mining._search
-    top_activations(model, images, "conv1")
-    before = search._cache_size()
-    other = zf.load_weights(draw_state(SMALL, seed=5), SMALL)
-    top_activations(other, images[:40], "conv1", batch_size=3)
-    assert search._cache_size() == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layers": "conv9"}, "conv9.*conv1"),
-        ({"layers": []}, "layers is empty"),
-        ({"k": 0}, "k must be at least 1, not 0"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"labels": [0, 1]}, r"labels are int64\[2\], not int\[3\]"),
-        ({"labels": np.zeros(3)}, "float64"),
-        ({"labels": [0, -1, 2]}, "label -1 is negative"),
-        ({"images": np.zeros((0, 9, 12, 3), np.float32)}, "no images"),
-        ({"images": np.zeros((2, 9, 11, 3), np.float32)}, "9, 11"),
-        ({"images": np.full((3, 9, 12, 3), np.nan)}, "image 0 .* not finite"),
-    ],
-)
-def test_bad_input_is_refused(model, change, message):
-    arguments = {"images": np.zeros((3, 9, 12, 3), np.float32), "layers": "conv1"}
-    with pytest.raises(ValueError, match=message):
-        top_activations(model, **{**arguments, **change})
+def test_labels_are_checked(model):
+    images = np.zeros((3, 9, 12, 3), np.float32)
+    for labels, message in (
+        ([0, 1], r"labels are int64\[2\], not int\[3\]"),
+        ([0, -1, 2], "label -1 is negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            top_activations(model, images, "conv1", labels=np.array(labels))
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
+        top_activations(model, images, "conv1", k=0)
 
 
 def make_top(means: list[list[float]], active: list[float]) -> TopActivations:
@@ -312,14 +243,8 @@ def test_selectivity_by_hand():
     assert top.favorite.tolist() == [0, 0, -1, 0]
 
 
-def test_without_labels_nothing_is_selective(model, images):
-    top = top_activations(model, images, "conv2")["conv2"]
-    assert top.class_means.shape == top.class_counts.shape == (4, 0)
-    assert np.isnan(top.selectivity).all() and (top.favorite == -1).all()
-
-
-@pytest.mark.parametrize("rule", ["deconvnet", "gradient"])
-def test_each_activation_is_projected_from_its_own_image(model, images, rule):
+def test_each_activation_is_projected_from_its_own_image(model, images):
+    rule = "gradient"
     top = top_activations(model, images, "conv1", k=3)["conv1"]
     units = [4, 1]
     result = top.project(model, Stream(images, 16), units, rule=rule)
@@ -342,13 +267,3 @@ def test_each_activation_is_projected_from_its_own_image(model, images, rule):
     assert rank == len(result)
     expected = top.activations[units].ravel()
     np.testing.assert_allclose(result.activations, expected, rtol=1e-5)
-
-
-def test_all_units_are_projected_and_dead_ones_are_zero(model, images):
-    top = top_activations(model, images, "conv2", k=2)["conv2"]
-    result = top.project(model, images)
-    assert result.units.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    zero = ~result.pixels.any((1, 2, 3))
-    assert zero.tolist() == [u == 1 for u in result.units]
-    with pytest.raises(ValueError, match=r"no unit 4: conv2 has 4 \(0 to 3\)"):
-        top.project(model, images, [1, 4])

@@ -1,6 +1,5 @@
 """Linear classifiers against scikit-learn, and layers whose answer is known."""
 
-import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -8,9 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-import zfnet_jax as zf
-from tests.analysis.test_invariance import SMALL
-from tests.references.deconvnet_cases import draw_state
+from tests.networks import TINY, random_model
 from zfnet_jax.analysis.probe import (
     TOLERANCE,
     balance_order,
@@ -18,9 +15,6 @@ from zfnet_jax.analysis.probe import (
     probe,
     probe_features,
 )
-from zfnet_jax.networks import network
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TRAIN, VALIDATION, TEST = 48, 30, 60
 PENALTIES = [1e-1, 1e-3]
@@ -127,17 +121,6 @@ def assert_same(one, other) -> None:
     assert (one.penalty, one.accuracy) == (other.penalty, other.accuracy)
 
 
-def test_scale_and_shift_of_a_dimension_do_not_matter(data):
-    features, labels = data
-    moved = features * 2.0 ** np.arange(-6, 6, dtype=np.float32) + np.float32(0.5)
-    one, other = (
-        probe_features(rows, labels, TRAIN, VALIDATION, penalties=PENALTIES)
-        for rows in (features, moved)
-    )
-    for classifier in one:
-        assert_same(one[classifier], other[classifier])
-
-
 @pytest.mark.parametrize("dimensions", [12, 500])
 def test_a_layer_that_leaks_the_label_is_read_and_noise_is_not(dimensions):
     rng = np.random.default_rng(2)
@@ -188,7 +171,7 @@ def test_rows_that_validate_or_test_do_not_train(data):
 
 @pytest.fixture(scope="module")
 def model():
-    return zf.load_weights(draw_state(SMALL), SMALL)
+    return random_model(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -208,33 +191,13 @@ def test_a_networks_probes_are_those_of_its_features(model, images):
     )
     assert list(probes) == ["conv1", "pool1", "conv2", "fc3", "logits"]
     assert done == [(index, 5) for index in range(1, 6)]
-    plain = network(lambda x: model(x), images.shape[1:])
-    by_plain = probe(plain, images, labels, layers=["fc3", "conv1"], **how)
-    assert list(by_plain) == ["conv1", "fc3"]
     features = model.features(images).features
-    for layer in by_plain:
+    for layer in ("conv1", "fc3"):
         rows = np.asarray(features[layer]).reshape(40, -1)
         expected = probe_features(rows, labels, **how)["softmax"]
         assert_same(probes[layer]["softmax"], expected)
-        assert_same(by_plain[layer]["softmax"], expected)
-    with jax.enable_x64(True):
-        by_x64 = probe(model, images, labels, layers="fc3", **how)
-    assert_same(by_x64["fc3"]["softmax"], probes["fc3"]["softmax"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"layers": ["conv9"]}, "no layer 'conv9'"),
-        ({"layers": []}, "layers is empty"),
-        ({"labels": np.arange(3)}, "3 labels for 40 images"),
-        ({"images": np.zeros((40, 3, 9, 12), np.float32)}, "shape"),
-    ],
-)
-def test_bad_input_of_a_network_is_refused(model, images, change, message):
-    arguments = {"images": images, "labels": np.arange(40) % 2, **change}
-    with pytest.raises(ValueError, match=message):
-        probe(model, **arguments, train=20, validation=8)
+    with pytest.raises(ValueError, match="3 labels for 40 images"):
+        probe(model, images, np.arange(3), **how)
 
 
 def test_an_order_is_balanced_and_of_its_seed():
@@ -252,14 +215,10 @@ def test_an_order_is_balanced_and_of_its_seed():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": 0}, "138 images cannot be split into 0 to train"),
         ({"train": 130, "validation": 8}, "138 images.*130 to train, 8 to validate"),
         ({"train": 2}, "class 2 is not among the 2"),
-        ({"features": np.full((138, 2), np.nan, np.float32)}, "finite"),
-        ({"penalties": []}, "at least one"),
         ({"penalties": [0.1, -2.0]}, "from 1e-9 to 1e9, not -2"),
         ({"classifiers": ["tree"]}, "tree.*svm, softmax"),
-        ({"labels": np.zeros(138, int)}, "at least two"),
     ],
 )
 def test_bad_input_is_refused(data, change, message, monkeypatch):

@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -11,9 +10,9 @@ import scipy.stats
 import skimage.filters
 
 import zfnet_jax as zf
-from tests.networks import residual_form, residual_images
+from tests.comparison import assert_close
+from tests.networks import SMALL, residual_form, residual_images
 from tests.references.deconvnet_cases import draw_state
-from tests.references.small_network import SMALL
 from zfnet_jax.analysis.sanity import (
     cascade,
     controls,
@@ -21,11 +20,9 @@ from zfnet_jax.analysis.sanity import (
     sanity,
     similarity,
 )
-from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.arch import Architecture, Conv, Dense
 from zfnet_jax.attribution import attribute
 from zfnet_jax.networks import network
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 RULES = ("deconvnet", "guided", "gradient")
 
@@ -121,17 +118,6 @@ def test_the_cascade_redraws_layers_from_the_top_and_nothing_else(model):
     assert (last != other).all()
 
 
-def test_a_layer_keeps_its_mean_and_deviation():
-    wide = build(Dense("fc1", 200), Dense("logits", 3, relu=False))
-    wide.fc1.kernel[...] = 0.02 + wide.fc1.kernel[...]
-    redrawn = dict(cascade(network(wide)))["fc1"]
-    pairs = zip(weights(network(wide), "fc1"), weights(redrawn, "fc1"), strict=True)
-    for old, new in pairs:
-        assert new.dtype == old.dtype and (new != old).all()
-        assert new.mean() == pytest.approx(old.mean(), abs=float(old.std()) / 5)
-        assert new.std() == pytest.approx(old.std(), rel=0.15)
-
-
 def test_variances_stay_positive():
     """A residual network's normalization is shuffled, and no picture is NaN."""
     arguments, keywords, _ = residual_form("function")
@@ -187,44 +173,7 @@ def test_batches_do_not_matter(model, images, monkeypatch):
         progress=lambda *numbers: done.append(numbers),
     )
     assert done == [(3, 7), (6, 7), (7, 7)]
-    assert_same(parts, whole)
-
-
-def assert_same(one, other) -> None:
-    for rule, pictures in one.pictures.items():
-        np.testing.assert_allclose(pictures, other.pictures[rule], atol=1e-5)
-        for a, b in zip(one.similarity[rule], other.similarity[rule], strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-3)
-
-
-def test_a_plain_function_gives_the_same(model, images):
-    names = [f"class {index}" for index in range(model.arch.num_classes)]
-    plain = network(lambda x: model(x), (16, 16, 3), class_names=names)
-    result = sanity(plain, images[:3], "class 2", shown=3)
-    expected = sanity(model, images[:3], 2, shown=3)
-    assert result.columns == expected.columns
-    assert_same(result, expected)
-    for layer in ("conv2", "fc3"):
-        result = controls(plain, images[:3], layer, shown=3)
-        assert_same(result, controls(model, images[:3], layer, shown=3))
-
-
-def test_64_bit_mode_changes_nothing(model, images):
-    few = images[:3]
-    expected = sanity(model, few, 2, shown=3), controls(model, few, "conv2", shown=3)
-    with jax.enable_x64(True):
-        wide = few.astype(np.float64)
-        assert_same(sanity(model, wide, 2, shown=3), expected[0])
-        assert_same(controls(model, wide, "conv2", shown=3), expected[1])
-
-
-def test_a_destroyed_linear_network_gives_an_unrelated_picture(images):
-    """Its picture is the kernel: 768 values drawn anew correlate by chance, ± 0.036."""
-    linear = build(Dense("logits", 4, relu=False))
-    result = sanity(linear, images, np.arange(7) % 4, rules=["gradient"])
-    signed = result.similarity["gradient"].signed
-    np.testing.assert_allclose(signed[:, 0], 1, atol=1e-6)
-    assert (np.abs(signed[:, 1]) < 4 / np.sqrt(768)).all()
+    assert_close(parts, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_upper_layers_that_do_not_matter_change_nothing(images):
@@ -310,61 +259,18 @@ def test_without_switches_a_deconvnet_picture_knows_no_image(images):
     assert (measures[0, :, 3] < 0.9).all()
 
 
-def test_with_a_single_unit_random_numbers_are_that_unit(images):
-    model = build(
-        Conv("conv1", 4, 3, padding=1),
-        MaxPool("pool1", 2, 2),
-        Conv("conv2", 1, 3, padding=1),
-        Dense("logits", 4, relu=False),
-    )
-    result = controls(model, images, "conv2", rules=RULES[:1])
-    for measure in result.similarity["deconvnet"]:
-        np.testing.assert_allclose(measure[:, [1, 3]], 1, atol=1e-4)
-
-
-def test_a_dense_layer_is_one_position(model, images):
-    result = controls(model, images, "fc3", rules=RULES[2:], shown=3)
-    assert result.columns == (
-        "unit",
-        "random there",
-        "another unit",
-        "another image",
-        "edges",
-    )
-    strongest = features(model, images, "fc3").argmax(1)[:, None]
-    own = zf.project(model, images, "fc3", strongest, rule="gradient")
-    np.testing.assert_allclose(
-        result.pictures["gradient"][:, 0],
-        (own.pixels / own.activations[:, None, None, None])[:3],
-        atol=1e-5,
-    )
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, x: sanity(m, x, np.full(7, 10)), "target 10: .* classes 0 to 9"),
-        (lambda m, x: sanity(m, x, np.arange(3)), "3 targets for 7 images"),
-        (lambda m, x: sanity(m, x[:0], 0), "no images"),
         (
             lambda m, x: sanity(m, x, 0, rules=cast(Any, ["lrp"])),
             "rule 'lrp' is not one of",
         ),
         (lambda m, x: sanity(lambda x: x.mean((1, 2)), x, 0), "no layer .* weights"),
         (lambda m, x: controls(m, x[:1], "conv2"), "at least two images, not 1"),
-        (lambda m, x: controls(m, x, "conv9"), "no layer 'conv9'"),
     ],
 )
 def test_bad_input_is_refused(model, images, call, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         call(model, images)
-
-
-def test_the_same_seed_gives_the_same_numbers(model, images):
-    a, b, other = (
-        controls(model, images, "conv2", seed=seed, rules=RULES[:1], shown=1)
-        for seed in (1, 1, 2)
-    )
-    np.testing.assert_array_equal(a.pictures["deconvnet"], b.pictures["deconvnet"])
-    assert (a.pictures["deconvnet"][:, 1] != other.pictures["deconvnet"][:, 1]).any()

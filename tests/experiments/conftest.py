@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments.harness import main
-from tests.references.small_network import save
+from tests.networks import save
 from zfnet_jax.data import make_shapes
 
 

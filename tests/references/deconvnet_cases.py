@@ -80,7 +80,7 @@ def case(name: str) -> Case:
 
 
 def draw_state(arch: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """He's initialisation, uniform, under PyTorch's names.
+    """He's initialization, uniform, under PyTorch's names.
 
     Biases are negative, so that, as in trained networks, many pooling windows hold only
     zeros. Made from the raw output of PCG64, which NumPy keeps stable.

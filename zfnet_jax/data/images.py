@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
 from zfnet_jax.data.dataset import Dataset
-from zfnet_jax.data.preprocessing import Preprocessing, fitted
+from zfnet_jax.data.preprocessing import Preprocessing, fit_photograph
 
 
 class DatasetImages:
@@ -124,7 +124,7 @@ class Pictures:
         batch = self._images[indices]
         rows, columns, channels = self._shape
         if batch.shape[1:3] != (rows, columns):
-            batch = np.stack([fitted(x, (rows, columns)) for x in batch])
+            batch = np.stack([fit_photograph(x, (rows, columns)) for x in batch])
         if batch.shape[3] > channels:
             gray = [np.asarray(Image.fromarray(x).convert("L")) for x in batch]
             batch = np.stack(gray)[..., None]

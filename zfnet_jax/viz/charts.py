@@ -65,6 +65,7 @@ def line_chart(
     x_ticks: Sequence[Number] | np.ndarray | Mapping[Number, str] | None = None,
     y_limits: tuple[Number | None, Number | None] = (None, None),
     percent: bool = False,
+    log: bool = False,
     marks: bool = False,
     size: tuple[Number, Number] = (320, 250),
 ) -> Box:
@@ -72,8 +73,8 @@ def line_chart(
 
     Args:
         x: Positions of the values.
-        curves: Values by the name of the curve; a row of several repeats is drawn as
-            its mean with a bar of one standard deviation.
+        curves: Values by the name of the curve, NaN where there is none; a row of
+            several repeats is drawn as its mean with a bar of one standard deviation.
         title: Quantity and unit, written above.
         x_label: Quantity and unit of `x`.
         bands: Half width of a band about each curve that has one.
@@ -82,6 +83,7 @@ def line_chart(
         x_ticks: Positions of the ticks, with their labels if those differ.
         y_limits: Range of the values; None fits it to them. Bands are clipped to it.
         percent: Show shares of 0 to 1 as percentages.
+        log: Use a logarithmic axis.
         marks: Tell curves apart by marks, for few points, and not by dashes.
         size: Width and height in pixels.
     """
@@ -99,7 +101,10 @@ def line_chart(
                 bar = {"capsize": 2, "elinewidth": 0.8}
                 ax.errorbar(x, values.mean(0), values.std(0), **style, **bar)
                 continue
-            ax.plot(x, values, **style)
+            known = np.isfinite(values)
+            if known.sum() == 1:  # a line of one point would be invisible
+                style = {"marker": "o", "markersize": 4} | style
+            ax.plot(np.asarray(x)[known], values[known], **style)
             if bands and name in bands:
                 half = bands[name]
                 edges = np.clip([values - half, values + half], low, high)
@@ -112,6 +117,8 @@ def line_chart(
             ax.set_xticks(list(x_ticks), labels, **(style if slant else {}))
         elif x_ticks is not None:
             ax.set_xticks(x_ticks)
+        if log:
+            ax.set_yscale("log")
         ax.set_ylim(low, None if high is None else high + 0.02 * (high - (low or 0)))
         ax.margins(x=0.02)
         ax.set_xlabel(x_label, color=FAINT, fontsize=points(SMALL))
@@ -210,6 +217,7 @@ def interval_chart(
         width: Width of a panel in pixels.
     """
     height = len(rows) * row_height
+    has_legend = any(len(series) > 1 for series in panels.values())
 
     def panel(heading: str, first: bool) -> Box:
         def draw(ax: Axes) -> None:
@@ -231,13 +239,14 @@ def interval_chart(
             for place in range(len(rows)):
                 ax.axhline(place, color=LINE, linewidth=0.3)
 
-        names = legend(list(panels[heading]), marks=True)
+        names = [legend(list(panels[heading]), marks=True)] if has_legend else []
         body = plot(width, height + 28 + GAP, draw, left=GAP, below=28)
-        return column(text(heading), names, body, gap=4)
+        return column(text(heading), *names, body, gap=4)
 
     label = max(map(text_width, rows))
     names = [Box(label, row_height, text(name).draw) for name in rows]
-    above = space(height=2 * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
+    lines = 2 if has_legend else 1
+    above = space(height=lines * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
     labels = column(above, *names, gap=0)
     return row(labels, *(panel(heading, False) for heading in panels), gap=2 * GAP)
 
