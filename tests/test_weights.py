@@ -233,7 +233,7 @@ def test_damage_is_one_line(file, tmp_path):
 
 # Torchvision's names: each kind of layer is counted, with the modules between them.
 COUNTED = {
-    "conv1": "features.0",
+    "conv1": "features.9",
     "conv2": "features.10",
     "fc3": "classifier.1",
     "fc4": "classifier.4",
@@ -286,13 +286,13 @@ def test_every_problem_is_named_as_in_the_file(state):
         "classifier.6.bias": state["fc4.bias"],
         "features.11.running\nmean": np.ones(6, np.float32),
     }
-    del broken["features.0.bias"], broken["classifier.1.weight"]
+    del broken["features.9.bias"], broken["classifier.1.weight"]
     with pytest.raises(ValueError) as caught:
         load_weights(broken, SMALL)
     start, _, problems = str(caught.value).partition(": ")
     assert start == "the mapping does not fit small"
     assert problems.split("; ") == [
-        "features.0.bias is missing",
+        "features.9.bias is missing",
         "features.10.weight has shape (6, 4, 3, 3), expected (6, 2, 3, 3)",
         "features.10.bias is not finite in float32",
         "classifier.1.weight is missing",
