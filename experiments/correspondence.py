@@ -183,9 +183,9 @@ def load_image(
 
 def stored_size(net: Network) -> tuple[int, int]:
     """Height and width of the images that a network's preprocessing takes."""
-    known = isinstance(net.preprocess, Preprocessing)
-    height, width, _ = net.preprocess.mean.shape if known else net.image_shape
-    return height, width
+    if isinstance(net.preprocess, Preprocessing):
+        return net.preprocess.mean.shape[:2]
+    return net.image_shape[:2]
 
 
 def make_parts(run: NetworkRun, shape: str, count: int) -> Parts:
@@ -255,7 +255,8 @@ def describe(result: Correspondence) -> dict[str, dict[str, float]]:
 
 def print_table(by_layer: Mapping[str, Correspondence]) -> None:
     """Print Table 1; ± is the spread over pairs of images or over random draws."""
-    rows = ["layer,masked,Δ,random boxes,p,mixed parts,p,changed".split(",")]
+    heading = "layer,masked,Δ,random boxes,p,mixed parts,p,changed"
+    rows = [[str(name) for name in heading.split(",")]]
     for layer, result in by_layer.items():
         mixed = f"{result.mixed.mean():.3f} ± {result.mixed.std():.3f}"
         for part, x in describe(result).items():

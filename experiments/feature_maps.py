@@ -15,7 +15,6 @@ import sys
 import numpy as np
 
 from experiments.harness import (
-    Images,
     Metrics,
     NetworkRun,
     Positive,
@@ -39,6 +38,8 @@ def feature_maps(
         layers: Layers, by default every convolution.
         count: Maps per layer at most.
     """
+    from zfnet_jax.viz.feature_maps import draw_maps
+
     net, images = run.net, run.images(1)
     names = net.select(layers or run.convolutions())
     has_maps = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
@@ -51,42 +52,25 @@ def feature_maps(
     results = {}
     for layer in names:
         maps = activations[layer][0]
+        figure = draw_maps(
+            f"{layer} of {run.network_name} on {describe_image(run, images)}",
+            images.pictures[0],
+            maps,
+            count,
+            describe_sizes(run, images),
+        )
+        run.figure(f"feature_maps_{layer}", figure)
         flat = maps.reshape(-1, maps.shape[-1])
-        dead = np.flatnonzero(~flat.any(0))
-        order = np.argsort(-np.abs(flat).max(0), kind="stable")
-        draw(run, images, layer, maps, order[: len(order) - len(dead)][:count])
         results[layer] = {
             "maxima": flat.max(0),
             "positions": np.stack(np.divmod(flat.argmax(0), maps.shape[1]), -1),
-            "dead": dead,
+            "dead": np.flatnonzero(~flat.any(0)),
         }
     yield "network", run.network_name
     yield "image", name_image(images)
     yield "photograph_hw", measure_image(images)
     yield "input_hw", net.image_shape[:2]
     yield "layers", results
-
-
-def draw(
-    run: NetworkRun, images: Images, layer: str, maps: np.ndarray, order: np.ndarray
-) -> None:
-    """Draw some maps of a layer."""
-    from zfnet_jax.viz.feature_maps import draw_maps
-
-    height, width, channels = maps.shape
-    dead = int((~maps.any((0, 1))).sum())
-    kept = order if order.size else np.array([0])
-    which = "the strongest" if len(order) + dead < channels else "strongest first"
-    figure = draw_maps(
-        f"{layer} of {run.network_name}: {len(order)} of {channels:,} maps on "
-        f"{describe_image(run, images)}, {which}",
-        images.pictures[0],
-        np.moveaxis(maps, -1, 0)[kept],
-        [f"unit {unit}" for unit in kept],
-        f"{describe_sizes(run, images)} Maps are {height} x {width}; {dead} of "
-        f"{channels:,} are zero everywhere.",
-    )
-    run.figure(f"feature_maps_{layer}", figure)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def occlusion(
         stride=choose_extent("stride", stride, net, 16),
         fill=make_cover(net, fill)[0],
         layer=layers[0] if layers else None,
-        units=(units if len(units) > 1 else units[0]) if units else None,
+        units=units[0] if len(units) == 1 else units or None,
         progress=run.progress("covering"),
     )
     each = describe(run, images, responses)

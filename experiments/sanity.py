@@ -59,7 +59,7 @@ def sanity(
     names = run.net.select(layers or run.convolutions()[-1])
     images = run.images(limit)
     targets = run.targets(images)
-    options = {"seed": run.seed, "shown": shown}
+    options: dict[str, Any] = {"seed": run.seed, "shown": shown}
     progress = run.progress("randomizing")
     comparison = randomize(run.net, images, targets, **options, progress=progress)
     title = f"The true class in {run.network_name}, as layers are randomized"
@@ -117,7 +117,7 @@ def draw_pictures(
         images.pictures[:shown],
         [run.class_name(label) for label in targets[:shown]],
         comparison.columns,
-        comparison.pictures,
+        {**comparison.pictures},
         {rule: x.signed for rule, x in comparison.similarity.items()},
         contrast,
     )

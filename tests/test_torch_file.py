@@ -223,6 +223,7 @@ def test_opcodes_of_protocol_4():
             r"'net': a dict, 'a\nb': a NoneType",
         ),
         (b"}(" + integer(4) + tensor() + b"u", "it has no state dict (empty)"),
+        (mapping({"m": b"}(" + integer(0) + tensor() + b"u"}), "no state dict ('m': a"),
         (
             mapping({"a": mapping({"x": tensor()}), "b": mapping({"x": tensor()})}),
             "it has several state dicts ('a': a dict, 'b': a dict)",

@@ -89,8 +89,8 @@ def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
 def _find_state_dict(value: object) -> dict[str, Tensor]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds {_describe(value)}, not a state dict")
-    entries = {name: x for name, x in value.items() if isinstance(name, str)}
-    nested = {name: x for name, x in entries.items() if _has_tensors(x)}
+    entries = _named(value)
+    nested = {name: _named(x) for name, x in entries.items() if _has_tensors(_named(x))}
     options = [nested[name] for name in _ENTRIES if name in nested][:1]
     # Beside nested state dicts there may be a loss, or the state of a generator.
     if not options and _has_tensors({n: entries[n] for n in entries if "." in n}):
@@ -110,10 +110,13 @@ def _find_state_dict(value: object) -> dict[str, Tensor]:
     return {name: x for name, x in state.items() if isinstance(x, Tensor)}
 
 
-def _has_tensors(value: object) -> bool:
-    return isinstance(value, dict) and any(
-        isinstance(entry, Tensor) for entry in value.values()
-    )
+def _named(value: object) -> dict[str, Any]:
+    entries = value.items() if isinstance(value, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(name, str)}
+
+
+def _has_tensors(entries: dict[str, Any]) -> bool:
+    return any(isinstance(entry, Tensor) for entry in entries.values())
 
 
 def _view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ def test_metrics_are_those_of_the_maps(measure, weights):
     net, shapes = zf.load(weights), make_shapes(DRAWN, seed=1)
     logits = np.asarray(net.model(net.preprocess(shapes.images)))
     shapes = shapes.take(np.flatnonzero(logits.argmax(-1) == shapes.labels))
+    assert shapes.masks is not None
     masks = np.asarray(
         jax.image.resize(shapes.masks * 1.0, (len(shapes), 16, 16), "linear") > 0.5
     )

@@ -37,9 +37,13 @@ def test_a_dense_layer_is_refused(refuse, weights):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_maps_share_a_scale_that_starts_at_or_is_symmetric_about_zero(sign):
-    maps = sign * np.arange(8.0).reshape(2, 2, 2)
-    figure = draw_maps("conv1", np.zeros((4, 4, 3), np.uint8), maps, ["a", "b"])
-    norms = [x.norm for x in figure.axes[0].images[1:]]
-    low = 0 if sign > 0 else -7
-    assert {(norm.vmin, norm.vmax) for norm in norms} == {(low, 7)}
+def test_maps_are_drawn_strongest_first_on_one_scale(sign):
+    maps = sign * np.array([[[1.0, 0, 4, 2]], [[0.0, 0, 3, 2]]])
+    figure = draw_maps("conv1", np.zeros((4, 4, 3), np.uint8), maps, 3)
+    _, _, *pictures = figure.axes[0].images
+    shown = [np.asarray(x.get_array()).tolist() for x in pictures]
+    assert shown == [maps[..., unit].tolist() for unit in (2, 3, 0)]
+    low = 0 if sign > 0 else -4
+    assert {(x.norm.vmin, x.norm.vmax) for x in pictures} == {(low, 4)}
+    (note,) = (x.get_text() for x in figure.axes[0].texts if "zero" in x.get_text())
+    assert "3 of 4 maps of 2 x 1" in note and "1 are zero" in note

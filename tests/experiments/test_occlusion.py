@@ -28,6 +28,7 @@ def test_metrics_are_those_of_the_library(measure, weights):
     logits = np.load(out / "logits.npy")
     np.testing.assert_allclose(logits, x.logits, rtol=1e-4, atol=1e-5)
 
+    assert shapes.masks is not None
     losses, shares = [], []
     clean = np.asarray(jax.nn.softmax(x.clean_logits))[range(4), labels]
     for index, values in enumerate(metrics["of_each"]):

@@ -99,12 +99,15 @@ def _fetch(folder: Path | None) -> Path:
     downloader: Any = pooch.HTTPDownloader(True, chunk_size=2**16, timeout=_TIMEOUT)
     try:
         path = pooch.retrieve(_URL, _SHA256, name, folder, downloader=downloader)
-    # Of a wrong checksum, and of the network or the disk.
+    # A wrong checksum is a ValueError; those of requests are OSErrors without a number.
     except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        if isinstance(error, ValueError):
+            reason = _first_line(error)
         raise DataNotFoundError(
-            f"CIFAR-10 is not in {folder} and cannot be fetched "
-            f"({_first_line(error)}): put {_URL} there, name a folder that has it with "
-            "--data-dir, or use --dataset shapes, which needs no files"
+            f"CIFAR-10 is not in {folder} and cannot be fetched ({reason}): put {_URL} "
+            "there, name a folder that has it with --data-dir, or use --dataset "
+            "shapes, which needs no files"
         ) from error
     return Path(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -26,30 +26,43 @@ _IMAGE, _MAP = 192, 64
 def draw_maps(
     title: str,
     image: UInt8[np.ndarray, "h w c"],
-    maps: Float[np.ndarray, "n rows columns"],
-    captions: Sequence[str],
+    maps: Float[np.ndarray, "rows columns units"],
+    count: int = 64,
     note: str = "",
 ) -> Figure:
-    """Draw an image beside maps on one scale.
+    """Draw an image beside the strongest maps of a layer, on one scale.
 
     The scale is from 0 to the maximum or, where a map goes below 0, symmetric about it.
+    Maps that are zero everywhere are left out, and counted.
 
     Args:
-        title: The layer and the network.
+        title: The layer, the network and the image.
         image: The image as the network sees it.
-        maps: The maps, at least one.
-        captions: What to write above each.
-        note: Origin of the image, and which maps these are.
+        maps: The layer's maps.
+        count: Maps to draw at most.
+        note: Origin of the image.
     """
-    peak = float(np.abs(maps).max())
+    height, width, units = maps.shape
+    peaks = np.abs(maps).max((0, 1))
+    order = np.argsort(-peaks, kind="stable")[: min(count, (peaks > 0).sum())]
+    peak = float(peaks.max())
     low = -peak if maps.min() < 0 else 0.0
-    style = {
+    style: dict[str, Any] = {
         "cmap": "PuOr_r" if low else "inferno",
         "norm": Normalize(low, peak or 1.0),
     }
     boxes = [
-        column(text(caption, color=FAINT), picture(x, _MAP, **style), gap=0)
-        for caption, x in zip(captions, maps, strict=True)
+        column(
+            text(f"unit {unit}", color=FAINT),
+            picture(maps[..., unit], _MAP, **style),
+            gap=0,
+        )
+        for unit in order
     ]
     side = column(picture(image, _IMAGE), color_bar(low, peak, _IMAGE, **style))
-    return sheet(title, row(side, grid(boxes, width=800), gap=16), note)
+    return sheet(
+        title,
+        row(side, grid(boxes, width=800), gap=16),
+        f"{note} {len(order)} of {units:,} maps of {height} x {width}, strongest "
+        f"first; {(peaks == 0).sum()} are zero everywhere.",
+    )

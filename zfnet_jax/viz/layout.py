@@ -311,6 +311,7 @@ def points(pixels: Number) -> Number:
 def text_width(words: str, size: int = SMALL) -> int:
     """Measure a line of text in pixels."""
     font = FontProperties(size=size)
+    words = _replace_unknown(words)
     return math.ceil(text_to_path.get_text_width_height_descent(words, font, False)[0])
 
 
