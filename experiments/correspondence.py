@@ -53,7 +53,7 @@ from zfnet_jax.data import (
     SHAPES,
     Dataset,
     DatasetImages,
-    fitted,
+    fit_photograph,
     load_photograph,
     make_shapes,
     shape_parts,
@@ -154,7 +154,7 @@ def load_parts(run: NetworkRun, file: Path, limit: int | None) -> Parts:
     for image, rows in table.items():
         place = next(iter(rows.values())).place
         stored = load_image(image, place, run.image or file.parent, dataset)
-        images.append(fitted(stored, kept))
+        images.append(fit_photograph(stored, kept))
         for part, row in rows.items():
             box = fit_box(row, stored.shape[:2], kept, image_hw)
             boxes.setdefault(part, []).append(box)
