@@ -361,7 +361,7 @@ def load_dataset(
 ) -> Dataset:
     """Load the first images of one split of a dataset."""
     if name == "cifar10":
-        return load_cifar10(f"{split}[:{limit}]" if limit else split, data_dir)
+        return load_cifar10(split, data_dir, limit)
     count, seed = (10_000, 0) if split == "train" else (2_000, 1)
     return make_shapes(min(count, limit or count), seed=seed)
 
