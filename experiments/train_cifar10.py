@@ -29,14 +29,13 @@ from experiments.harness import (
     Run,
     UserError,
     command,
-    load_dataset,
     main,
     plural,
 )
 from experiments.progress import say
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.files import digest
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 from zfnet_jax.networks import Network
@@ -360,15 +359,10 @@ def draw_maps(run: Run, net: Network, test: Dataset) -> None:
     progress = run.progress("drawing feature maps")
     activations = net.activations(images, layers)
     for done, layer in enumerate(layers, 1):
-        for index, maps in enumerate(np.moveaxis(activations[layer], -1, 1)):
-            order = np.argsort(-np.abs(maps).max((1, 2)), kind="stable")[:_MAPS]
+        for index, maps in enumerate(activations[layer]):
             name = test.class_names[test.labels[index]]
-            figure = feature_maps.draw_maps(
-                f"Strongest maps of {layer} for test image {index}: {name}",
-                images.pictures[index],
-                maps[order],
-                [f"unit {unit}" for unit in order],
-            )
+            title = f"{layer} on test image {index} ({name})"
+            figure = feature_maps.draw_maps(title, images.pictures[index], maps, _MAPS)
             run.figure(f"feature_maps/{layer}_image{index}", figure)
         progress(done, len(layers))
 
