@@ -49,7 +49,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 import zfnet_jax as zf
 from experiments.progress import Progress, say
 from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.data import load_dataset
 from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.photographs import Photographs
 from zfnet_jax.data.preprocessing import Fit
@@ -351,19 +351,6 @@ class NetworkRun(Run):
                     )
             return np.array(units)
         return np.sort(self.rng.permutation(candidates)[:count])
-
-
-def load_dataset(
-    name: Literal["cifar10", "shapes"],
-    split: Literal["train", "test"],
-    data_dir: Path | None = None,
-    limit: int | None = None,
-) -> Dataset:
-    """Load the first images of one split of a dataset."""
-    if name == "cifar10":
-        return load_cifar10(split, data_dir, limit)
-    count, seed = (10_000, 0) if split == "train" else (2_000, 1)
-    return make_shapes(min(count, limit or count), seed=seed)
 
 
 def normalize_as_torchvision(images: np.ndarray) -> np.ndarray:

@@ -29,14 +29,13 @@ from experiments.harness import (
     Run,
     UserError,
     command,
-    load_dataset,
     main,
     plural,
 )
 from experiments.progress import say
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.files import digest
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 from zfnet_jax.networks import Network
