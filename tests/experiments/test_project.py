@@ -118,4 +118,4 @@ def test_a_damaged_photograph_is_missing_data(refuse, photo, tmp_path):
     damaged.write_bytes(photo.read_bytes()[:900])
     assert load_photograph(photo).shape == (40, 50, 3)
     line = refuse(project, 3, "--image", damaged)
-    assert f"{damaged} is truncated or damaged" in line
+    assert f"{damaged} cannot be read" in line
