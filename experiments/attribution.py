@@ -34,7 +34,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from experiments.harness import Images, Metrics, NetworkRun, Positive, UserError, main
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import Images, NetworkRun
 from experiments.progress import say, say_table
 from zfnet_jax.attribution import attribute
 from zfnet_jax.data import DatasetImages

@@ -36,15 +36,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.harness import (
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    load_dataset,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.inputs import NetworkRun
 from experiments.occlusion import make_cover
 from experiments.progress import say_table
 from zfnet_jax.analysis.correspondence import Correspondence, draw_boxes, mask_boxes
@@ -54,6 +47,7 @@ from zfnet_jax.data import (
     Dataset,
     DatasetImages,
     fit_photograph,
+    load_dataset,
     load_photograph,
     make_shapes,
     shape_parts,

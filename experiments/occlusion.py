@@ -26,20 +26,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import (
-    Images,
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    load_dataset,
-    main,
-    say,
-)
+from experiments.harness import Metrics, Positive, UserError, main, say
+from experiments.inputs import Images, NetworkRun
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, drop_on_objects, share_on
 from zfnet_jax.analysis.occlusion import occlusion as measure
-from zfnet_jax.data import Dataset, DatasetImages, Photographs, Preprocessing
+from zfnet_jax.data import (
+    Dataset,
+    DatasetImages,
+    Photographs,
+    Preprocessing,
+    load_dataset,
+)
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import DataNotFoundError, write_atomically
 from zfnet_jax.metrics import spearman

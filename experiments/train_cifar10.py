@@ -23,15 +23,7 @@ import jax
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.harness import (
-    Metrics,
-    Positive,
-    Run,
-    UserError,
-    command,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, Run, UserError, command, main, plural
 from experiments.progress import say
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
