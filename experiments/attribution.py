@@ -24,21 +24,21 @@ favors orders that bring a whole patch over those that bring scattered pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from experiments.correspondence import stored_size
-from experiments.harness import Images, Metrics, NetworkRun, Positive, UserError, main
-from experiments.occlusion import resize_masks
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import Images, NetworkRun
 from experiments.progress import say, say_table
 from zfnet_jax.attribution import attribute
-from zfnet_jax.data import make_shapes
+from zfnet_jax.data import DatasetImages
 from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import Curves, deletion, importance, insertion, pointing_game
 from zfnet_jax.networks import Network
@@ -51,12 +51,12 @@ METHODS: dict[str, Rule] = {
     "deconvnet": "deconvnet",
 }
 
-# The training set of `experiments.quickstart` is drawn with the seed 0.
-_TEST_SEED = 1
 
-
+@dataclasses.dataclass(kw_only=True)
 class ShapesRun(NetworkRun):
-    """A run on a network that knows shapes."""
+    """A run on shapes and a network that knows them."""
+
+    dataset: Literal["cifar10", "shapes"] | None = "shapes"
 
     default_weights = "results/quickstart/weights.safetensors"
 
@@ -83,33 +83,16 @@ def attribution(
     """Judge attribution maps by the object's position and the network's answer.
 
     Args:
-        limit: Test shapes to draw; those classified correctly are used.
+        limit: Test shapes at most; those classified correctly are used.
         tolerance: Distance from the object, in pixels, up to which a pixel is close to
             it; 2 of 32 pixels are the 15 of 224 of Zhang et al. 2016.
         steps: Steps of the curves, by default one per row of an image.
         shown: Images in the figure at most.
         contrast: Percentile of the magnitudes that is shown as black and white.
     """
-    if run.image is not None or run.dataset == "cifar10":
-        raise UserError("objects are known in shapes only: omit --image and --dataset")
-    net, size = run.net, stored_size(run.net)
-    shapes = make_shapes(limit, size, seed=_TEST_SEED)
-    images = net.load_images(shapes)
-    if not run.knows(images):
-        raise UserError(
-            f"{run.network_name} has other classes than shapes: train a network on "
-            "these with python -m experiments.quickstart"
-        )
-    run.digests["data"] = shapes.digest()
-    logits = net.activations(images, net.output)[net.output]
-    correct = np.flatnonzero(logits.argmax(-1) == shapes.labels)
-    if len(correct) < 2:
-        raise UserError(
-            f"{len(correct)} of {limit} shapes are classified correctly, and at least "
-            "2 are needed: train longer, or raise --limit"
-        )
-    logits, labels = logits[correct], shapes.labels[correct]
-    images, masks = images.take(correct), resize_masks(net, shapes)[correct]
+    net, drawn = run.net, run.labeled_images(limit)
+    images, masks, logits = find_correct(net, drawn)
+    labels = run.targets(images)
     maps = {
         name: attribute(net, images, labels, rule=rule)
         for name, rule in METHODS.items()
@@ -117,28 +100,39 @@ def attribution(
     rankings = {name: np.asarray(importance(signed)) for name, signed in maps.items()}
     rankings |= make_baselines(masks.shape, run.rng)
     methods, progress = {}, run.progress("measuring")
-    for done, (name, importances) in enumerate(rankings.items(), 1):
-        inserted, deleted = (
-            curve(net, images, labels, importances, steps=steps)
-            for curve in (insertion, deletion)
-        )
+    for done, (name, ranking) in enumerate(rankings.items(), 1):
         methods[name] = {
-            "on_object": count_hits(pointing_game(importances, masks)),
-            "near_object": count_hits(pointing_game(importances, masks, tolerance)),
-            "insertion": average(inserted),
-            "deletion": average(deleted),
+            "on_object": count_hits(pointing_game(ranking, masks)),
+            "near_object": count_hits(pointing_game(ranking, masks, tolerance)),
+            "insertion": average(insertion(net, images, labels, ranking, steps=steps)),
+            "deletion": average(deletion(net, images, labels, ranking, steps=steps)),
         }
         progress(done, len(rankings))
     draw(run, images, logits, maps, shown, contrast)
-    say(f"{len(correct):,} of {limit:,} shapes are classified correctly; over these,")
-    say("mean ± standard error:")
-    print_table(methods, len(correct), tolerance)
+    print_table(methods, len(images), tolerance)
     yield "network", run.network_name
-    yield "images", len(correct)
-    yield "images_drawn", limit
+    yield "images", len(images)
+    yield "images_drawn", len(drawn)
     yield "object_share", masks.mean()
     yield "methods", methods
-    yield "data", shapes.source
+    yield "data", drawn.source
+
+
+def find_correct(net: Network, images: Images) -> tuple[Images, np.ndarray, np.ndarray]:
+    """Find images that are classified correctly, with their masks and logits."""
+    masks = images.masks if isinstance(images, DatasetImages) else None
+    if masks is None:
+        raise UserError(
+            f"the objects of {images.source} are unknown: use --dataset shapes"
+        )
+    logits = net.activations(images, net.output)[net.output]
+    correct = np.flatnonzero(logits.argmax(-1) == images.labels)
+    if len(correct) < 2:
+        raise UserError(
+            f"{len(correct)} of {len(images)} shapes are classified correctly, and at "
+            "least 2 are needed: train longer, or raise --limit"
+        )
+    return images.take(correct), masks[correct], logits[correct]
 
 
 def make_baselines(
@@ -204,6 +198,7 @@ def print_table(
     tolerance: float,
 ) -> None:
     """Print the results, one row per method."""
+    say(f"mean ± standard error over {count} shapes that are classified correctly:")
     within = f"within {tolerance:g} pixels"
     rows = [["", "on the object", within, "insertion", "deletion"]]
     for name, measures in methods.items():

@@ -36,15 +36,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.harness import (
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    load_dataset,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.inputs import NetworkRun
 from experiments.occlusion import make_cover
 from experiments.progress import say_table
 from zfnet_jax.analysis.correspondence import Correspondence, draw_boxes, mask_boxes
@@ -53,15 +46,15 @@ from zfnet_jax.data import (
     SHAPES,
     Dataset,
     DatasetImages,
-    Preprocessing,
-    fitted,
+    fit_photograph,
+    load_dataset,
     load_photograph,
     make_shapes,
     shape_parts,
 )
 from zfnet_jax.data.boxes import convert_box, fit_box, read_boxes
+from zfnet_jax.data.images import stored_shape
 from zfnet_jax.files import DataNotFoundError, digest
-from zfnet_jax.networks import Network
 
 _DRAWN, _SHAPES = 10, 20
 
@@ -148,13 +141,14 @@ def load_parts(run: NetworkRun, file: Path, limit: int | None) -> Parts:
         name, count = run.dataset_name, max(numbers) + 1
         dataset = load_dataset(name, "test", run.data_dir, count)
         source += f", {dataset.source}"
-    kept, image_hw = stored_size(run.net), run.net.image_shape[:2]
+    kept = stored_shape(run.net.image_shape, run.net.preprocess)[:2]
+    image_hw = run.net.image_shape[:2]
     images = []
     boxes: dict[str, list[np.ndarray]] = {}
     for image, rows in table.items():
         place = next(iter(rows.values())).place
         stored = load_image(image, place, run.image or file.parent, dataset)
-        images.append(fitted(stored, kept))
+        images.append(fit_photograph(stored, kept))
         for part, row in rows.items():
             box = fit_box(row, stored.shape[:2], kept, image_hw)
             boxes.setdefault(part, []).append(box)
@@ -181,16 +175,10 @@ def load_image(
         raise DataNotFoundError(f"{place}: {error}") from error
 
 
-def stored_size(net: Network) -> tuple[int, int]:
-    """Height and width of the images that a network's preprocessing takes."""
-    if isinstance(net.preprocess, Preprocessing):
-        return net.preprocess.mean.shape[:2]
-    return net.image_shape[:2]
-
-
 def make_parts(run: NetworkRun, shape: str, count: int) -> Parts:
     """Generate shapes of one class, with boxes about their corners."""
-    size, total = stored_size(run.net), count * len(SHAPES)
+    size = stored_shape(run.net.image_shape, run.net.preprocess)[:2]
+    total = count * len(SHAPES)
     indices, corners = shape_parts(shape, total, size, seed=1)
     shapes = make_shapes(total, size, seed=1).take(indices)
     shapes = dataclasses.replace(shapes, source=f"{shape}s among {shapes.source}")

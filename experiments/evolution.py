@@ -22,15 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import (
-    Images,
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.inputs import Images, NetworkRun
 from zfnet_jax.analysis.evolution import Evolution, motion
 from zfnet_jax.analysis.evolution import evolution as follow
 from zfnet_jax.files import DataNotFoundError

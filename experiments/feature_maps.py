@@ -14,13 +14,8 @@ import sys
 
 import numpy as np
 
-from experiments.harness import (
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    main,
-)
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import NetworkRun
 from experiments.project import (
     describe_image,
     describe_sizes,

@@ -33,7 +33,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments.harness import Images, Metrics, Positive, main, plural
+from experiments.harness import Metrics, Positive, main, plural
+from experiments.inputs import Images
 from experiments.mini import MINI, TrainingRun, follow_one
 from zfnet_jax.analysis.first_layer import (
     BANDS,

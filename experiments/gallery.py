@@ -24,7 +24,8 @@ from typing import Literal
 
 import zfnet_jax as zf
 from experiments.evolution import list_epochs
-from experiments.harness import Metrics, NetworkRun, Positive, UserError, main
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import NetworkRun
 from experiments.progress import say
 from zfnet_jax.analysis.sanity import RULES
 from zfnet_jax.files import DataNotFoundError

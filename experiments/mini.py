@@ -13,10 +13,10 @@ import optax
 from flax import nnx
 
 import zfnet_jax as zf
-from experiments.harness import Positive, Run, UserError, load_dataset, plural
+from experiments.harness import Positive, Run, UserError, plural
 from experiments.progress import Progress
 from zfnet_jax.arch import Architecture
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.networks import Network
 from zfnet_jax.recipes import Augmentation, Recipe
 

@@ -19,7 +19,6 @@ activity on the quarter of the pixels where the projection is strongest.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import sys
 from collections.abc import Sequence
@@ -27,20 +26,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import (
-    Images,
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    load_dataset,
-    main,
-    say,
-)
+from experiments.harness import Metrics, Positive, UserError, main, say
+from experiments.inputs import Images, NetworkRun
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, drop_on_objects, share_on
 from zfnet_jax.analysis.occlusion import occlusion as measure
-from zfnet_jax.data import Dataset, DatasetImages, Photographs, Preprocessing
+from zfnet_jax.data import (
+    Dataset,
+    DatasetImages,
+    Photographs,
+    Preprocessing,
+    load_dataset,
+)
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import DataNotFoundError, write_atomically
 from zfnet_jax.metrics import spearman
@@ -61,8 +58,8 @@ _CANDIDATES = 2_000
 def occlusion(
     run: NetworkRun,
     target: str | None = None,
-    size: tuple[Positive, ...] = (),
-    stride: tuple[Positive, ...] = (),
+    size: Positive | None = None,
+    stride: Positive | None = None,
     fill: Fill = "gray",
     layers: tuple[str, ...] = (),
     units: tuple[int, ...] = (),
@@ -77,10 +74,8 @@ def occlusion(
     Args:
         target: Name or number of the class whose probability is followed; by default
             each image's own class, or the most probable one if that is unknown.
-        size: Side of the square in pixels, or its height and width; by default a
-            quarter of the image.
-        stride: Pixels between positions, or between rows and between columns; by
-            default a sixteenth of the image.
+        size: Side of the square in pixels, by default a quarter of the image.
+        stride: Pixels between positions, by default a sixteenth of the image.
         fill: Content of the square: a single gray level, or the mean image.
         layers: Layer of the feature map, by default the last convolution.
         units: Feature map to follow, one for all images or one per image; by default
@@ -96,29 +91,30 @@ def occlusion(
     if len(layers) > 1:
         raise UserError(f"--layers {' '.join(layers)}: name a single layer")
     net, pool = run.net, run.images()
+    height, width, _ = net.image_shape
     images = pool.take(choose_images(run, pool, indices, limit))
     label = int(target) if target and target.isdecimal() else target
     responses = measure(
         net,
         images,
         run.targets(images) if label is None else label,
-        size=choose_extent("size", size, net, 4),
-        stride=choose_extent("stride", stride, net, 16),
+        size=size or (max(round(height / 4), 1), max(round(width / 4), 1)),
+        stride=stride or (max(round(height / 16), 1), max(round(width / 16), 1)),
         fill=make_cover(net, fill)[0],
         layer=layers[0] if layers else None,
         units=units[0] if len(units) == 1 else units or None,
         progress=run.progress("covering"),
     )
     each = describe(run, images, responses)
-    drawn = np.argsort(each["least_probability"] - each["probability"], kind="stable")
-    drawn = drawn[:shown]
+    losses = each["probability"] - each["least_probability"]
+    drawn = np.argsort(-losses, kind="stable")[:shown]
     candidates, strongest = find_others(run, pool, responses, others)
     for rank, index in enumerate(drawn):
-        own = images.pictures[index]
-        rivals = [i for i in strongest[index] if (candidates.pictures[i] != own).any()]
-        panels = [("this image", images, index)]
-        panels += [(name_image(candidates, i), candidates, i) for i in rivals[:others]]
-        figure = draw(run, responses, index, fill, panels, contrast)
+        row = [("this image", images, index)]
+        for other in strongest[index]:
+            if (candidates.pictures[other] != images.pictures[index]).any():
+                row.append((name_image(candidates, other), candidates, other))
+        figure = draw(run, responses, index, fill, row[: others + 1], contrast)
         run.figure(f"occlusion_{rank}", figure)
     stored = io.BytesIO()
     np.save(stored, responses.logits)
@@ -140,9 +136,8 @@ def occlusion(
     keys = ("activity_and_probability", "activity_drop_on_projection")
     yield "mean", {key: average(each[key]) for key in keys}
     yield "chance", dict(zip(keys, (0, _STRONG), strict=True))
-    if isinstance(images, DatasetImages) and images.dataset.masks is not None:
-        masks = resize_masks(net, images.dataset)
-        yield "drop_on_the_object", drop_on_objects(responses, masks)
+    if isinstance(images, DatasetImages) and images.masks is not None:
+        yield "drop_on_the_object", drop_on_objects(responses, images.masks)
 
 
 def choose_images(
@@ -171,21 +166,6 @@ def choose_images(
             "--indices"
         )
     return correct[:limit]
-
-
-def choose_extent(
-    name: str, given: Sequence[int], net: Network, part: int
-) -> tuple[int, int]:
-    """Take one side or two as given, or a part of the image's sides."""
-    height, width, _ = net.image_shape
-    match given:
-        case ():
-            return max(round(height / part), 1), max(round(width / part), 1)
-        case (side,):
-            return side, side
-        case (rows, columns):
-            return rows, columns
-    raise UserError(f"--{name} {' '.join(map(str, given))}: give a side, or two")
 
 
 def make_cover(net: Network, fill: Fill) -> tuple[np.ndarray, np.ndarray]:
@@ -329,14 +309,6 @@ def average(values: np.ndarray) -> float | None:
     """Average the values that are known."""
     known = values[~np.isnan(values)]
     return known.mean() if len(known) else None
-
-
-def resize_masks(net: Network, dataset: Dataset) -> np.ndarray:
-    """Resize the masks of objects as the network's images are: bool [n, h, w]."""
-    assert dataset.masks is not None
-    pixels = np.where(dataset.masks[..., None], 255, 0).astype(np.uint8)
-    as_images = dataclasses.replace(dataset, images=np.repeat(pixels, 3, 3))
-    return net.load_images(as_images).pictures[:][..., 0] > 128
 
 
 if __name__ == "__main__":

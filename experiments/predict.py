@@ -27,14 +27,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.harness import (
-    Images,
-    Metrics,
-    NetworkRun,
-    Positive,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, main, plural
+from experiments.inputs import Images, NetworkRun
 from experiments.progress import say
 from zfnet_jax.data import ten_crop_size
 from zfnet_jax.data.images import DatasetImages

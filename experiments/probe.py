@@ -25,14 +25,8 @@ import numpy as np
 from flax import nnx
 
 import zfnet_jax as zf
-from experiments.harness import (
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.inputs import NetworkRun
 from zfnet_jax.analysis.probe import (
     PENALTIES,
     Classifier,

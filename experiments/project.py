@@ -26,7 +26,8 @@ from typing import Any, get_args
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.harness import Images, Metrics, NetworkRun, Positive, main
+from experiments.harness import Metrics, Positive, main
+from experiments.inputs import Images, NetworkRun
 from zfnet_jax.data.photographs import Photographs, load_photograph
 from zfnet_jax.files import slug
 from zfnet_jax.projections import Projections

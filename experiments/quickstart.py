@@ -13,9 +13,10 @@ from __future__ import annotations
 import sys
 
 import zfnet_jax as zf
-from experiments.harness import Metrics, Positive, Run, load_dataset, main
+from experiments.harness import Metrics, Positive, Run, main
 from experiments.progress import say
 from experiments.train_cifar10 import Log, report, say_next
+from zfnet_jax.data import load_dataset
 
 _BATCH = 128
 # All layers would take longer than four minutes.

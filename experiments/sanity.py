@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import Images, Metrics, NetworkRun, Positive, main
+from experiments.harness import Metrics, Positive, main
+from experiments.inputs import Images, NetworkRun
 from experiments.progress import say, say_table
 from zfnet_jax.analysis.sanity import Comparison, controls
 from zfnet_jax.analysis.sanity import sanity as randomize

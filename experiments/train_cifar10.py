@@ -23,20 +23,11 @@ import jax
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.harness import (
-    Metrics,
-    Positive,
-    Run,
-    UserError,
-    command,
-    load_dataset,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, Run, UserError, command, main, plural
 from experiments.progress import say
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.files import digest
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 from zfnet_jax.networks import Network

@@ -238,6 +238,16 @@ def test_no_state_dict(value, message):
     assert message in refused(zipped(value))
 
 
+def test_negated_tensors_are_not_read():
+    arguments = [storage(), integer(0), extents((2,)), extents((1,)), b"\x89", b"}"]
+    for more, is_read in ([], True), ([mapping({"neg": b"\x88"}, b"}")], False):
+        value = mapping({"x": imported(*REBUILD) + several(*arguments, *more) + b"R"})
+        if is_read:
+            assert list(read_state_dict(zipped(value))) == ["x"]
+        else:
+            assert "no state dict" in refused(zipped(value))
+
+
 # Beside the weights.
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zfnet_jax.data import Preprocessing, fitted
+from zfnet_jax.data import Preprocessing, fit_photograph
 from zfnet_jax.data.boxes import Row, convert_box, fit_box, read_boxes
 from zfnet_jax.files import DataNotFoundError
 
@@ -37,7 +37,7 @@ def test_a_stripe_shows_in_the_converted_box(stored, kept, input_hw):
             box[axis], box[axis + 2] = start, end
             image = np.zeros((*stored, 3), np.uint8)
             image[box[0] : box[2], box[1] : box[3]] = 255
-            picture = preprocess.pictures(fitted(image, kept)[None])[0, ..., 0]
+            picture = preprocess.pictures(fit_photograph(image, kept)[None])[0, ..., 0]
             line = picture.mean(1 - axis)
             first, _, last, _ = np.roll(convert_box(box, stored, kept, input_hw), -axis)
             inside = np.zeros(input_hw[axis], bool)

@@ -268,14 +268,24 @@ def test_not_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp", "jp2"])
-def test_truncated(tmp_path, suffix, capfd):
+def test_truncated(tmp_path, suffix):
     path = saved(tmp_path, Image.fromarray(random_image(64, 64, 3)), suffix)
     content = path.read_bytes()
     for share in (0.02, 0.5, 0.9):
         path.write_bytes(content[: int(len(content) * share)])
         message = refusal(path)
         assert message.endswith("or is damaged") or message.startswith(" cannot be")
-    # Libtiff writes to the file descriptor, not to sys.stderr.
+
+
+def test_libtiff_is_silent(tmp_path, capfd):
+    image = Image.fromarray(random_image(64, 64, 3))
+    path = saved(tmp_path, image, "tiff", compression="tiff_deflate")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(8)
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(path)
+    # It writes to the file descriptor, not to sys.stderr.
     assert capfd.readouterr() == ("", "")
 
 

@@ -66,14 +66,14 @@ def test_a_photograph_needs_no_dataset(measure, photographs, monkeypatch, capsys
 
     monkeypatch.setattr(command, "load_dataset", fail)
     argv = [*MODEL, "--image", photographs / "0.png", "--target", 3, "--units", 1]
-    more = ["--size", 9, 7, "--stride", 16, "--fill", "mean"]
+    more = ["--size", 9, "--stride", 16, "--fill", "mean"]
     metrics, out = measure(occlusion, *argv, *more)
     assert "no CIFAR-10 in folder" in capsys.readouterr().out
-    assert metrics["size"] == [9, 7]
+    assert metrics["size"] == [9, 9]
     (values,) = metrics["of_each"]
     assert (values["target"], values["unit"]) == ("class 3", 1)
-    # Rows at 0 and 15 of 24; columns at 0, 16 and 17.
-    assert np.load(out / "logits.npy").shape == (1, 2, 3, 4)
+    # Rows and columns at 0 and 15 of 24.
+    assert np.load(out / "logits.npy").shape == (1, 2, 2, 4)
     assert (out / "occlusion_0.png").exists()
 
 
@@ -105,7 +105,6 @@ def test_drops_on_known_objects():
 def test_impossible_requests_are_refused(refuse, weights):
     for argv, message in (
         (["--size", 17], "17 x 17 pixels does not fit an image of 16 x 16"),
-        (["--size", 3, 3, 3], "--size 3 3 3: give a side, or two"),
         (["--target", "unicorn"], "no class 'unicorn'"),
         (["--indices", 2000], "--indices 2000: there are 2,000 images (0 to 1999)"),
         (["--layers", "conv1", "conv2"], "name a single layer"),

@@ -17,9 +17,10 @@ import pytest
 
 import zfnet_jax as zf
 from experiments import quickstart, train_cifar10
-from experiments.harness import load_dataset, main
+from experiments.harness import main
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.data import load_dataset
 from zfnet_jax.files import digest, to_json
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 

@@ -92,27 +92,27 @@ def references(image: np.ndarray) -> dict[str, np.ndarray]:
     # The modules have Caffe's weights, which take blue first.
     pixels = torch.tensor(image[..., ::-1].copy())
     pixels = pixels.permute(2, 0, 1)[None].requires_grad_()
-    found = {}
+    arrays = {}
     for name in LAYERS:
         layer = getattr(model, name)
         values = model[: list(model._modules).index(name) + 1](pixels)[0]
         place = tuple(map(int, np.unravel_index(int(values.argmax()), values.shape)))
         value = values[place].item()
-        found[f"{name}/unit"] = np.array(place[0])
-        found[f"{name}/position"] = np.array(place[1:] or (0, 0))
-        found[f"{name}/value"] = np.float32(value)
+        arrays[f"{name}/unit"] = np.array(place[0])
+        arrays[f"{name}/position"] = np.array(place[1:] or (0, 0))
+        arrays[f"{name}/value"] = np.float32(value)
         for rule, method in methods.items():
             down = method(model, layer).attribute(pixels, place)[0].detach().numpy()
             # Captum sends 1 down, not the activation.
-            found[f"{name}/{rule}"] = value * down.transpose(1, 2, 0)[..., ::-1]
-    return found
+            arrays[f"{name}/{rule}"] = value * down.transpose(1, 2, 0)[..., ::-1]
+    return arrays
 
 
 def main() -> None:
-    found = references(prepare(PHOTOGRAPH))
+    arrays = references(prepare(PHOTOGRAPH))
     kept: dict[str, Any] = {
         name: array[::STRIDE, ::STRIDE] if array.ndim == 3 else array
-        for name, array in found.items()
+        for name, array in arrays.items()
     }
     np.savez_compressed(STORE, **kept)
 

@@ -1,5 +1,7 @@
 """Boxes in boxes: what is drawn, where, and under whose settings."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def test_names_are_shown_as_text_whatever_they_hold():
 def test_the_users_settings_do_not_matter():
     body = column(text("words"), line_chart([0, 1], {"a": np.array([0.0, 1.0])}))
     expected = figure_bytes(sheet("title", body, "note"), "png")
-    settings = {"text.usetex": True, "font.size": 40, "axes.facecolor": "red"}
+    settings: Any = {"text.usetex": True, "font.size": 40, "axes.facecolor": "red"}
     with matplotlib.rc_context(settings):
         assert figure_bytes(sheet("title", body, "note"), "png") == expected
 
@@ -114,7 +116,9 @@ def test_curves_have_the_mean_and_the_spread_of_their_repeats():
     assert lines[0] == (1, 2, 3) and lines.count((1, 2, 3)) == 2 and (0, 1, 2) in lines
     # Bands stay between the limits.
     bands = [x for x in ax.collections if isinstance(x, FillBetweenPolyCollection)]
-    heights = np.concatenate([x.get_paths()[0].vertices[:, 1] for x in bands])
+    heights = np.concatenate(
+        [np.asarray(x.get_paths()[0].vertices)[:, 1] for x in bands]
+    )
     assert len(bands) == 2 and heights.min() == 0 and heights.max() == 3
 
 
@@ -127,7 +131,7 @@ def test_rows_have_their_values_intervals_and_references():
         references={"ours": {"train": np.array([31.0, 41.0])}},
     )
     page, ax = sheet("title", chart).axes
-    points = {tuple(line.get_xdata()) for line in ax.lines}
+    points = {tuple(np.asarray(line.get_xdata())) for line in ax.lines}
     assert (30, 40) in points and (31, 41) in points
     words = [x.get_text() for x in page.texts]
     assert {"none", "less", "ours", "train", "test"} <= set(words)

@@ -108,8 +108,8 @@ def convert_box(
     """Convert a box from pixels of a stored image to pixels of a network's image.
 
     The center square of the image is resized, its center of size `kept` cut out, as by
-    `fitted`, and that is resized to `image_hw`. A pixel belongs to the box if its
-    center does. The arithmetic is in whole numbers, without rounding.
+    `fit_photograph`, and that is resized to `image_hw`. A pixel belongs to the box if
+    its center does. The arithmetic is in whole numbers, without rounding.
     """
     side, large = min(stored), max(kept)
     edges = []

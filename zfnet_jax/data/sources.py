@@ -25,12 +25,11 @@ def load_dataset(
         name: `"cifar10"` (50,000 and 10,000 images) or `"shapes"` (10,000 and 2,000).
         split: `"train"` or `"test"`.
         data_dir: Where CIFAR-10 lies, see `load_cifar10`.
-        limit: Number of images; None takes all.
+        limit: Images at most; None takes all.
 
     Raises:
         DataNotFoundError: CIFAR-10 is missing or damaged.
-        ValueError: There is no such dataset or split, or `limit` is not between 1 and
-            the number of images.
+        ValueError: There is no such dataset or split, or `limit` is below 1.
 
     Example:
         >>> load_dataset("shapes", "test", limit=20).images.shape
@@ -39,8 +38,9 @@ def load_dataset(
     if split not in _SIZES.get(name, ()):
         raise ValueError(f"there is no dataset {name!r} with a split {split!r}")
     count = _SIZES[name][split]
-    if limit is not None and not 1 <= limit <= count:
-        raise ValueError(f"limit {limit}: {name} {split} has {count:,} images")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    count = min(count, limit or count)
     if name == "cifar10":
-        return load_cifar10(split, data_dir, limit)
-    return make_shapes(limit or count, seed=0 if split == "train" else 1)
+        return load_cifar10(split, data_dir, count)
+    return make_shapes(count, seed=0 if split == "train" else 1)
