@@ -20,6 +20,7 @@ activity on the quarter of the pixels where the projection is strongest.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -39,7 +40,7 @@ from zfnet_jax.data import (
     load_dataset,
 )
 from zfnet_jax.deconvnet import backproject
-from zfnet_jax.files import DataNotFoundError, write_atomically
+from zfnet_jax.files import write_atomically
 from zfnet_jax.metrics import spearman
 from zfnet_jax.networks import Network
 from zfnet_jax.viz.patches import Contrast
@@ -85,7 +86,7 @@ def occlusion(
         limit: Images at most.
         shown: Images to draw at most, those that lose most probability.
         others: Other images in panel (c), from the same dataset or folder. For a single
-            photograph they come from a dataset, if there is one.
+            photograph they come from --dataset or --data-dir, if given.
         contrast: Percentile of the magnitudes that is shown as black and white.
     """
     if len(layers) > 1:
@@ -233,13 +234,10 @@ def find_others(
     if count < 1:
         return pool, nothing
     if len(pool) == 1:
-        try:
-            dataset = load_dataset(
-                run.dataset_name, "test", run.data_dir, limit=_CANDIDATES
-            )
-        except DataNotFoundError as error:
-            say(f"panel (c) shows this image alone: {error}")
+        if not (run.dataset or run.data_dir or os.environ.get("TFDS_DATA_DIR")):
+            say("panel (c) shows this image alone: --data-dir gives it others")
             return pool, nothing
+        dataset = load_dataset(run.dataset_name, "test", run.data_dir, _CANDIDATES)
         pool = run.net.load_images(dataset)
         run.digests["others"] = pool.digest()
     pool = pool.take(np.arange(min(len(pool), _CANDIDATES)))
