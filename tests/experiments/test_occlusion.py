@@ -6,7 +6,6 @@ import pytest
 import scipy.stats
 
 import zfnet_jax as zf
-from experiments import occlusion as command
 from experiments.occlusion import occlusion
 from zfnet_jax.analysis.occlusion import drop_on_objects, share_on
 from zfnet_jax.data import make_shapes
