@@ -242,7 +242,7 @@ def test_a_second_build_computes_only_what_has_changed(folder, tmp_path, monkeyp
     def contents() -> dict[Path, bytes]:
         return {x.relative_to(out): x.read_bytes() for x in out.rglob("*.*")}
 
-    before, searched = contents(), []
+    before = contents()
     with monkeypatch.context() as patch:
         patch.setattr(building, "top_activations", None)
         patch.setattr(building, "write_sanity", None)
@@ -250,28 +250,43 @@ def test_a_second_build_computes_only_what_has_changed(folder, tmp_path, monkeyp
         assert contents() == before
         build(out, layers="conv1")
         assert {x["slug"] for x in read_layers(out)} == {"conv1"}
-        build(out)  # the others are still there
-        assert contents() == before
+    shutil.rmtree(layer(out, ODD))
+    searched = []
 
     def spy(net, images, layers, **options):
         searched.append(list(layers))
         return zf.top_activations(net, images, layers, **options)
 
     monkeypatch.setattr(building, "top_activations", spy)
-    shutil.rmtree(layer(out, ODD))
     build(out)
-    for change in (
+    assert searched == [[ODD]] and contents() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         {"k": 3},
         {"labels": LABELS[::-1]},
+        {"class_names": ("cat", "dog", "boat")},
         {"pictures": 255 - PICTURES},
         {"rules": ["gradient"]},
         {"epochs": None},
         {"epochs": ({1: YOUNG, 10: YOUNG}, TRAINING)},
-    ):
-        build(out, layers="logits", sanity_images=0, **change)
-    assert searched == [[ODD], *[["logits"]] * 6]
+        {"epochs": ({1: YOUNG, 10: NET}, IMAGES)},
+    ],
+)
+def test_a_layer_is_made_again_for_other_inputs(folder, tmp_path, monkeypatch, change):
+    out, written = tmp_path / "copy", []
+    shutil.copytree(folder, out)
+
+    def spy(root, search, homes, progress):
+        written.extend(homes)
+
+    monkeypatch.setattr(building, "_write_layers", spy)
     build(out)
-    assert contents() == before
+    assert not written
+    build(out, sanity_images=0, **change)
+    assert written == list(LAYERS)
 
 
 def read_layers(folder: Path) -> list[dict]:

@@ -133,15 +133,11 @@ def gallery(
         home, key = root / "sanity", digest(*inputs, sanity_images)
         if _read_record(home).get("key") != key:
             with _replace(root, home, key) as part:
-                write_sanity(part, search, sanity_images, progress("checking"))
+                write_sanity(part, search, sanity_images, progress)
         check = _read_record(home)
 
-    inputs += (
-        *map(digest_network, networks.values()),
-        training.digest(),
-        list(networks),
-        k,
-    )
+    weights = [digest_network(network) for network in networks.values()]
+    inputs += k, list(networks), weights, training.digest()
     homes = {name: root / "layers" / slug(name) for name in names}
     keys = {name: digest(*inputs, name) for name in names}
     new = [name for name in names if _read_record(homes[name]).get("key") != keys[name]]

@@ -33,53 +33,40 @@ _SHOWN = 3
 
 
 def write_sanity(
-    part: Path, search: Search, count: int, report: Callable[[int, int], None]
+    part: Path, search: Search, count: int, progress: Callable[[str], Any]
 ) -> None:
     """Compare pictures with those of randomized networks and of other signals."""
     net, source = search.net, search.source
     images = np.asarray(source.images[np.arange(min(count, len(source)))])
     count, shown = len(images), min(_SHOWN, len(images))
     targets = np.asarray(net(images)).argmax(-1)
-    if source.labels is not None and source.class_names == net.class_names:
+    names = net.class_names or tuple(f"class {x}" for x in range(net.num_classes))
+    if source.labels is not None and source.class_names == names:
         targets = source.labels[:count]
     options: Any = {"rules": search.rules, "shown": shown}
-
-    def report_first(done: int, _: int) -> None:
-        report(done, 2 * count)
-
-    def report_second(done: int, _: int) -> None:
-        report(count + done, 2 * count)
-
-    randomized = sanity(net, images, targets, **options, progress=report_first)
+    report = progress("randomizing")
+    randomized = sanity(net, images, targets, **options, progress=report)
     stages = randomized.columns[1:-1]
     # From the classifier down: the last convolution, or the first layer without any.
     convolutions = [name for name in stages if net.layer(name).kind == "conv"]
     layer = (convolutions or stages[::-1])[0]
-    replaced = controls(net, images, layer, **options, progress=report_second)
+    report = progress("replacing")
+    replaced = controls(net, images, layer, **options, progress=report)
     write_images(part, source, range(shown))
     write_atomically(part / "curves.png", draw_curves(randomized))
-    names = [f"class {target}" for target in targets[:shown]]
-    if net.class_names is not None:
-        names = [net.class_names[target] for target in targets[:shown]]
     tables = {}
     for name, result in (("randomized", randomized), ("controls", replaced)):
         save_pictures(part / f"{name}.webp", result)
-        tables[name] = tabulate(result, names)
-    mean = {x: y.signed.mean(0) for x, y in randomized.similarity.items()}
-    first = search.rules[0]
-    above = randomized.columns[randomized.columns.index(layer) - 1]
+        tables[name] = tabulate(result, [names[x] for x in targets[:shown]])
+    rule = search.rules[0]
+    above = randomized.similarity[rule].signed[:, randomized.columns.index(layer) - 1]
+    means = replaced.similarity[rule].signed.mean(0)
     record = {
         "layer": layer,
-        "rule": first,
+        "rule": rule,
         "images": count,
-        "random_above": mean[first][randomized.columns.index(above)],
-        "replaced": dict(
-            zip(
-                replaced.columns,
-                replaced.similarity[first].signed.mean(0),
-                strict=True,
-            )
-        ),
+        "random_above": above.mean(),
+        "replaced": dict(zip(replaced.columns, means, strict=True)),
     }
     pages.write_sanity(part, search, record, tables)
 

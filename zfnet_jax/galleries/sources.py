@@ -73,11 +73,13 @@ def open_source(
     """Find the labels, names and pictures of some images; arguments take precedence."""
     if labels is None:
         labels = getattr(images, "labels", None)
+    names = class_names or getattr(images, "class_names", None) or net.class_names or ()
     if labels is not None:
         labels = np.asarray(labels)
-    names = class_names or getattr(images, "class_names", None) or net.class_names or ()
-    largest = -1 if labels is None else int(labels.max(initial=-1))
-    names = [*names, *(f"class {label}" for label in range(len(names), largest + 1))]
+        count = max(net.num_classes, labels.max(initial=-1) + 1)
+        names = names or [f"class {label}" for label in range(count)]
+        if labels.max(initial=-1) >= len(names):
+            raise ValueError(f"label {labels.max()}: there are {len(names)} classes")
     if pictures is None:
         pictures = getattr(images, "pictures", None)
     if pictures is None:
