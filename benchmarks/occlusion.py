@@ -52,7 +52,7 @@ class Options:
     stride: int = 16
     """Pixels from one position to the next."""
     turns: int = 7
-    """How often the two sides take turns."""
+    """Turns that each side takes."""
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -43,7 +43,7 @@ class Options:
     cases: tuple[str, ...] = ("zfnet32", "zfnet-plain")
     """Which networks: zfnet32, zfnet-plain, zfnet, alexnet."""
     turns: int = 7
-    """How often the two sides take turns."""
+    """Turns that each side takes."""
     steps: int = 3
     """Steps in one turn."""
 

@@ -1,4 +1,4 @@
-"""How well a linear classifier reads the classes off each layer: Table 7 of the paper.
+"""Accuracy of a linear classifier on each layer: Table 7 of the paper.
 
     python -m experiments.probe
 

@@ -1,4 +1,4 @@
-"""How much of a picture depends on the network, and how much on the image alone.
+"""Sanity checks: the parts of the network and of the image alone in a picture.
 
     python -m experiments.sanity
 

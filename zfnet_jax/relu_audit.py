@@ -337,7 +337,7 @@ def explain_training_mode() -> Iterator[None]:
 def _obstacle(
     eqn: core.JaxprEqn, operands: list[Dependence], signals: list[Dependence]
 ) -> str | None:
-    """Why an operation is neither linear in the signals nor a choice among them."""
+    """Name what makes an operation neither linear nor a choice among signals."""
     name = eqn.primitive.name
     if name in ("mul", "select_n") and any(x.role == "mask" for x in operands):
         return f"dropout that is on: {TRAINING}"

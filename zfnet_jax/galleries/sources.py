@@ -1,4 +1,4 @@
-"""What a gallery is computed from: networks and images, with their digests."""
+"""The networks and images of a gallery, with their digests."""
 
 from __future__ import annotations
 

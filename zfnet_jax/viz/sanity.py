@@ -1,4 +1,4 @@
-"""How alike pictures are: curves as layers are randomized, and the pictures."""
+"""Similarity of pictures as layers are randomized: curves, and the pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How training went: curves, confused classes, predictions."""
+"""The course of a training: curves, confused classes, predictions."""
 
 from __future__ import annotations
 
