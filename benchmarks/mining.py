@@ -31,7 +31,7 @@ from flax import nnx
 
 import zfnet_jax as zf
 from benchmarks.turns import take_turns
-from experiments.any_model import squeezenet
+from experiments.squeezenet import squeezenet
 from tests.networks import random_squeezenet_weights
 from zfnet_jax.data import (
     Preprocessed,

@@ -36,7 +36,7 @@ from flax import nnx
 import zfnet_jax as zf
 from benchmarks.torch_network import torch_network
 from benchmarks.turns import take_turns
-from experiments.any_model import squeezenet
+from experiments.squeezenet import squeezenet
 from tests import networks
 from tests.references import make_residual, make_squeezenet
 from zfnet_jax.relu_rules import Rule

@@ -1,12 +1,12 @@
 """Depth and width: every row of Table 3 of the paper, at the size of CIFAR-10.
 
-    python -m experiments.ablation --data-dir FOLDER
+    python -m experiments.ablation
 
 Both of the paper's networks, adapted to 32 x 32 images (ZFNET_MINI, ALEXNET_MINI: a
 quarter of the widths, layer 1 with half the stride), are trained with layers removed or
 resized as in the table. All are trained alike from several seeds: Adam, dropout 0.5,
 random crops and flips. For each row: the training error, without augmentation and
-dropout, and the error on validation images, next to the paper's numbers, with the rank
+dropout, and the error on validation images, beside the paper's numbers, with the rank
 correlation of the two orders.
 
 Expected by default (5,000 training images, 12 epochs, 3 seeds), in 60 to 90 minutes on
@@ -20,86 +20,25 @@ and one seed: it shows that the command runs, and no more.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 
-from experiments.common import (
-    Progress,
-    Results,
-    UsageError,
-    at_least,
-    code_digest,
-    counted,
-    load_dataset,
-    main,
-)
-from zfnet_jax import training
+import zfnet_jax as zf
+from experiments import mini
+from experiments.harness import Metrics, Positive, main, plural
+from experiments.mini import TrainingRun, follow_one
+from experiments.progress import say
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
+from zfnet_jax.files import digest, to_json, write_atomically
+from zfnet_jax.inference import evaluate
 from zfnet_jax.metrics import spearman
-
-OnProgress = Callable[[float, Mapping[str, float]], None]
-
-_RATE, _DECAY = 2e-3, 1e-2
-
-
-def _schedule(total: int) -> optax.Schedule:
-    warm_up = max(total // 10, 1)
-    return optax.warmup_cosine_decay_schedule(
-        _RATE / warm_up, _RATE, warm_up, max(total, warm_up + 1)
-    )
-
-
-def _rate(step: jax.Array, state: object, total: int) -> jax.Array:
-    del state
-    return jnp.asarray(_schedule(total)(step))
-
-
-def _optimizer(
-    total: int, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
-    del steps_per_epoch
-    return optax.with_extra_args_support(
-        optax.adamw(_schedule(total), weight_decay=_DECAY)
-    )
-
-
-def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """The paper's scale for layer 1, where learned filters then stand out; He's above.
-
-    With the paper's scale in all layers, pixels of about -2 to 2 would fade.
-    """
-    sees_pixels = len(shape) == 4 and shape[2] == 3
-    he = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
-    return (nnx.initializers.normal(1e-2) if sees_pixels else he)(key, shape, dtype)
-
-
-# The paper's dropout, crops and batches on a budget of minutes: in so short a training
-# Adam gets further than the paper's SGD.
-MINI = training.Recipe(
-    name="mini",
-    epochs=12,
-    batch_size=64,
-    validation=2_000,
-    scale=1 / 64,
-    init=_init,
-    dropout=0.5,
-    label_smoothing=0.0,
-    augmentation=training.Augmentation(margin=2),
-    average=0.0,
-    optimizer=_optimizer,
-    learning_rate=_rate,
-)
+from zfnet_jax.networks import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,173 +94,71 @@ TABLE_3 = (
     Row("both of the last two", ZFNET_MINI, (10.0, 38.3, 16.9), (), {**_WIDE, **_MAPS}),
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """Number of images and epochs to train on."""
-
-    train_images: int = 5_000
-    """Number of training images."""
-    validation_images: int = 2_000
-    """Number of images of the training set that are only validated on."""
-    epochs: int | None = None
-    """Passes over the training images; by default 12, or 1 with --limit."""
-    dataset: Literal["cifar10", "shapes"] = "cifar10"
-    """Source of the images; shapes are generated and need no download."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    limit: int | None = None
-    """Use at most N training images and N validation images."""
-    seed: int = 0
-    """The first seed; it also determines which images are validated on."""
-
-    @property
-    def passes(self) -> int:
-        """Epochs of each training."""
-        return self.epochs or (MINI.epochs if self.limit is None else 1)
+# Kinds of errors, in the order of `Row.paper`.
+_ERRORS = {
+    "train": "training top-1",
+    "validation": "validation top-1",
+    "validation_top5": "validation top-5",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options(Budget):
-    """Train every row of Table 3 and compare its errors with the paper's."""
+def ablation(run: TrainingRun, seeds: Positive | None = None) -> Metrics:
+    """Train every row of Table 3 and compare its errors with the paper's.
 
-    seeds: int | None = None
-    """Number of seeds per row, from --seed on; by default 3, or 1 with --limit."""
-    out: Path = Path("results/ablation")
-    """Folder for results; finished trainings in it are not repeated."""
-
-
-def run(options: Options) -> None:
-    """Train, measure, draw and write the results."""
-    from zfnet_jax import viz
-
-    at_least(1, options, "seeds")
-    results = Results(options.out)
-    train, validation = split(options)
-    epochs = options.passes
-    runs = results.path / "runs"
-    runs.mkdir(exist_ok=True)
-    count = options.seeds or (3 if options.limit is None else 1)
-    seeds = range(options.seed, options.seed + count)
-    work = [(row, seed) for seed in seeds for row in TABLE_3]
-    errors: dict[str, list[dict[str, float]]] = {row.name: [] for row in TABLE_3}
-    with Progress("training", len(work), unit="network") as progress:
-        for done, (row, seed) in enumerate(work, 1):
-            origin = {
-                "architecture": repr(row.arch),
-                "data": train.digest() + validation.digest(),
-                "code": code_digest(__file__),
-                "epochs": epochs,
-                "seed": seed,
-            }
-            key = hashlib.sha256(json.dumps(origin).encode()).hexdigest()[:16]
-            measured = _read_errors(runs / f"{key}.json")
-            if measured is None:
-                measured = measure_errors(
-                    row.arch,
-                    train,
-                    validation,
-                    epochs,
-                    seed,
-                    follow(progress, done - 1, epochs),
-                )
-                results.json(f"runs/{key}.json", {"errors": measured, "row": row.name})
-            errors[row.name].append(measured)
-            progress.update(done, row=row.name, validation_error=measured["validation"])
-    rows = {row.name: describe(row, errors[row.name]) for row in TABLE_3}
-    figure, _ = viz.ablation_chart(
-        f"Table 3 at {train.images.shape[1]} x {train.images.shape[2]}: "
-        f"{len(train):,} images, {counted(epochs, 'epoch')}, "
-        f"{counted(len(seeds), 'seed')}",
-        "top-1 errors; bars: one standard deviation over seeds",
-        list(rows),
-        {
-            "the paper, 224 x 224": {
-                column: np.array([[row.paper[place]] for row in TABLE_3])
-                for place, column in enumerate(_COLUMNS[:2])
-            },
-            "here": {
-                column: np.array(
-                    [[x[column] for x in errors[row.name]] for row in TABLE_3]
-                )
-                for column in _COLUMNS[:2]
-            },
-        },
-    )
-    results.figure("ablation", figure)
-    order = {
-        base.name: correlate([row for row in TABLE_3 if row.base is base], rows)
+    Args:
+        seeds: Seeds per row, from --seed on; by default 3, or 1 with --limit.
+    """
+    train, validation = run.split()
+    numbers = [*range(run.seed, run.seed + (seeds or (1 if run.limit else 3)))]
+    work = [(row, seed) for seed in numbers for row in TABLE_3]
+    results: dict[str, Any] = {
+        row.name: {
+            "paper": dict(zip(_ERRORS, row.paper, strict=True)),
+            "errors": {name: [] for name in _ERRORS},
+        }
+        for row in TABLE_3
+    }
+    progress = run.progress("training")
+    for done, (row, seed) in enumerate(work):
+        file = run.path / "runs" / f"{choose_key(run, row, seed)}.json"
+        if not file.exists():
+            follow = follow_one(progress, done, len(work))
+            net = run.train(row.arch, train, seed, follow)
+            errors = measure_errors(net, train, validation)
+            file.parent.mkdir(exist_ok=True)
+            write_atomically(file, to_json({"row": row.name, "errors": errors}))
+        errors = json.loads(file.read_text())["errors"]
+        for name, error in errors.items():
+            results[row.name]["errors"][name].append(error)
+        progress(done + 1, len(work), row=row.name, error=errors["validation"])
+    correlations = {
+        base.name: correlate([results[row.name] for row in TABLE_3 if row.base is base])
         for base in (ALEXNET_MINI, ZFNET_MINI)
     }
-    results.metrics(
-        {
-            "data": train.source,
-            "train_images": len(train),
-            "validation_images": len(validation),
-            "epochs": epochs,
-            "seeds": list(seeds),
-            "rows": rows,
-            "rank_correlation_with_the_paper": order,
-        }
-    )
-    results.config(options)
-    results.manifest(
-        seed=options.seed,
-        digests={"train": train.digest(), "validation": validation.digest()},
-    )
-    print(table(rows))
-    print(f"figure in {results.path}")
+    draw(run, results, f"{len(train):,} images, {plural(run.passes, 'epoch')}")
+    say(format_results(results))
+    yield "data", train.source
+    yield "train_images", len(train)
+    yield "validation_images", len(validation)
+    yield "epochs", run.passes
+    yield "seeds", numbers
+    yield "rows", results
+    yield "rank_correlation_with_the_paper", correlations
 
 
-def split(options: Budget) -> tuple[Dataset, Dataset]:
-    """Training and validation images, both from the training set."""
-    at_least(1, options, "epochs", "train_images", "validation_images")
-    at_least(1, options, "limit")
-    at_least(0, options, "seed")
-    dataset = load_dataset(options.dataset, "train", options.data_dir)
-    count = min(options.train_images, options.limit or options.train_images)
-    held = min(options.validation_images, options.limit or options.validation_images)
-    if count + held > len(dataset):
-        raise UsageError(
-            f"--train-images {count} and --validation-images {held}: there are "
-            f"{len(dataset)} in total"
-        )
-    if count < MINI.batch_size:
-        raise UsageError(f"training needs at least {MINI.batch_size} images")
-    chosen = np.random.default_rng(options.seed).permutation(len(dataset))
-    return (
-        dataset.take(np.sort(chosen[:count])),
-        dataset.take(np.sort(chosen[count : count + held])),
-    )
-
-
-def follow(progress: Progress, finished: int, epochs: int) -> OnProgress:
-    """A callback for `training.train` that moves a bar of networks."""
-
-    def show(done: float, values: Mapping[str, float]) -> None:
-        # A network counts as finished once it is measured.
-        shown = {**values, "epoch": int(done)}
-        progress.update(finished + min(done / epochs, 0.99), **shown)
-
-    return show
+def choose_key(run: TrainingRun, row: Row, seed: int) -> str:
+    """Name a training by everything that its result depends on."""
+    library = sorted(Path(zf.__path__[0]).rglob("*.py"))
+    code = [*library, Path(__file__), Path(mini.__file__)]
+    return digest(repr(row.arch), run.digests, run.passes, seed, *code)[:16]
 
 
 def measure_errors(
-    arch: Architecture,
-    train: Dataset,
-    validation: Dataset,
-    epochs: int,
-    seed: int,
-    on_progress: OnProgress,
+    net: Network, train: Dataset, validation: Dataset
 ) -> dict[str, float]:
-    """Train a network; its top-1 errors, and top-5 on validation, in percent."""
-    result = training.train(
-        arch, train, recipe=MINI, epochs=epochs, seed=seed, on_progress=on_progress
-    )
-
-    # One program for both.
-    images = np.concatenate([train.images, validation.images])
-    logits = training.evaluate(result.model, result.preprocess, images)
+    """Measure the top-1 errors, and top-5 on validation images, in percent."""
+    # Together, so that one program is compiled for both.
+    logits = evaluate(net, np.concatenate([train.images, validation.images]))
     parts = np.split(logits, [len(train)])
 
     def error(logits: np.ndarray, data: Dataset, top: int) -> float:
@@ -335,49 +172,51 @@ def measure_errors(
     }
 
 
-def _read_errors(file: Path) -> dict[str, float] | None:
-    """Errors that an earlier run wrote; None if the file is missing or damaged."""
-    try:
-        errors = json.loads(file.read_text())["errors"]
-        return {name: float(errors[name]) for name in _COLUMNS}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-_COLUMNS = ("train", "validation", "validation_top5")
-
-
-def describe(row: Row, errors: list[dict[str, float]]) -> dict[str, object]:
-    """Metrics of a row: the paper's errors, and ours with a value per seed."""
+def correlate(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Compute Spearman's rank correlation of the paper's errors with our means."""
     return {
-        "paper": dict(zip(_COLUMNS, row.paper, strict=True)),
-        "errors": {name: [x[name] for x in errors] for name in _COLUMNS},
-    }
-
-
-def correlate(rows: list[Row], metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Spearman's rank correlation of the paper's errors and our means, by column."""
-    return {
-        column: spearman(
-            np.array([metrics[row.name]["paper"][column] for row in rows]),
-            np.array([np.mean(metrics[row.name]["errors"][column]) for row in rows]),
+        name: spearman(
+            np.array([row["paper"][name] for row in rows]),
+            np.array([np.mean(row["errors"][name]) for row in rows]),
         )
-        for column in _COLUMNS
+        for name in _ERRORS
     }
 
 
-def table(rows: Mapping[str, Any]) -> str:
-    """Training and validation errors, mean and spread, next to the paper's."""
-    lines = [f"{'':40}  {'train':>12}  paper  {'validation':>12}  paper"]
-    for name, row in rows.items():
-        cells = []
-        for column in _COLUMNS[:2]:
-            ours = np.array(row["errors"][column])
-            cells.append(f"{f'{ours.mean():.1f} ± {ours.std():.1f}':>12}")
-            cells.append(f"{row['paper'][column]:>5.1f}")
-        lines.append(f"{name:40}  " + "  ".join(cells))
+def draw(run: TrainingRun, results: Mapping[str, Any], size: str) -> None:
+    """Draw the errors of each row beside the paper's."""
+    from zfnet_jax.viz.ablation import ablation_chart
+
+    def stack(kind: str) -> dict[str, np.ndarray]:
+        return {
+            f"{heading} error (%)": np.array(
+                [row[kind][name] for row in results.values()]
+            )
+            for name, heading in _ERRORS.items()
+        }
+
+    figure = ablation_chart(
+        f"Table 3 at the size of CIFAR-10: {size}",
+        list(results),
+        stack("errors"),
+        stack("paper"),
+    )
+    run.figure("ablation", figure)
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """Format errors, mean and spread over several seeds, beside the paper's."""
+    headings = "".join(f"{heading:>18}  paper" for heading in _ERRORS.values())
+    lines = [f"{'error in percent':40}{headings}"]
+    for name, row in results.items():
+        line = f"{name:40}"
+        for kind, errors in row["errors"].items():
+            spread = f" ± {np.std(errors):.1f}" if len(errors) > 1 else ""
+            line += f"{np.mean(errors):.1f}{spread}".rjust(18)
+            line += f"{row['paper'][kind]:7.1f}"
+        lines.append(line)
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(ablation))

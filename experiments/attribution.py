@@ -1,6 +1,7 @@
 """Judge attribution maps on shapes, where the pixels of the object are known.
 
-    python -m experiments.attribution --weights results/quickstart/weights.safetensors
+    python -m experiments.quickstart
+    python -m experiments.attribution
 
 Saliency (the gradient), guided backpropagation and the deconvnet of the true class's
 logit, on test shapes that the network classifies correctly. Two baselines know neither
@@ -24,25 +25,25 @@ favors orders that bring a whole patch over those that bring scattered pixels.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-import zfnet_jax as zf
-from experiments.common import Progress, Results, UsageError, at_least, main
-from zfnet_jax import viz
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import Images, NetworkRun
+from experiments.progress import say, say_table
 from zfnet_jax.attribution import attribute
-from zfnet_jax.data import DataNotFoundError, Dataset, make_shapes
+from zfnet_jax.data import DatasetImages
+from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import Curves, deletion, importance, insertion, pointing_game
+from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
-from zfnet_jax.weights import Pretrained
+from zfnet_jax.viz.patches import Contrast
 
 METHODS: dict[str, Rule] = {
     "saliency": "gradient",
@@ -50,140 +51,107 @@ METHODS: dict[str, Rule] = {
     "deconvnet": "deconvnet",
 }
 
-# The training set of `experiments.quickstart` is drawn with the seed 0.
-_TEST_SEED = 1
-# Images in a figure, and images in a row of it.
-_SHOWN, _ACROSS = 6, 3
+
+@dataclasses.dataclass(kw_only=True)
+class ShapesRun(NetworkRun):
+    """A run on shapes and a network that knows them."""
+
+    dataset: Literal["cifar10", "shapes"] | None = "shapes"
+
+    default_weights = "results/quickstart/weights.safetensors"
+
+    @functools.cached_property
+    def net(self) -> Network:
+        """The network of --model or --weights."""
+        try:
+            return super().net
+        except DataNotFoundError as error:
+            raise DataNotFoundError(
+                f"{error}; python -m experiments.quickstart trains a network on shapes "
+                "in about a minute"
+            ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Judge attribution maps by the object's position and the network's answer."""
+def attribution(
+    run: ShapesRun,
+    limit: Positive = 200,
+    tolerance: float = 2.0,
+    steps: Positive | None = None,
+    shown: Positive = 6,
+    contrast: Contrast = "99.5",
+) -> Metrics:
+    """Judge attribution maps by the object's position and the network's answer.
 
-    weights: Path = Path("results/quickstart/weights.safetensors")
-    """Network trained on shapes, as `python -m experiments.quickstart` writes it."""
-    images: int = 200
-    """Number of test shapes to draw; those classified correctly are used."""
-    tolerance: float = 2.0
-    """Distance from the object, in pixels, up to which a pixel is close to it; 2 of 32
-    pixels are the 15 of 224 of Zhang et al. 2016."""
-    steps: int | None = None
-    """Steps of the curves; one per row of an image if not given."""
-    seed: int = 0
-    """Seed for the random order."""
-    out: Path = Path("results/attribution")
-    """Folder for results; files of the same names are replaced."""
-
-
-def run(options: Options) -> None:
-    """Measure, draw and write the results."""
-    check(options)
-    results = Results(options.out)
-    net = load(options.weights)
-    drawn = make_shapes(options.images, net.image_shape[:2], seed=_TEST_SEED)
-    logits = net.activations(net.preprocess(drawn.images), net.output)[net.output]
-    right = np.flatnonzero(logits.argmax(-1) == drawn.labels)
-    if len(right) < 2:
-        raise UsageError(
-            f"--weights {options.weights} classifies {len(right)} of {len(drawn)} "
-            "shapes correctly, and at least 2 are needed: train longer, or draw more "
-            "with --images"
-        )
-    shapes = drawn.take(right)
-    images, masks = net.preprocess(shapes.images), shapes.masks
-    assert masks is not None
+    Args:
+        limit: Test shapes at most; those classified correctly are used.
+        tolerance: Distance from the object, in pixels, up to which a pixel is close to
+            it; 2 of 32 pixels are the 15 of 224 of Zhang et al. 2016.
+        steps: Steps of the curves, by default one per row of an image.
+        shown: Images in the figure at most.
+        contrast: Percentile of the magnitudes that is shown as black and white.
+    """
+    net, drawn = run.net, run.labeled_images(limit)
+    images, masks, logits = find_correct(net, drawn)
+    labels = run.targets(images)
     maps = {
-        name: attribute(net, images, shapes.labels, rule=rule)
+        name: attribute(net, images, labels, rule=rule)
         for name, rule in METHODS.items()
     }
     rankings = {name: np.asarray(importance(signed)) for name, signed in maps.items()}
-    rankings |= baselines(masks.shape, options.seed)
-
-    methods = {}
-    with Progress("measuring", len(rankings), unit="method") as progress:
-        for done, (name, importances) in enumerate(rankings.items(), 1):
-            inserted, deleted = (
-                curve(net, images, shapes.labels, importances, steps=options.steps)
-                for curve in (insertion, deletion)
-            )
-            on_object = pointing_game(importances, masks)
-            near_object = pointing_game(importances, masks, options.tolerance)
-            methods[name] = {
-                "on_object": {"hits": on_object.sum(), **summarize(on_object)},
-                "near_object": {"hits": near_object.sum(), **summarize(near_object)},
-                "insertion": average(inserted),
-                "deletion": average(deleted),
-            }
-            progress.update(done)
-
-    for name, figure in figures(shapes, maps, logits[right]):
-        results.figure(name, figure)
-    results.metrics(
-        {
-            "images": len(shapes),
-            "images_drawn": len(drawn),
-            "object_share": masks.mean(),
-            "methods": methods,
-            "data": drawn.source,
+    rankings |= make_baselines(masks.shape, run.rng)
+    methods, progress = {}, run.progress("measuring")
+    for done, (name, ranking) in enumerate(rankings.items(), 1):
+        methods[name] = {
+            "on_object": count_hits(pointing_game(ranking, masks)),
+            "near_object": count_hits(pointing_game(ranking, masks, tolerance)),
+            "insertion": average(insertion(net, images, labels, ranking, steps=steps)),
+            "deletion": average(deletion(net, images, labels, ranking, steps=steps)),
         }
-    )
-    results.config(options)
-    results.manifest(
-        seed=options.seed,
-        digests={
-            "shapes": shapes.digest(),
-            "weights": hashlib.sha256(options.weights.read_bytes()).hexdigest(),
-        },
-    )
-    print(
-        f"{len(shapes):,} of {len(drawn):,} test shapes are classified correctly; "
-        "over these, mean ± standard error:"
-    )
-    print(table(methods, len(shapes), options.tolerance))
-    print(f"figures in {results.path}", flush=True)
+        progress(done, len(rankings))
+    draw(run, images, logits, maps, shown, contrast)
+    print_table(methods, len(images), tolerance)
+    yield "network", run.network_name
+    yield "images", len(images)
+    yield "images_drawn", len(drawn)
+    yield "object_share", masks.mean()
+    yield "methods", methods
+    yield "data", drawn.source
 
 
-def check(options: Options) -> None:
-    at_least(1, options, "images", "steps")
-    at_least(0, options, "seed")
-    if not 0 <= options.tolerance < math.inf:
-        raise UsageError(f"--tolerance must be 0 or more, not {options.tolerance}")
-
-
-def load(path: Path) -> Pretrained:
-    """Load a network that knows shapes, at the size at which they are drawn."""
-    if not path.is_file():
-        raise DataNotFoundError(
-            f"there is no weight file {path}: python -m experiments.quickstart trains "
-            "a network on shapes in about a minute and writes weights.safetensors"
+def find_correct(net: Network, images: Images) -> tuple[Images, np.ndarray, np.ndarray]:
+    """Find images that are classified correctly, with their masks and logits."""
+    masks = images.masks if isinstance(images, DatasetImages) else None
+    if masks is None:
+        raise UserError(
+            f"the objects of {images.source} are unknown: use --dataset shapes"
         )
-    net = zf.load(path)
-    if net.class_names != make_shapes(0).class_names:
-        raise UsageError(
-            f"--weights {path} knows {', '.join(net.class_names)}, not the classes of "
-            "shapes: train a network on these with python -m experiments.quickstart"
+    logits = net.activations(images, net.output)[net.output]
+    correct = np.flatnonzero(logits.argmax(-1) == images.labels)
+    if len(correct) < 2:
+        raise UserError(
+            f"{len(correct)} of {len(images)} shapes are classified correctly, and at "
+            "least 2 are needed: train longer, or raise --limit"
         )
-    if net.preprocess.size is not None:
-        raise UsageError(
-            f"--weights {path} resizes its images; the masks of shapes have the size "
-            "of the images"
-        )
-    return net
+    return images.take(correct), masks[correct], logits[correct]
 
 
-def baselines(shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
-    """Importances that know neither network nor image, by name; float [n, h, w]."""
+def make_baselines(
+    shape: tuple[int, ...], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Rank pixels without network and image, by name: float [n, h, w]."""
     count, height, width = shape
     rows, columns = np.arange(height) - (height - 1) / 2, np.arange(width)
     outward = np.hypot(rows[:, None], columns - (width - 1) / 2)
-    return {
-        "random": np.random.default_rng(seed).random(shape),
-        "center": np.tile(-outward, (count, 1, 1)),
-    }
+    return {"random": rng.random(shape), "center": np.tile(-outward, (count, 1, 1))}
+
+
+def count_hits(hits: np.ndarray) -> dict[str, float]:
+    """Count hits, and average them."""
+    return {"hits": hits.sum(), **summarize(hits)}
 
 
 def average(curves: Curves) -> dict[str, object]:
-    """Mean area under curves with its standard error, and the mean curve."""
+    """Average the areas under curves, and the curves."""
     return {
         **summarize(curves.areas),
         "curve": curves.probabilities.mean(0),
@@ -192,82 +160,59 @@ def average(curves: Curves) -> dict[str, object]:
 
 
 def summarize(values: np.ndarray) -> dict[str, float]:
-    """Mean and standard error."""
+    """Compute the mean and its standard error."""
     wide = values.astype(np.float64)
     error = wide.std(ddof=1) / math.sqrt(len(wide))
     return {"mean": float(wide.mean()), "standard_error": float(error)}
 
 
-def table(
+def draw(
+    run: NetworkRun,
+    images: Images,
+    logits: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    shown: int,
+    contrast: Contrast,
+) -> None:
+    """Draw the maps of the first images."""
+    from zfnet_jax.viz.attribution import attribution_maps
+
+    probabilities = np.asarray(jax.nn.softmax(logits[:shown])).max(-1)
+    names = [run.class_name(label) for label in logits[:shown].argmax(-1)]
+    figure = attribution_maps(
+        f"Pixels that the logit of the true class responds to, {run.network_name}",
+        images.pictures[:shown],
+        [
+            f"{name}, probability {probability:.3f}"
+            for name, probability in zip(names, probabilities, strict=True)
+        ],
+        {name: signed[:shown] for name, signed in maps.items()},
+        contrast,
+    )
+    run.figure("maps", figure)
+
+
+def print_table(
     methods: Mapping[str, Mapping[str, Mapping[str, Any]]],
     count: int,
     tolerance: float,
-) -> str:
-    """Results as plain text, one row per method."""
-    rows = [
-        ["", "on the object", f"within {tolerance:g} pixels", "insertion", "deletion"]
-    ]
+) -> None:
+    """Print the results, one row per method."""
+    say(f"mean ± standard error over {count} shapes that are classified correctly:")
+    within = f"within {tolerance:g} pixels"
+    rows = [["", "on the object", within, "insertion", "deletion"]]
     for name, measures in methods.items():
-        row = [name.replace("_", " ")]
+        cells = [name.replace("_", " ")]
         for measure in measures.values():
             mean, error = measure["mean"], measure["standard_error"]
             if "hits" in measure:
                 hits = f"{measure['hits']:.0f}/{count}"
-                row.append(f"{hits} = {100 * mean:.1f} ± {100 * error:.1f}%")
+                cells.append(f"{hits} = {100 * mean:.1f} ± {100 * error:.1f}%")
             else:
-                row.append(f"{mean:.3f} ± {error:.3f}")
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def figures(
-    shapes: Dataset, maps: Mapping[str, np.ndarray], logits: np.ndarray
-) -> Iterator[tuple[str, Figure]]:
-    """Maps of the first images, side by side and over them, by name of the figure."""
-    count = min(_SHOWN, len(shapes))
-    images, labels = shapes.images[:count], shapes.labels[:count]
-    height, width, _ = images[0].shape
-    probabilities = np.asarray(jax.nn.softmax(logits[:count]))[range(count), labels]
-    corners = [(i // _ACROSS * height, i % _ACROSS * width) for i in range(count)]
-    figure, _ = viz.projection_grid(
-        "what the logit of the true class responds to",
-        mosaic(images),
-        np.array([(top, left, top + height, left + width) for top, left in corners]),
-        np.arange(count),
-        [
-            f"{shapes.class_names[label]}: probability {probability:.3f}"
-            for label, probability in zip(labels, probabilities, strict=True)
-        ],
-        {name.replace("_", " "): signed[:count] for name, signed in maps.items()},
-    )
-    yield "maps", figure
-    for name, signed in maps.items():
-        summed = signed[:count].sum(-1)
-        peaks = np.abs(summed).max((1, 2), keepdims=True)
-        shares = summed / np.where(peaks, peaks, 1)
-        figure, _ = viz.overlay(
-            mosaic(images),
-            mosaic(shares),
-            f"{name.replace('_', ' ')}, each map a share of its maximum",
-        )
-        yield f"overlay_{name}", figure
-
-
-def mosaic(pictures: np.ndarray) -> np.ndarray:
-    """Lay out pictures [n, h, w, ...] in rows of three, the rest zeros."""
-    missing = -len(pictures) % _ACROSS
-    pictures = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))
-    rows = [
-        np.concatenate(pictures[i : i + _ACROSS], axis=1)
-        for i in range(0, len(pictures), _ACROSS)
-    ]
-    return np.concatenate(rows)
+                cells.append(f"{mean:.3f} ± {error:.3f}")
+        rows.append(cells)
+    say_table(rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(attribution))

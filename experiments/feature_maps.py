@@ -1,103 +1,73 @@
-"""Feature maps of one image.
+"""Feature maps of an image, the strongest first.
 
-    python -m experiments.feature_maps --image PHOTO --layers conv1,conv5
+    python -m experiments.feature_maps --image PHOTO --layers conv1 conv5
 
-The maps of each layer beside the image, on one scale, which is written below. Maps that
-are zero everywhere are crossed out. Expected with the shipped weights: five to ten
-seconds. The result folder contains a figure for each layer and metrics.json, with each
-map's maximum and its position.
+The maps of each layer beside the image, on one scale. Maps that are zero everywhere are
+left out, and counted. The result folder contains a figure for each layer and
+metrics.json, with each map's maximum and its position. Expected with the shipped
+weights: five seconds.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import sys
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from experiments.common import (
-    Results,
-    UsageError,
-    at_least,
-    chosen_layers,
-    counted,
-    main,
-    weights_digest,
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import NetworkRun
+from experiments.project import (
+    describe_image,
+    describe_sizes,
+    measure_image,
+    name_image,
 )
-from experiments.project import load, read_photograph
+from zfnet_jax.files import slug
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Draw the feature maps of one image."""
+def feature_maps(
+    run: NetworkRun, layers: tuple[str, ...] = (), count: Positive = 64
+) -> Metrics:
+    """Draw the feature maps of the first image.
 
-    image: Path
-    """The photograph: JPEG, PNG, WebP, TIFF, GIF and others, of any size and mode; its
-    center is resized to the size of the network."""
-    layers: str | None = None
-    """Layers, as in conv1,pool1; by default every convolution."""
-    count: int = 64
-    """Maximum number of maps to draw per layer, from the first on."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or a file: weights.safetensors of a training run, or with --arch
-    any safetensors or PyTorch file with PyTorch's names."""
-    arch: Literal["zfnet", "zfnet-plain", "alexnet", "zfnet32"] | None = None
-    """Architecture of a file of bare weights, as in `experiments.project`."""
-    num_classes: int | None = None
-    """Number of classes in a file of bare weights, if not the architecture's own."""
-    out: Path = Path("results/feature_maps")
-    """Folder for results; files of the same names are replaced."""
+    Args:
+        layers: Layers, by default every convolution.
+        count: Maps per layer at most.
+    """
+    from zfnet_jax.viz.feature_maps import draw_maps
 
-
-def run(options: Options) -> None:
-    """Compute, draw and write the results."""
-    from zfnet_jax import viz
-
-    at_least(1, options, "count")
-    results = Results(options.out)
-    net = load(options.weights, options.arch, options.num_classes)
-    arch = net.model.arch
-    layers = chosen_layers(arch, options.layers)
+    net, images = run.net, run.images(1)
+    names = net.select(layers or run.convolutions())
     has_maps = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
-    if dense := [name for name in layers if name not in has_maps]:
-        raise UsageError(
-            f"--layers {dense[0]} is dense and has no maps; {', '.join(has_maps)} have"
-        )
-
-    size, picture, images = read_photograph(net, options.image)
-    activations = net.activations(images, layers)
-    metrics = {}
-    for layer in layers:
+    for name in names:
+        if name not in has_maps:
+            raise UserError(
+                f"--layers {name}: it has no maps; give some of {' '.join(has_maps)}"
+            )
+    activations = net.activations(images, names, progress=run.progress("reading"))
+    results = {}
+    for layer in names:
         maps = activations[layer][0]
-        figure, _ = viz.feature_maps(picture, maps, layer, options.count)
-        results.figure(f"feature_maps_{layer}", figure)
-        flat_maps = maps.reshape(-1, maps.shape[-1])
-        metrics[layer] = {
-            "maxima": flat_maps.max(0),
-            "positions": np.stack(np.divmod(flat_maps.argmax(0), maps.shape[1]), -1),
-            "dead": np.flatnonzero(~flat_maps.any(0)),
+        figure = draw_maps(
+            f"{layer} of {run.network_name} on {describe_image(run, images)}",
+            images.pictures[0],
+            maps,
+            count,
+            describe_sizes(run, images),
+        )
+        run.figure(f"feature_maps_{slug(layer)}", figure)
+        flat = maps.reshape(-1, maps.shape[-1])
+        results[layer] = {
+            "maxima": flat.max(0),
+            "positions": np.stack(np.divmod(flat.argmax(0), maps.shape[1]), -1),
+            "dead": np.flatnonzero(~flat.any(0)),
         }
-    results.metrics(
-        {
-            "architecture": arch.name,
-            "photograph_hw": size,
-            "input_hw": arch.input_hw,
-            "layers": metrics,
-        }
-    )
-    results.config(options)
-    results.manifest(
-        seed=0,  # nothing is random
-        digests={
-            "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
-            "weights": weights_digest(options.weights),
-        },
-    )
-    print(f"{counted(len(layers), 'layer')}; figures in {results.path}")
+    yield "network", run.network_name
+    yield "image", name_image(images)
+    yield "photograph_hw", measure_image(images)
+    yield "input_hw", net.image_shape[:2]
+    yield "layers", results
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(feature_maps))

@@ -1,6 +1,6 @@
 """First layer and architecture: Fig. 6 of the paper, with numbers for its reasons.
 
-    python -m experiments.first_layer --data-dir FOLDER
+    python -m experiments.first_layer
 
 The paper turns AlexNet's 11 x 11 filters of stride 4 into 7 x 7 of stride 2 because the
 first layer held very high and very low frequencies with few between, because some
@@ -26,17 +26,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
 
-from experiments.ablation import MINI, Budget, follow, split
-from experiments.common import Progress, Results, at_least, counted, main
-from zfnet_jax import training
+from experiments.harness import Metrics, Positive, main, plural
+from experiments.inputs import Images
+from experiments.mini import MINI, TrainingRun, follow_one
 from zfnet_jax.analysis.first_layer import (
     BANDS,
     aliasing,
@@ -46,10 +45,8 @@ from zfnet_jax.analysis.first_layer import (
 )
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.arch import ALEXNET, ALEXNET_MINI, ZFNET, ZFNET_MINI, ablate
-from zfnet_jax.data import Dataset, Preprocessed
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from zfnet_jax.networks import Network
+from zfnet_jax.recipes import limit_kernel_rms
 
 # Section 3 limits the RMS of a filter to this; filters start at a tenth of it.
 _LIMIT = 0.1
@@ -62,8 +59,7 @@ _CONVOLUTIONS = ("conv1", "conv2")
 # Number of images to measure the aliasing on.
 _MEASURED = 1_000
 # Number of units of layer 2 to draw, that of the small networks' layer 1.
-_MOST_DRAWN = 48
-_COUNTS = ("weak", "dominant")
+_SHOWN = 48
 
 _BASES = {
     "mini": {
@@ -73,209 +69,165 @@ _BASES = {
     "full": {"AlexNet": ALEXNET, "ZFNet": ZFNET},
 }
 
-
-def _limited_optimizer(
-    total: int, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
-    return optax.with_extra_args_support(
-        optax.chain(
-            MINI.optimizer(total, steps_per_epoch), training.limit_kernel_rms(_LIMIT)
-        )
-    )
-
-
 _RECIPES = {
     "no limit": MINI,
     "RMS limit": dataclasses.replace(
-        MINI, name="mini-limited", optimizer=_limited_optimizer
+        MINI,
+        name="mini-limited",
+        optimizer=lambda rate: optax.chain(
+            MINI.optimizer(rate), limit_kernel_rms(_LIMIT)
+        ),
     ),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Options(Budget):
-    """Train the two first layers, with and without the RMS limit, and measure them."""
+def first_layer(
+    run: TrainingRun,
+    seeds: Positive = 1,
+    networks: Literal["mini", "full"] | None = None,
+) -> Metrics:
+    """Train the two first layers, with and without the RMS limit, and measure them.
 
-    seeds: int = 1
-    """Number of seeds per network, from --seed on."""
-    networks: Literal["mini", "full"] | None = None
-    """Networks for 32 x 32 images, or the paper's own at 224 x 224, the default with a
-    GPU."""
-    out: Path = Path("results/first_layer")
-    """Folder for results; files of the same names are replaced."""
-
-
-def run(options: Options) -> None:
-    """Train, measure, draw and write the results."""
-    at_least(1, options, "seeds")
-    results = Results(options.out)
-    train, other = split(options)
-    epochs = options.passes
-    seeds = range(options.seed, options.seed + options.seeds)
-    size = options.networks or ("mini" if jax.default_backend() == "cpu" else "full")
-    bases = _BASES[size]
-    variants = {
-        f"{base}, {recipe}": (bases[base], _RECIPES[recipe])
-        for base in bases
-        for recipe in _RECIPES
-    }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-    banks: dict[str, np.ndarray] = {}
-    second: dict[str, np.ndarray] = {}
-    done = 0
-    with Progress("training", len(variants) * len(seeds), unit="network") as progress:
-        for seed in seeds:
-            for name, (arch, recipe) in variants.items():
-                result = training.train(
-                    arch,
-                    train,
-                    recipe=recipe,
-                    epochs=epochs,
-                    seed=seed,
-                    on_progress=follow(progress, done, epochs),
-                )
-                images = Preprocessed(other.images, result.preprocess)
-                tops = top_activations(result.model, images, _CONVOLUTIONS, k=1)
-                runs[name].append(measure(result, other, tops))
-                if seed == seeds[0]:
-                    banks[name] = np.asarray(result.model.conv1.kernel[...])
-                    second[name] = project_strongest(result, other, tops["conv2"])
-                done += 1
-                progress.update(done, network=name, error=runs[name][-1]["error"])
-    setting = f"{size} networks, {len(train):,} images, {counted(epochs, 'epoch')}"
-    for name, figure in draw(runs, banks, second, setting):
-        results.figure(name, figure)
-    results.metrics(
-        {
-            "data": train.source,
-            "train_images": len(train),
-            "other_images": len(other),
-            "epochs": epochs,
-            "seeds": list(seeds),
-            "limit": _LIMIT,
-            "trained": size,
-            "bands_in_cycles_a_pixel": BANDS,
-            "networks": runs,
-        }
-    )
-    results.config(options)
-    results.manifest(
-        seed=options.seed, digests={"train": train.digest(), "other": other.digest()}
-    )
-    print(table(runs))
-    print(f"figures in {results.path}")
+    Args:
+        seeds: Seeds per network, from --seed on.
+        networks: Networks for 32 x 32 images, or the paper's own at 224 x 224, the
+            default with a GPU.
+    """
+    train, others = run.split()
+    size = networks or ("mini" if jax.default_backend() == "cpu" else "full")
+    numbers = [*range(run.seed, run.seed + seeds)]
+    work = [
+        (seed, base, limit)
+        for seed in numbers
+        for base in _BASES[size]
+        for limit in _RECIPES
+    ]
+    results: dict[str, list[dict[str, Any]]] = {}
+    kernels, projections = {}, {}
+    progress = run.progress("training")
+    for done, (seed, base, limit) in enumerate(work):
+        name, arch = f"{base}, {limit}", _BASES[size][base]
+        follow = follow_one(progress, done, len(work))
+        net = run.train(arch, train, seed, follow, _RECIPES[limit])
+        images = net.load_images(others)
+        tops = top_activations(net, images, _CONVOLUTIONS, k=1)
+        results.setdefault(name, []).append(measure(net, images, tops))
+        if seed == run.seed:
+            kernels[name] = np.asarray(net.model.conv1.kernel[...])
+            top, units = tops["conv2"], np.arange(len(tops["conv2"].dead))
+            projections[name] = top.project(net, images, units[:_SHOWN]).pixels
+        progress(done + 1, len(work), network=name, error=results[name][-1]["error"])
+    setting = f"{len(train):,} images for {plural(run.passes, 'epoch')}"
+    draw(run, kernels, projections, setting)
+    draw_numbers(run, results, f"{setting}, {plural(seeds, 'seed')}")
+    yield "data", train.source
+    yield "train_images", len(train)
+    yield "other_images", len(others)
+    yield "epochs", run.passes
+    yield "seeds", numbers
+    yield "limit", _LIMIT
+    yield "trained", size
+    yield "bands_in_cycles_per_pixel", BANDS
+    yield "networks", results
 
 
 def measure(
-    result: training.TrainResult, images: Dataset, tops: Mapping[str, TopActivations]
+    net: Network, images: Images, tops: Mapping[str, TopActivations]
 ) -> dict[str, Any]:
-    """Metrics of one network's first layer."""
-    model, preprocess = result.model, result.preprocess
-    logits = training.evaluate(model, preprocess, images.images)
-    kernel = np.asarray(model.conv1.kernel[...])
+    """Measure the first layer of a network."""
+    logits = net.activations(images, net.output, batch_size=500)[net.output]
+    kernel = np.asarray(net.model.conv1.kernel[...])
     rms = filter_rms(kernel)
-    inputs = preprocess(images.images[:_MEASURED])
-    # A network that has learned nothing may have maps that never vary.
-    shares = {layer: aliasing(model, inputs, layer) for layer in _LAYERS}
+    some = images.take(np.arange(min(_MEASURED, len(images))))
     return {
         "error": 1 - float((logits.argmax(-1) == images.labels).mean()),
         "rms": rms,
-        "largest_over_median": float(rms.max() / np.median(rms)),
-        "above_the_limit": int((rms > _LIMIT * 1.001).sum()),
-        "dominant": int((rms > _DOMINANT * np.median(rms)).sum()),
-        "dead": {layer: int(x.dead.sum()) for layer, x in tops.items()},
-        "weak": int((rms < _WEAK * rms.max()).sum()),
+        "largest_over_median": rms.max() / np.median(rms),
+        "above_the_limit": (rms > _LIMIT * 1.001).sum(),
+        "dominant": (rms > _DOMINANT * np.median(rms)).sum(),
+        "dead": {layer: x.dead.sum() for layer, x in tops.items()},
+        "weak": (rms < _WEAK * rms.max()).sum(),
         "bands": {name: x.mean() for name, x in band_energy(kernel).items()},
-        "aliasing": {
-            layer: float(np.nanmean(x)) if np.isfinite(x).any() else None
-            for layer, x in shares.items()
-        },
+        "aliasing": {layer: average(aliasing(net, some, layer)) for layer in _LAYERS},
     }
 
 
-def project_strongest(
-    result: training.TrainResult, dataset: Dataset, top: TopActivations
-) -> np.ndarray:
-    """Project the strongest activation of each unit, [h, w, 3, unit]."""
-    from zfnet_jax import viz
-
-    units = np.arange(min(_MOST_DRAWN, len(top.dead)))
-    images = Preprocessed(dataset.images, result.preprocess)
-    projections = top.project(result.model, images, units)
-    pictures, _ = viz.display_projections(projections.pixels, projections.units)
-    return np.moveaxis(2 * pictures - 1, 0, -1)
+def average(shares: np.ndarray) -> float:
+    """Average over the maps that vary; NaN for a layer that has learned nothing."""
+    known = shares[np.isfinite(shares)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def draw(
-    runs: Mapping[str, list[dict[str, Any]]],
-    banks: Mapping[str, np.ndarray],
-    second: Mapping[str, np.ndarray],
+    run: TrainingRun,
+    kernels: Mapping[str, np.ndarray],
+    projections: Mapping[str, np.ndarray],
     setting: str,
-) -> Iterator[tuple[str, Figure]]:
-    """Figures of both layers of the first seed, the bands and the aliasing, by name."""
-    from zfnet_jax import viz
+) -> None:
+    """Draw both layers of the first seed; once where the limit changes nothing."""
+    from zfnet_jax.viz.first_layer import filter_banks, layer_2
 
-    filters = {}
-    for name, kernel in banks.items():
-        filters[name] = kernel
-        if name.endswith("no limit"):
-            base = name.removesuffix(", no limit")
+    filters, responses = {}, {}
+    for name, kernel in kernels.items():
+        base, _, limit = name.partition(", ")
+        free = kernels[f"{base}, no limit"]
+        if filter_rms(free).max() <= _LIMIT:
+            if limit == "no limit":
+                title = f"{base}, where no filter exceeds an RMS of {_LIMIT:g}"
+                filters[title], responses[base] = kernel, projections[name]
+            continue
+        filters[name], responses[name] = kernel, projections[name]
+        if limit == "no limit":
             filters[f"{base}, scaled to {_LIMIT:g}"] = limit_filters(kernel, _LIMIT)
-    figure, _ = viz.filter_banks(f"first-layer filters, {setting}", "", filters)
-    yield "filters", figure
-    figure, _ = viz.filter_banks(
-        f"what layer 2 responds to, {setting}",
-        "projections of the strongest activation of each unit, each on its own scale; "
-        "plain grey: a unit that is never active",
-        second,
-    )
-    yield "layer2", figure
+    title = f"Filters of first layers trained on {setting}"
+    run.figure("filters", filter_banks(title, filters))
+    title = f"Responses of second layers trained on {setting}"
+    run.figure("layer2", layer_2(title, responses))
 
-    for key, groups, title, note, reference in (
-        (
-            "bands",
-            list(BANDS),
-            "energy of first-layer filters by spatial frequency",
-            "low: wavelengths above 8 pixels, mid: 4 to 8, high: below 4",
-            {"white noise": [np.pi / 64, 3 * np.pi / 64, 1 - np.pi / 16]},
-        ),
-        (
-            "aliasing",
-            list(_LAYERS),
-            "energy of feature maps that is too fine for their stride",
-            "0 without a stride; what is too fine is folded onto coarser patterns",
-            None,
-        ),
-    ):
-        # An unknown share is None, which becomes NaN.
-        series = {
-            name: np.array([[x[key][group] for x in seeds] for group in groups], float)
-            for name, seeds in runs.items()
+
+def draw_numbers(
+    run: TrainingRun, results: Mapping[str, list[dict[str, Any]]], setting: str
+) -> None:
+    """Draw the numbers of all networks: means, or counts over all seeds."""
+    from zfnet_jax.viz.first_layer import first_layer_numbers
+
+    def shares(key: str, groups: Any) -> dict[str, np.ndarray]:
+        return {
+            name: np.array([[x[key][group] for x in seeds] for group in groups])
+            for name, seeds in results.items()
         }
-        figure, _ = viz.shares_chart(
-            title, f"{note}; {setting}", groups, series, reference
-        )
-        yield key, figure
 
-
-def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Metrics as text, a line per network: means and total counts over the seeds."""
-    dead = [f"dead {layer}" for layer in _CONVOLUTIONS]
-    columns = ["error", *BANDS, *_LAYERS, *dead, *_COUNTS, "max/median"]
-    lines = [f"{'':20}" + "".join(f"{column:>11}" for column in columns)]
-    for name, seeds in runs.items():
-        shares = [
-            [x["error"], *x["bands"].values(), *x["aliasing"].values()] for x in seeds
-        ]
-        means = np.ma.masked_invalid(np.array(shares, float)).mean(0)
-        cells = [f"{'-' if x is np.ma.masked else f'{x:.1%}':>11}" for x in means]
-        counts = [sum(x["dead"][layer] for x in seeds) for layer in _CONVOLUTIONS]
-        counts += [sum(x[key] for x in seeds) for key in _COUNTS]
-        cells += [f"{count:>11}" for count in counts]
+    headings = ["", "error", "largest / median RMS", "weak filters", "dominant filters"]
+    table = [[*headings, *(f"dead units in {layer}" for layer in _CONVOLUTIONS)]]
+    for name, seeds in results.items():
         ratio = np.mean([x["largest_over_median"] for x in seeds])
-        lines.append(f"{name:20}" + "".join(cells) + f"{ratio:>11.2f}")
-    return "\n".join(lines)
+        counts = [sum(x[key] for x in seeds) for key in ("weak", "dominant")]
+        counts += [sum(x["dead"][layer] for x in seeds) for layer in _CONVOLUTIONS]
+        error = np.mean([x["error"] for x in seeds])
+        table.append([name, f"{error:.1%}", f"{ratio:.2f}", *map(str, counts)])
+    noise = {
+        "white noise": np.array([[np.pi / 64], [3 * np.pi / 64], [1 - np.pi / 16]])
+    }
+    waves = ["low: above 8 pixels", "mid: 4 to 8 pixels", "high: below 4 pixels"]
+    charts = {
+        "energy of first-layer filters by wavelength": (
+            waves,
+            shares("bands", BANDS) | noise,
+        ),
+        "energy of feature maps that is too fine for their stride": (
+            _LAYERS,
+            shares("aliasing", _LAYERS),
+        ),
+    }
+    figure = first_layer_numbers(
+        f"First layers trained on {setting}",
+        table,
+        charts,
+        "Weak: an RMS below a tenth of the largest. Dominant: above three times the "
+        "median. Too fine: folded onto coarser patterns by a stride; 0 without one.",
+    )
+    run.figure("numbers", figure)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(first_layer))

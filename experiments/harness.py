@@ -38,7 +38,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import docstring_parser
 import jax
@@ -48,23 +48,17 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 import zfnet_jax as zf
 from experiments.progress import Progress, say
-from zfnet_jax.data import Dataset, load_cifar10, make_shapes
-from zfnet_jax.data.images import DatasetImages
-from zfnet_jax.data.photographs import Photographs
 from zfnet_jax.files import (
     DamagedFileError,
     DataNotFoundError,
-    digest,
     to_json,
     write_atomically,
 )
-from zfnet_jax.networks import Network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Metrics = Iterator[tuple[str, Any]]
-Images = DatasetImages | Photographs
 
 
 class UserError(ValueError):
@@ -154,184 +148,6 @@ class Run:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-
-
-@dataclasses.dataclass(kw_only=True)
-class NetworkRun(Run):
-    """A run on a network and images.
-
-    Attributes:
-        weights: Trained network: a shipped name, by default zfnet32-cifar10, or a
-            weight file.
-        model: Any JAX model, as module:function. The function returns a network, or a
-            model and its preprocessing; it is called with --weights if it takes an
-            argument.
-        image: Photograph, or folder of photographs, instead of a dataset. Subfolders
-            are classes.
-        dataset: Source of the images, by default the one the network was trained on.
-        data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
-    """
-
-    weights: str | None = None
-    model: str | None = None
-    image: Path | None = None
-    dataset: Literal["cifar10", "shapes"] | None = None
-    data_dir: Path | None = None
-
-    default_weights = "zfnet32-cifar10"
-
-    @functools.cached_property
-    def net(self) -> Network:
-        """The network of --model or --weights."""
-        if self.model is not None:
-            return self._call_model(self.model)
-        weights = self.weights or self.default_weights
-        try:
-            net = zf.load(weights)
-        except FileNotFoundError as error:
-            raise DataNotFoundError(str(error)) from error
-        shipped = importlib.resources.files("zfnet_jax") / "pretrained"
-        file = shipped / f"{weights}.safetensors"
-        path = Path(str(file)) if file.is_file() else Path(weights)
-        self.digests["weights"] = digest(path)
-        return net
-
-    def _call_model(self, name: str) -> Network:
-        module, _, function = name.partition(":")
-        try:
-            build = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"--model {name}: {error}; give module:function, importable from here"
-            ) from error
-        takes_weights = bool(inspect.signature(build).parameters)
-        if takes_weights and self.weights is None:
-            raise UserError(f"--model {name} takes weights: give --weights")
-        if self.weights is not None:
-            if not takes_weights:
-                raise UserError(f"--model {name} takes no weights: omit --weights")
-            if not Path(self.weights).is_file():
-                raise DataNotFoundError(f"there is no weight file {self.weights}")
-            self.digests["weights"] = digest(Path(self.weights))
-        built = build(self.weights) if takes_weights else build()
-        model, preprocess = built if isinstance(built, tuple) else (built, None)
-        return zf.network(model, preprocess=preprocess)
-
-    @property
-    def network_name(self) -> str:
-        """Name of the network for titles."""
-        arch = getattr(self.net.model, "arch", None)
-        return arch.name if arch is not None else str(self.model)
-
-    def images(
-        self,
-        limit: int | None = None,
-        split: Literal["train", "test"] = "test",
-    ) -> Images:
-        """Open the first images of --image or of a dataset.
-
-        Args:
-            limit: Images at most; None opens all.
-            split: Split of the dataset.
-        """
-        if self.image is not None and self.dataset is not None:
-            raise UserError("--image and --dataset both name the images: give one")
-        source = self.image
-        if source is None:
-            source = load_dataset(self._dataset_name(), split, self.data_dir, limit)
-        images = self.net.load_images(source)
-        if limit is not None and limit < len(images):
-            images = images.take(np.arange(limit))
-        self.digests["data"] = images.digest()
-        return images
-
-    def labeled_images(
-        self, limit: int | None = None, split: Literal["train", "test"] = "test"
-    ) -> Images:
-        """Open images as `images` does; their classes must be those of the network."""
-        images = self.images(limit, split)
-        if images.labels is None or not self.knows(images):
-            raise UserError(
-                f"the classes of {images.source} are not those of {self.network_name}: "
-                "choose another --dataset, or an --image folder with a subfolder for "
-                "each class"
-            )
-        return images
-
-    def knows(self, images: Images) -> bool:
-        """Tell whether the labels of some images are classes of the network."""
-        names = images.class_names
-        if names is None:
-            return False
-        if self.net.class_names is None:
-            return len(names) == self.net.num_classes
-        return names == self.net.class_names
-
-    def targets(self, images: Images) -> np.ndarray:
-        """Find each image's class: its label, or the prediction if that is unknown."""
-        if images.labels is not None and self.knows(images):
-            return images.labels
-        output = self.net.output
-        return self.net.activations(images, output)[output].argmax(-1).astype(np.int32)
-
-    def class_name(self, label: int) -> str:
-        """Name of a class of the network, or "class 7"."""
-        names = self.net.class_names
-        return names[label] if names is not None else f"class {label}"
-
-    def convolutions(self) -> tuple[str, ...]:
-        """Names of the network's convolutions; its result if there is none."""
-        kinds = self.net.layers.items()
-        names = tuple(name for name, layer in kinds if layer.kind == "conv")
-        return names or (self.net.output,)
-
-    def select_units(
-        self,
-        layers: Sequence[str],
-        units: Sequence[int],
-        count: int,
-        layer: str,
-        candidates: np.ndarray,
-    ) -> np.ndarray:
-        """Choose the units of a layer to draw: --units, or random candidates.
-
-        Args:
-            layers: All layers of the run; --units needs exactly one.
-            units: The value of --units.
-            count: Units at most, if --units is not given.
-            layer: The layer.
-            candidates: Units to choose from.
-        """
-        if units:
-            if len(layers) != 1:
-                raise UserError("--units needs exactly one --layers")
-            width = self.net.layer(layer).shape[-1]
-            for unit in units:
-                if not 0 <= unit < width:
-                    raise UserError(
-                        f"--units {unit}: {layer} has {width} units (0 to {width - 1})"
-                    )
-            return np.array(units)
-        return np.sort(self.rng.permutation(candidates)[:count])
-
-    def _dataset_name(self) -> Literal["cifar10", "shapes"]:
-        if self.dataset is not None:
-            return self.dataset
-        metadata = getattr(self.net, "metadata", {})
-        return "shapes" if metadata.get("dataset") == "shapes" else "cifar10"
-
-
-def load_dataset(
-    name: Literal["cifar10", "shapes"],
-    split: Literal["train", "test"],
-    data_dir: Path | None = None,
-    limit: int | None = None,
-) -> Dataset:
-    """Load the first images of one split of a dataset."""
-    if name == "cifar10":
-        return load_cifar10(f"{split}[:{limit}]" if limit else split, data_dir)
-    count, seed = (10_000, 0) if split == "train" else (2_000, 1)
-    return make_shapes(min(count, limit or count), seed=seed)
 
 
 def plural(number: int, noun: str) -> str:

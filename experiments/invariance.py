@@ -24,14 +24,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from experiments.harness import (
-    Images,
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    main,
-)
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import Images, NetworkRun
 from zfnet_jax.analysis.invariance import (
     IDENTITY,
     Border,

@@ -6,7 +6,7 @@ A linear SVM and a softmax are trained on the features of each layer with a ReLU
 the network stays as it is. Validation images select the penalty, others test. The
 features of the images that the network was trained on are too good, so all three parts
 are cut from the test images, without overlap, and anew in each repeat. The pixels and
-the same architecture with random weights are probed alongside the layers.
+the same network with random weights are probed alongside the layers.
 
 Expected with the shipped weights, 1,000 images to train, 500 to validate and 1,000 to
 test, in 1.9 GB of memory and about two minutes on two CPU cores: the SVM classifies 33%
@@ -17,41 +17,26 @@ rises with depth.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from experiments.common import (
-    ImageOptions,
-    Progress,
-    Results,
-    UsageError,
-    at_least,
-    chosen_layers,
-    counted,
-    load_dataset,
-    main,
-    trained_on,
-)
+import zfnet_jax as zf
+from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.inputs import NetworkRun
 from zfnet_jax.analysis.probe import (
     PENALTIES,
     Classifier,
     Probe,
     balance_order,
-    probe,
     probe_features,
 )
-from zfnet_jax.arch import Architecture, Conv, Dense
-from zfnet_jax.model import ConvNet
-from zfnet_jax.weights import Pretrained
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from zfnet_jax.analysis.probe import probe as probe_layers
+from zfnet_jax.analysis.sanity import cascade
+from zfnet_jax.networks import Network
 
 PIXELS = "pixels"
 _NAMES: dict[Classifier, str] = {"svm": "SVM", "softmax": "softmax"}
@@ -72,168 +57,119 @@ TABLE_7 = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Options(ImageOptions):
-    """Train linear classifiers on the features of each layer."""
+def probe(
+    run: NetworkRun,
+    layers: tuple[str, ...] = (),
+    train: Positive | None = None,
+    validation: Positive | None = None,
+    test: Positive | None = None,
+    penalties: tuple[float, ...] = PENALTIES,
+    repeats: Positive = 2,
+    limit: Positive | None = None,
+) -> Metrics:
+    """Train linear classifiers on the features of each layer.
 
-    layers: str | None = None
-    """Layers, as in conv1,fc7; by default all that have a ReLU."""
-    train_images: int | None = None
-    """Training images; by default 1,000, or a third of the images if that is less."""
-    validation_images: int | None = None
-    """Images that select the penalty; by default 500, or a sixth if that is less."""
-    images: int | None = None
-    """Test images; by default 1,000, or a third if that is less."""
-    penalties: str | None = None
-    """Penalties to select from, as in 0.1,0.01; by default powers of ten from 1 to
-    1e-5."""
-    repeats: int = 2
-    """Number of draws of images; the random network is probed on the first only."""
-    limit: int | None = None
-    """Use at most N images to train, N to validate and N to test."""
-    seed: int = 0
-    """Seed for the first draw and the random network; each further draw takes the
-    next."""
-    out: Path = Path("results/probe")
-    """Folder for results; files of the same names are replaced."""
-
-
-def run(options: Options) -> None:
-    """Draw images, probe every layer, draw the curves and write the results."""
-    counts = ("train_images", "validation_images", "images")
-    at_least(1, options, *counts, "repeats", "limit")
-    at_least(0, options, "seed")
-    penalties = parse_penalties(options.penalties)
-    results = Results(options.out)
-    net = options.network()
-    arch = net.model.arch
-    layers = select_layers(arch, options.layers)
-    name = options.dataset or trained_on(net)
-    dataset = load_dataset(name, "test", options.data_dir)
-    train, validation, test = split(options, len(dataset), len(dataset.class_names))
-
+    Args:
+        layers: Layers, by default all that have a ReLU.
+        train: Training images, by default 1,000, or a third of the images if that is
+            less.
+        validation: Images that select the penalty, by default 500, or a sixth if that
+            is less.
+        test: Test images, by default 1,000, or a third if that is less.
+        penalties: Penalties to select from.
+        repeats: Draws of images; the random network is probed on the first only.
+        limit: At most this many images to train, to validate and to test.
+    """
+    net, images = run.net, run.images()
+    labels, names = images.labels, images.class_names
+    if labels is None or names is None:
+        raise UserError(f"{images.source} have no classes: give a subfolder for each")
+    chosen = net.select(layers or find_rectified(net))
+    parts = split(len(images), len(names), (train, validation, test), limit)
     probes: dict[str, list[Probes]] = {"trained": [], "random": []}
     accuracies = []
-    total = options.repeats * (1 + len(layers)) + len(layers)
-    with Progress("probing", total, unit="layer") as progress:
-        done = 0
-        for repeat in range(options.repeats):
-            seed = options.seed + repeat
-            order = balance_order(dataset.labels, seed)[: train + validation + test]
-            images, labels = (
-                net.preprocess(dataset.images[order]),
-                dataset.labels[order],
+    for repeat in range(repeats):
+        seed = run.seed + repeat
+        order = balance_order(labels, seed)[: sum(parts)]
+        pixels, classes = net.images(images.take(order)), labels[order]
+        cut = {"train": parts[0], "validation": parts[1], "penalties": penalties}
+        flat = pixels.reshape(len(pixels), -1)
+        on_pixels = {PIXELS: probe_features(flat, classes, **cut)}
+        networks = {"trained": net}
+        if repeat == 0:
+            networks["random"] = randomize(net, seed)
+        for which, network in networks.items():
+            progress = run.progress(f"probing {which}, draw {repeat + 1} of {repeats}")
+            by_layer = probe_layers(
+                network, pixels, classes, layers=chosen, progress=progress, **cut
             )
-            flat = images.reshape(len(images), -1)
-            pixels = probe_features(
-                flat, labels, train, validation, penalties=penalties
-            )
-            done += 1
-            progress.update(done)
-            models: dict[str, Pretrained | ConvNet] = {"trained": net}
-            if repeat == 0:
-                models["random"] = ConvNet(arch, rngs=nnx.Rngs(seed))
-            for which, model in models.items():
-                by_layer = probe(
-                    model,
-                    images,
-                    labels,
-                    layers=layers,
-                    train=train,
-                    validation=validation,
-                    penalties=penalties,
-                    progress=lambda layer, _, start=done: progress.update(
-                        start + layer
-                    ),
-                )
-                done += len(layers)
-                probes[which].append({PIXELS: pixels, **by_layer})
-            logits = net.activations(images[-test:], net.output)[net.output]
-            accuracies.append(float((logits.argmax(1) == labels[-test:]).mean()))
-
-    chance = 1 / len(dataset.class_names)
-    levels = {"chance": chance}
-    is_known = net.class_names == dataset.class_names
-    if is_known:
+            probes[which].append({**on_pixels, **by_layer})
+        logits = net.activations(pixels[-parts[2] :], net.output)[net.output]
+        accuracies.append((logits.argmax(1) == classes[-parts[2] :]).mean())
+    levels = {"chance": 1 / len(names)}
+    if run.knows(images):
         levels["the network itself"] = float(np.mean(accuracies))
-    results.figure("probe", draw(arch, probes, levels))
-    results.metrics(
-        {
-            "architecture": arch.name,
-            "data": dataset.source,
-            "images": {"train": train, "validation": validation, "test": test},
-            "repeats": options.repeats,
-            "penalties": penalties,
-            "chance": chance,
-            "network_accuracy_of_each": accuracies if is_known else None,
-            "probes": {which: describe(x) for which, x in probes.items()},
-            "paper_percent": TABLE_7,
-        }
+    draw(run, probes, levels)
+    yield "network", run.network_name
+    yield "data", images.source
+    yield "images", dict(zip(("train", "validation", "test"), parts, strict=True))
+    yield "repeats", repeats
+    yield "penalties", penalties
+    yield "chance", levels["chance"]
+    yield "network_accuracy_of_each", accuracies if run.knows(images) else None
+    yield "probes", {which: describe(each) for which, each in probes.items()}
+    yield "paper_percent", TABLE_7
+
+
+def find_rectified(net: Network) -> list[str]:
+    """Find the layers with a ReLU; all layers if there is none."""
+    layers = net.layers.items()
+    return [x for x, layer in layers if layer.rectified] or list(net.layers)
+
+
+def split(
+    available: int,
+    classes: int,
+    counts: tuple[int | None, int | None, int | None],
+    limit: int | None,
+) -> tuple[int, ...]:
+    """Choose the numbers of images to train, to validate and to test."""
+    defaults = (1_000, 3), (500, 6), (1_000, 3)
+    parts = tuple(
+        min(count or min(most, available // part), limit or available)
+        for count, (most, part) in zip(counts, defaults, strict=True)
     )
-    results.config(options)
-    results.manifest(seed=options.seed, digests=options.digests(dataset))
-    means = {x: _accuracies(probes["trained"], x, "svm").mean() for x in layers}
-    best = max(means, key=lambda layer: means[layer])
-    print(
-        f"{counted(len(layers), 'layer')}, {counted(options.repeats, 'repeat')}; the "
-        f"SVM is best at {best}: {means[best]:.2%} correct; figure in {results.path}"
-    )
-
-
-def parse_penalties(text: str | None) -> list[float]:
-    """Penalties as given, by default `PENALTIES`."""
-    if text is None:
-        return list(PENALTIES)
-    try:
-        penalties = [float(part) for part in text.split(",")]
-    except ValueError:
-        penalties = [0.0]
-    if not all(1e-9 <= penalty <= 1e9 for penalty in penalties):
-        raise UsageError(
-            f"--penalties {text} must be numbers from 1e-9 to 1e9, as in 0.1,0.01"
+    if parts[0] < classes:
+        raise UserError(
+            f"{plural(parts[0], 'image')} to train cannot cover all {classes} classes: "
+            "raise --train or --limit"
         )
-    return penalties
-
-
-def split(options: Options, available: int, classes: int) -> tuple[int, int, int]:
-    """Numbers of images to train, to validate and to test."""
-    train, validation, test = (
-        min(count, options.limit or count)
-        for count in (
-            options.train_images or min(1_000, available // 3),
-            options.validation_images or min(500, available // 6),
-            options.images or min(1_000, available // 3),
+    if sum(parts) > available:
+        raise UserError(
+            f"--train, --validation and --test ask for {sum(parts):,} of "
+            f"{available:,} images: ask for fewer"
         )
-    )
-    if train < classes:
-        raise UsageError(
-            f"{counted(train, 'image')} to train cannot cover all {classes} classes; "
-            "raise --train-images or --limit"
-        )
-    if (asked := train + validation + test) > available:
-        raise UsageError(
-            f"--train-images {train}, --validation-images {validation} and --images "
-            f"{test} are {asked} images together: there are {available}"
-        )
-    return train, validation, test
+    return parts
 
 
-def select_layers(arch: Architecture, text: str | None) -> list[str]:
-    """Layers as given, by default all with a ReLU, in forward order."""
-    chosen = chosen_layers(arch, text, (Conv, Dense))
-    return chosen if text is not None else [x for x in chosen if x != "logits"]
+def randomize(net: Network, seed: int) -> Network:
+    """Make the same network with random weights: a ConvNet with its initial ones."""
+    if isinstance(net.model, zf.ConvNet):
+        return zf.network(zf.ConvNet(net.model.arch, rngs=nnx.Rngs(seed)))
+    *_, (_, network) = cascade(net, seed)
+    return network
 
 
 def draw(
-    arch: Architecture, probes: Mapping[str, list[Probes]], levels: Mapping[str, float]
-) -> Figure:
-    """Draw the curves, and the paper's next to them."""
-    from zfnet_jax import viz
+    run: NetworkRun, probes: Mapping[str, list[Probes]], levels: Mapping[str, float]
+) -> None:
+    """Draw the curves, and the paper's beside them."""
+    from zfnet_jax.viz.probe import accuracy_by_layer
 
     layers, repeats = list(probes["trained"][0]), len(probes["trained"])
     ours = {
         name + ending: np.stack(
-            [_accuracies(probes[which], layer, classifier) for layer in layers], 1
+            [read_accuracies(probes[which], layer, classifier) for layer in layers], 1
         )
         for which, ending in (("trained", ""), ("random", ", random weights"))
         for classifier, name in _NAMES.items()
@@ -242,27 +178,27 @@ def draw(
         f"SVM, {name}": np.array([[*rows["svm"].values()]]) / 100
         for name, rows in TABLE_7.items()
     }
-    figure, _ = viz.accuracy_by_layer(
-        f"What a linear classifier reads off each layer of {arch.name}",
-        f"share of test images right; the mean over {counted(repeats, 'draw')} and one "
-        "standard deviation; random weights: one draw",
+    figure = accuracy_by_layer(
+        f"Accuracy of a linear classifier on each layer of {run.network_name}",
+        f"Test images; mean and standard deviation of {plural(repeats, 'draw')}, one "
+        "draw for random weights.",
         {
-            "here": (layers, ours),
-            "the paper's Table 7": (list(TABLE_7["Caltech-101"]["svm"]), paper),
+            "This network": (layers, ours),
+            "Table 7 of the paper": (list(_DEPTHS), paper),
         },
         levels,
     )
-    return figure
+    run.figure("probe", figure)
 
 
-def describe(probes: Sequence[Probes]) -> dict[str, dict[str, object]]:
-    """Metrics of a network's layers."""
-    metrics: dict[str, dict[str, object]] = {}
+def describe(probes: Sequence[Probes]) -> dict[str, dict[str, Any]]:
+    """Summarize the layers of a network for metrics.json."""
+    metrics: dict[str, dict[str, Any]] = {}
     for layer in probes[0]:
         metrics[layer] = {}
         for classifier in _NAMES:
             each = [repeat[layer][classifier] for repeat in probes]
-            accuracies = _accuracies(probes, layer, classifier)
+            accuracies = read_accuracies(probes, layer, classifier)
             metrics[layer][classifier] = {
                 "accuracy": accuracies.mean(),
                 "spread": accuracies.std(),
@@ -275,11 +211,12 @@ def describe(probes: Sequence[Probes]) -> dict[str, dict[str, object]]:
     return metrics
 
 
-def _accuracies(
+def read_accuracies(
     probes: Sequence[Probes], layer: str, classifier: Classifier
 ) -> np.ndarray:
+    """Read the test accuracy of each repeat."""
     return np.array([repeat[layer][classifier].accuracy for repeat in probes])
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(probe))

@@ -1,191 +1,181 @@
-"""Project a layer's units back to the pixels of a photograph, by three rules.
+"""Units of layers projected back to the pixels of a photograph, by three rules.
 
-    python -m experiments.project --image PHOTO --layer conv5 --units 3,17
+    python -m experiments.project --image PHOTO --layers conv5 --units 3 17
+    python -m experiments.project --image PHOTO --layers fire5 logits --count 6 \\
+        --model experiments.squeezenet:v1_0 --weights squeezenet_v1_0.safetensors
 
-By default, the nine units with the strongest activations. Each unit's strongest
-activation is projected by the deconvnet (section 2.1 of the paper), by guided
-backpropagation and by the plain gradient, beside the patch of the image in its
-receptive field. Expected with the shipped weights: ten to twenty seconds, most of them
-compilation. The result folder contains the figure and metrics.json, with units,
-positions, activations, boxes in pixels and display scales.
+By default, the nine units of the last convolution with the strongest activations. Each
+unit's strongest activation is projected by the deconvnet (section 2.1 of the paper), by
+guided backpropagation and by the plain gradient. The unit's receptive field is framed
+on the photograph; where it is smaller than the image, its patch is drawn and the
+projections show that patch alone. The result folder contains a figure for each layer
+and metrics.json, with units, positions, activations, boxes in pixels and display
+scales. Expected with the shipped weights: about ten seconds, most of them compilation.
+
+By the rule "deconvnet" a class of a deep network often projects to nothing ("all
+zero"): where each of many ReLUs rectifies the signal and no forward mask helps, hardly
+a positive value may be left.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import sys
-from pathlib import Path
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.common import (
-    Results,
-    UsageError,
-    at_least,
-    main,
-    named_units,
-    silent_decoders,
-    weights_digest,
-)
-from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.data import DataNotFoundError, load_photograph
-from zfnet_jax.networks import Network
+from experiments.harness import Metrics, Positive, main
+from experiments.inputs import Images, NetworkRun
+from zfnet_jax.data.photographs import Photographs, load_photograph
+from zfnet_jax.files import slug
+from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
+from zfnet_jax.viz.patches import Contrast, Scale, display_projections
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
-# Torchvision's preprocessing: ImageNet's mean and standard deviation, colors 0 to 1.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+def project(
+    run: NetworkRun,
+    layers: tuple[str, ...] = (),
+    units: tuple[int, ...] = (),
+    count: Positive = 9,
+    scale: Scale = "patch",
+    contrast: Contrast = "99.5",
+) -> Metrics:
+    """Project units of layers back to the pixels of the first image.
+
+    Args:
+        layers: Layers, by default the last convolution.
+        units: Units of a single layer, by default the strongest.
+        count: Strongest units per layer.
+        scale: Projections of a rule that share a display scale: none (patch), those of
+            a unit, or all of a layer.
+        contrast: Percentile of the magnitudes that is shown as black and white.
+    """
+    net, images = run.net, run.images(1)
+    names = net.select(layers or run.convolutions()[-1])
+    progress = run.progress("projecting")
+    activations = net.activations(images, names)
+    results = {}
+    for done, layer in enumerate(names, 1):
+        order = rank_units(activations[layer][0])[:count]
+        chosen = run.select_units(names, units, count, layer, order) if units else order
+        crop = is_smaller(net.layer(layer).receptive_field, net.image_shape)
+        by_rule: dict[Rule, Projections] = {
+            rule: zf.project(net, images, layer, chosen, rule=rule, crop=crop)
+            for rule in RULES
+        }
+        draw(run, images, layer, by_rule, scale, contrast)
+        results[layer] = describe(by_rule, scale, contrast)
+        progress(done, len(names))
+    yield "network", run.network_name
+    yield "image", name_image(images)
+    yield "photograph_hw", measure_image(images)
+    yield "input_hw", net.image_shape[:2]
+    yield "scale", scale
+    yield "contrast", contrast
+    yield "layers", results
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Project units of a layer back to the pixels of a photograph."""
-
-    image: Path
-    """The photograph: JPEG, PNG, WebP, TIFF, GIF and others, of any size and mode; its
-    center is resized to the size of the network."""
-    layer: str = "conv5"
-    """The layer, named as in the paper: conv1 to conv5, pool5, fc6, fc7, logits."""
-    units: str | None = None
-    """Units of the layer, as in 3,17; by default the --top strongest."""
-    top: int = 9
-    """Number of the strongest units to take."""
-    scale: Literal["patch", "unit", "layer"] = "patch"
-    """Projections of a rule that share a display scale: none, a unit's, the layer's."""
-    weights: str = "zfnet32-cifar10"
-    """A shipped name, or a file: weights.safetensors of a training run, or with --arch
-    any safetensors or PyTorch file with PyTorch's names."""
-    arch: Literal["zfnet", "zfnet-plain", "alexnet", "zfnet32"] | None = None
-    """Architecture of a file of bare weights. Its images are preprocessed as for
-    torchvision's models (ImageNet's mean and standard deviation)."""
-    num_classes: int | None = None
-    """Number of classes in a file of bare weights, if not the architecture's own."""
-    out: Path = Path("results/project")
-    """Folder for results; files of the same names are replaced."""
+def rank_units(activations: np.ndarray) -> np.ndarray:
+    """Sort the units of a layer by their greatest activation, greatest first."""
+    maxima = activations.reshape(-1, activations.shape[-1]).max(0)
+    return np.argsort(-maxima, kind="stable")
 
 
-def run(options: Options) -> None:
-    """Project, draw and write the results."""
-    from zfnet_jax import viz
+def is_smaller(field: Any, image_shape: tuple[int, int, int]) -> bool:
+    """Tell whether a receptive field is smaller than the image."""
+    return field is not None and bool(np.any(np.less(field.size, image_shape[:2])))
 
-    at_least(1, options, "top")
-    results = Results(options.out)
-    net = load(options.weights, options.arch, options.num_classes)
-    arch, layer = net.model.arch, net.layer(options.layer)
-    units = named_units(arch, [layer.name], options.units)
 
-    size, picture, images = read_photograph(net, options.image)
-    chosen = units or strongest_units(net, images, layer.name, options.top)
-    by_rule = {
-        rule: zf.project(net, images, layer.name, chosen, rule=rule, crop=True)
-        for rule in RULES
-    }
-    projections = by_rule["deconvnet"]
+def draw(
+    run: NetworkRun,
+    images: Images,
+    layer: str,
+    by_rule: Mapping[Rule, Projections],
+    scale: Scale,
+    contrast: Contrast,
+) -> None:
+    """Draw the projections of a layer."""
+    from zfnet_jax.viz.projections import draw_projections
+
+    top, shape = by_rule["deconvnet"], run.net.layer(layer).shape
     captions = []
-    for unit, activation, (row, column) in zip(
-        chosen, projections.activations, projections.positions, strict=True
+    for unit, activation, position in zip(
+        top.units, top.activations, top.positions, strict=True
     ):
-        name = ""
-        if layer.name == net.output and net.class_names:
-            name = f" ({net.class_names[unit]})"
-        place = f" at row {row}, column {column}" if len(layer.shape) == 3 else ""
-        captions.append(f"unit {unit}{name}: {activation:.3g}{place}")
-    figure, _ = viz.projection_grid(
-        f"{layer.name} of {arch.name}: "
-        + (f"units {options.units}" if units else f"its {len(chosen)} strongest units"),
-        picture,
-        projections.boxes,
-        projections.units,
+        name = f"unit {unit}" if layer != run.net.output else run.class_name(unit)
+        place = " at row {}, column {}".format(*position) if len(shape) == 3 else ""
+        captions.append((name, f"activation {activation:.3g}{place}"))
+    figure = draw_projections(
+        f"{layer} of {run.network_name}: {len(captions)} of {shape[-1]:,} units on "
+        f"{describe_image(run, images)}",
         captions,
-        {rule: x.pixels for rule, x in by_rule.items()},
-        options.scale,
+        {rule: projections.pixels for rule, projections in by_rule.items()},
+        top.units,
+        scale,
+        contrast,
+        images.pictures[0],
+        top.boxes,
+        describe_sizes(run, images),
     )
-    results.figure(f"projections_{layer.name}", figure)
+    run.figure(f"projections_{slug(layer)}", figure)
+
+
+def describe(
+    by_rule: Mapping[Rule, Projections], scale: Scale, contrast: Contrast
+) -> list[dict[str, Any]]:
+    """Summarize the projections of a layer for metrics.json."""
+    top = by_rule["deconvnet"]
     scales = {
-        rule: viz.display_projections(x.pixels, x.units, options.scale)[1]
+        rule: display_projections(x.pixels, x.units, scale, contrast)[1]
         for rule, x in by_rule.items()
     }
-    results.metrics(
+    return [
         {
-            "architecture": arch.name,
-            "layer": layer.name,
-            "photograph_hw": size,
-            "input_hw": arch.input_hw,
-            "scale": options.scale,
-            "projections": [
-                {
-                    "unit": unit,
-                    "position": projections.positions[index],
-                    "value": projections.activations[index],
-                    "box": projections.boxes[index],
-                    "scales": {rule: scales[rule][index] for rule in RULES},
-                }
-                for index, unit in enumerate(chosen)
-            ],
+            "unit": unit,
+            "position": top.positions[index],
+            "activation": top.activations[index],
+            "box": top.boxes[index],
+            "scales": {rule: scales[rule][index] for rule in RULES},
         }
-    )
-    results.config(options)
-    results.manifest(
-        seed=0,  # nothing is random
-        digests={
-            "image": hashlib.sha256(options.image.read_bytes()).hexdigest(),
-            "weights": weights_digest(options.weights),
-        },
-    )
-    print(f"{len(chosen)} units of {layer.name}; figures in {results.path}")
+        for index, unit in enumerate(top.units)
+    ]
 
 
-def load(weights: str, arch: str | None, num_classes: int | None) -> Network:
-    """The network that `--weights`, `--arch` and `--num-classes` name."""
-    if arch is None and num_classes is not None:
-        raise UsageError("--num-classes is for bare weights: give --arch too")
-    try:
-        try:
-            net = zf.load(weights)
-        except ValueError as error:
-            if arch is None and Path(weights).is_file():
-                raise UsageError(
-                    f"{error} (for a file of bare weights, name its --arch)"
-                ) from error
-            if arch is None:
-                raise
-            model = zf.load_weights(weights, ARCHITECTURES[arch], num_classes)
-            return zf.network(model, preprocess=preprocess_as_torchvision)
-    except FileNotFoundError as error:
-        raise DataNotFoundError(str(error)) from error
-    if arch is not None:
-        # Its own preprocessing would be lost without notice.
-        raise UsageError(f"--weights {weights} names its architecture: omit --arch")
-    return net
+def name_image(images: Images) -> str:
+    """Name of the first image: its file, or its place in the dataset."""
+    return images.names[0] if isinstance(images, Photographs) else "test image 0"
 
 
-def read_photograph(
-    net: Network, path: Path
-) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Size of a photograph, its picture as the network sees it, and its batch."""
-    with silent_decoders():
-        size = load_photograph(path).shape[:2]
-        photographs = net.load_images(path)
-        return size, photographs.pictures[0], photographs[np.array([0])]
+def measure_image(images: Images) -> tuple[int, ...]:
+    """Rows and columns of the first image before it is fitted to the network."""
+    if isinstance(images, Photographs):
+        return load_photograph(images.pictures.files[0]).shape[:2]
+    return images.dataset.images.shape[1:3]
 
 
-def preprocess_as_torchvision(images: np.ndarray) -> np.ndarray:
-    """From uint8 [b, h, w, 3] to the float32 that torchvision's models take."""
-    return ((images / 255 - _MEAN) / _DEVIATION).astype(np.float32)
+def describe_image(run: NetworkRun, images: Images) -> str:
+    """Name the first image, with its class or what the network takes it for."""
+    is_known = images.labels is not None and run.knows(images)
+    label = run.class_name(run.targets(images)[0])
+    return f"{name_image(images)} ({'' if is_known else 'predicted '}{label})"
 
 
-def strongest_units(
-    net: Network, images: np.ndarray, layer: str, count: int
-) -> list[int]:
-    """Units of a layer with the greatest maxima over one image, greatest first."""
-    activations = net.activations(images, layer)[layer]
-    maxima = activations.reshape(-1, activations.shape[-1]).max(0)
-    return np.argsort(-maxima, kind="stable")[:count].tolist()
+def describe_sizes(run: NetworkRun, images: Images) -> str:
+    """Tell how the first image was resized on its way to the network."""
+    sizes, mean = [measure_image(images)], getattr(run.net.preprocess, "mean", None)
+    # A network may enlarge images that were first reduced to its mean image's size.
+    sizes += [] if mean is None else [mean.shape[:2]]
+    sizes = dict.fromkeys([*sizes, run.net.image_shape[:2]])
+    words = [f"{width} x {height}" for height, width in sizes]
+    if len(words) == 1:
+        return f"The image has {words[0]} pixels."
+    return f"The image was resized from {' to '.join(words)} pixels."
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(project))

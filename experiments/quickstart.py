@@ -10,67 +10,56 @@ it takes under four minutes.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from pathlib import Path
 
-from experiments import gallery, train_cifar10
-from experiments.common import Progress, Results, main
-from zfnet_jax import training
+import zfnet_jax as zf
+from experiments.harness import Metrics, Positive, Run, main
+from experiments.progress import say
+from experiments.train_cifar10 import Log, report, say_next
+from zfnet_jax.data import load_dataset
 
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Train ZFNET32 on generated shapes in about a minute, and show what it learned."""
-
-    epochs: int = 2
-    """Passes over the training images."""
-    limit: int | None = None
-    """Use only the first N training images and the first N test images."""
-    seed: int = 0
-    """Seed for weights, data order, augmentation and dropout."""
-    out: Path = Path("results/quickstart")
-    """Folder for results; files of the same names are replaced."""
-
-
+_BATCH = 128
 # All layers would take longer than four minutes.
 _GALLERY_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "logits")
 
 
-def run(options: Options) -> None:
-    """Train, report as `experiments.train_cifar10` does, and build the gallery."""
-    full = train_cifar10.Options(
-        dataset="shapes",
-        epochs=options.epochs,
-        limit=options.limit,
-        batch_size=128,
-        seed=options.seed,
-        out=options.out,
+def quickstart(
+    run: Run, epochs: Positive = 2, limit: Positive | None = None
+) -> Metrics:
+    """Train ZFNET32 on generated shapes in about a minute, and show what it learned.
+
+    Args:
+        epochs: Passes over the training images.
+        limit: Training images at most, and test images at most.
+    """
+    images, test = (
+        load_dataset("shapes", split, limit=limit) for split in ("train", "test")
     )
-    train_cifar10.check(full)
-    results = Results(full.out)
-    train = train_cifar10.load(full, "train")
-    with Progress("training", options.epochs) as progress:
-        result = training.train(
-            train_cifar10.MODELS[full.model],
-            train,
-            recipe=training.RECIPES[full.recipe],
-            epochs=full.epochs,
-            batch_size=full.batch_size,
-            seed=full.seed,
-            on_progress=train_cifar10.show(progress),
-        )
-    test = train_cifar10.load(full, "test")
-    train_cifar10.report(results, full, result, train, test)
-    gallery.run(
-        gallery.Options(
-            layers=",".join(_GALLERY_LAYERS),
-            weights=str(results.path / "weights.safetensors"),
-            limit=options.limit,
-            out=results.path / "gallery",
-        )
+    log, epoch = Log({"--batch-size": _BATCH}), None
+    for epoch in zf.train(
+        zf.ZFNET32,
+        images,
+        epochs=epochs,
+        batch_size=_BATCH,
+        seed=run.seed,
+        progress=run.progress("training"),
+    ):
+        log.history.append(epoch.record)
+        log.seconds = epoch.train_seconds
+    assert epoch is not None
+    yield from report(run, epoch, log, images, test)
+    net = zf.load(run.path / "weights.safetensors")
+    gallery = zf.gallery(
+        net,
+        net.load_images(test),
+        run.path / "gallery",
+        layers=_GALLERY_LAYERS,
+        progress=run.progress,
     )
+    run.close()
+    say(f"gallery: file://{gallery.page.resolve()}")
+    say_next(run)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(quickstart))

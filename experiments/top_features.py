@@ -16,15 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import (
-    Images,
-    Metrics,
-    NetworkRun,
-    Positive,
-    UserError,
-    main,
-    plural,
-)
+from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.inputs import Images, NetworkRun
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.viz.patches import Contrast, Scale

@@ -3,281 +3,363 @@
     python -m experiments.train_cifar10 --data-dir FOLDER
 
 By default ZFNET32 is trained on all 50,000 images of CIFAR-10 by the fast recipe; the
-expected accuracy and time are in BENCHMARKS.md. The result folder contains metrics.json
+expected accuracy and time are in BENCHMARKS.md. The result folder holds metrics.json
 (test accuracy, times, history), the weights, checkpoints, training curves, a confusion
-matrix, test images with their predicted classes, the feature maps of each layer for a
-few images, and the first layer's filters.
+matrix, test images with their predicted classes, the filters of the first layer, and
+in feature_maps/ the maps of each layer for a few images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.common import (
-    Progress,
-    Results,
-    UsageError,
-    at_least,
-    command,
-    load_dataset,
-    main,
-    numbers,
-)
-from zfnet_jax import checkpoint, training
+from experiments.harness import Metrics, Positive, Run, UserError, command, main, plural
+from experiments.progress import say
+from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
-from zfnet_jax.data import Dataset, Preprocessing
-from zfnet_jax.model import ConvNet
+from zfnet_jax.data import Dataset, load_dataset
+from zfnet_jax.files import digest
+from zfnet_jax.inference import evaluate, loss_and_accuracy
+from zfnet_jax.networks import Network
+from zfnet_jax.recipes import RECIPES, Plateau, Recipe
+from zfnet_jax.training import Epoch, split_validation
 
-# Folder in --out with the weights of single epochs.
-EPOCHS = "epochs"
-
-MODELS = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
-
-_GRID_IMAGES, _MAP_IMAGES = 40, 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Train a network and draw what it learned; figures go to --out."""
-
-    model: Literal["zfnet32", "zfnet", "alexnet"] = "zfnet32"
-    """Architecture; zfnet and alexnet resize the images to 224 on the device."""
-    recipe: Literal["fast", "paper"] = "fast"
-    """Training recipe: as in section 3 of the paper, or a fast one."""
-    dataset: Literal["cifar10", "shapes"] = "cifar10"
-    """Source of the images; shapes are generated and need no download."""
-    data_dir: Path | None = None
-    """Folder of prepared tensorflow-datasets; else $TFDS_DATA_DIR or its default."""
-    epochs: int | None = None
-    """Passes over the training images; by default the recipe's own number."""
-    batch_size: int | None = None
-    """Images per step; by default the recipe's own number."""
-    limit: int | None = None
-    """Use only the first N training images and the first N test images."""
-    validation: int | None = None
-    """Training images set apart to measure each epoch; by default 5,000, or a tenth of
-    the images, if the recipe or --target-accuracy needs them, else none."""
-    target_accuracy: float | None = None
-    """Stop after the epoch that reaches this accuracy, 0 to 1, on validation images."""
-    keep_epochs: str | None = None
-    """Epochs whose weights to keep, as in 1,2,5,10: one file each in --out/epochs, for
-    `experiments.evolution`."""
-    seed: int = 0
-    """Seed for weights, split, data order, augmentation and dropout."""
-    out: Path = Path("results/train_cifar10")
-    """Folder for results and checkpoints."""
-    resume: bool = False
-    """Continue from the newest intact checkpoint in --out."""
+ARCHITECTURES = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
+# Test images among the predictions and the feature maps, and maps of a layer.
+_GRID_IMAGES, _MAP_IMAGES, _MAPS = 40, 3, 64
 
 
-def load(options: Options, split: Literal["train", "test"]) -> Dataset:
-    """One split of the dataset that the options name, cut to --limit images."""
-    return load_dataset(options.dataset, split, options.data_dir, options.limit)
+@dataclasses.dataclass
+class Log:
+    """A training run so far, as its checkpoints record it.
 
-
-def run(options: Options) -> None:
-    """Train, measure on the test images once, and write the results."""
-    check(options)
-    recipe = training.RECIPES[options.recipe]
-    epochs = recipe.epochs if options.epochs is None else options.epochs
-    keep = numbers("--keep-epochs", options.keep_epochs)
-    if beyond := [epoch for epoch in keep if not 1 <= epoch <= epochs]:
-        raise UsageError(f"--keep-epochs {beyond[0]}: there are epochs 1 to {epochs}")
-    results = Results(options.out)
-    checkpoints = results.path / "checkpoints"
-    if not options.resume and checkpoint.steps(checkpoints):
-        raise UsageError(
-            f"--out {options.out} contains the checkpoints of an earlier run: add "
-            "--resume to continue it, or choose another folder"
-        )
-    dataset = load(options, "train")
-    count = _validation_count(options, recipe, len(dataset))
-    if recipe.validation and count == 0:
-        raise UsageError(
-            f"--recipe {recipe.name} follows the validation error: it needs at least "
-            "--validation 1"
-        )
-    train, validation = training.split_validation(dataset, count, options.seed)
-    # Missing test images should be reported before hours of training.
-    test = load(options, "test")
-
-    def keep_weights(epoch: int, model: ConvNet, preprocess: Preprocessing) -> None:
-        if epoch in keep:
-            folder = results.path / EPOCHS
-            folder.mkdir(exist_ok=True)
-            zf.save(
-                folder / f"epoch_{epoch:04d}.safetensors",
-                model,
-                preprocess=preprocess,
-                class_names=train.class_names,
-                metadata={
-                    "command": command(),
-                    "dataset": train.name,
-                    "data": train.source,
-                    "seed": options.seed,
-                    "epochs": epoch,
-                },
-            )
-
-    with Progress("training", epochs) as progress:
-        result = training.train(
-            MODELS[options.model],
-            train,
-            validation,
-            recipe=recipe,
-            epochs=epochs,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            target_accuracy=options.target_accuracy,
-            checkpoints=checkpoints,
-            resume=options.resume,
-            on_damaged=lambda line: print(
-                f"skipped a damaged checkpoint: {line}", file=sys.stderr, flush=True
-            ),
-            on_progress=show(progress),
-            on_epoch=keep_weights if keep else None,
-        )
-    report(results, options, result, train, test)
-
-
-def show(progress: Progress) -> Callable[[float, Mapping[str, float]], None]:
-    """A callback for `training.train` that shows its running values."""
-
-    def update(done: float, values: Mapping[str, float]) -> None:
-        progress.update(done, **{n: v for n, v in values.items() if n != "epoch"})
-
-    return update
-
-
-def report(
-    results: Results,
-    options: Options,
-    result: training.TrainResult,
-    train: Dataset,
-    test: Dataset,
-) -> float:
-    """Measure on the test images; write numbers, weights and figures.
-
-    Returns:
-        Test accuracy, 0 to 1.
+    Attributes:
+        origin: What the run depends on, by the name of the option.
+        history: The record of every epoch, with what was measured on validation images.
+        seconds: Time in training steps.
+        plateau: The annealing rule; it stays as it is for other recipes.
     """
-    logits = training.evaluate(result.model, result.preprocess, test.images)
-    loss, accuracy = training.loss_and_accuracy(logits, test.labels)
-    results.metrics(
-        {
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-            "test_images": len(test),
-            "train_images": len(train),
-            "train_seconds": result.train_seconds,
-            "compile_seconds": result.compile_seconds,
-            "images_per_second": result.images_per_second,
-            "history": result.history,
-            "data": test.source,
-        }
+
+    origin: dict[str, Any]
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    plateau: Plateau = dataclasses.field(default_factory=Plateau)
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the validation images after the last epoch."""
+        return self.history[-1]["validation_accuracy"]
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any]) -> Log:
+        """Read a log from the metadata of a checkpoint."""
+        plateau = Plateau(**metadata["plateau"])
+        return cls(
+            metadata["origin"], metadata["history"], metadata["seconds"], plateau
+        )
+
+
+def train_cifar10(
+    run: Run,
+    arch: Literal["zfnet32", "zfnet", "alexnet"] = "zfnet32",
+    recipe: Literal["fast", "paper"] = "fast",
+    dataset: Literal["cifar10", "shapes"] = "cifar10",
+    data_dir: Path | None = None,
+    epochs: Positive | None = None,
+    batch_size: Positive | None = None,
+    limit: Positive | None = None,
+    validation: int | None = None,
+    target_accuracy: float | None = None,
+    keep_epochs: tuple[Positive, ...] = (),
+    resume: bool = False,
+) -> Metrics:
+    """Train, measure on the test images once, and draw.
+
+    Args:
+        arch: Architecture; zfnet and alexnet resize the images to 224 on the device.
+        recipe: Training recipe: as in section 3 of the paper, or a fast one.
+        dataset: Source of the images; shapes are generated and need no download.
+        data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
+        epochs: Passes over the training images, by default the recipe's number.
+        batch_size: Images per step, by default the recipe's number.
+        limit: Training images at most, and test images at most.
+        validation: Training images set apart to measure each epoch; by default 5,000,
+            or a tenth of the images, if the recipe or --target-accuracy needs them.
+        target_accuracy: Stop at this accuracy on the validation images, 0 to 1.
+        keep_epochs: Epochs whose weights to keep in epochs/, for experiments.evolution.
+        resume: Continue from the newest good checkpoint in --out.
+    """
+    how = choose_recipe(recipe, epochs, batch_size, keep_epochs, target_accuracy)
+    images, test = (
+        load_dataset(dataset, split, data_dir, limit) for split in ("train", "test")
     )
-    weights = results.path / "weights.safetensors"
+    count = count_validation(how, len(images), validation, target_accuracy)
+    images, held_out = split_validation(images, count, run.seed)
+    origin = {
+        "--arch": arch,
+        "--recipe": recipe,
+        "--dataset": dataset,
+        "--limit": limit,
+        "--validation": count,
+        "--batch-size": how.batch_size,
+        "--seed": run.seed,
+        # The rate of a recipe that anneals does not depend on the number of epochs.
+        "--epochs": None if how.anneals else how.epochs,
+        "training images": images.digest()[:12],
+    }
+    log, state = open_log(run, origin, resume)
+    epoch = None
+    for epoch in continue_training(
+        run, ARCHITECTURES[arch], how, images, held_out, log, state
+    ):
+        if epoch.number in keep_epochs:
+            save_weights(run, f"epochs/epoch_{epoch.number:04d}", epoch, images)
+        if target_accuracy and log.accuracy >= target_accuracy:
+            break
+    assert epoch is not None
+    yield from report(run, epoch, log, images, test)
+    say_next(run, data_dir)
+
+
+def choose_recipe(
+    name: str,
+    epochs: int | None,
+    batch_size: int | None,
+    keep_epochs: tuple[int, ...],
+    target_accuracy: float | None,
+) -> Recipe:
+    """Combine a recipe with the options; refuse impossible ones before any work."""
+    recipe = RECIPES[name]
+    epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
+    if keep_epochs and max(keep_epochs) > epochs:
+        last = max(keep_epochs)
+        raise UserError(f"--keep-epochs {last}: there are epochs 1 to {epochs}")
+    if target_accuracy is not None and not 0 < target_accuracy <= 1:
+        raise UserError(
+            f"--target-accuracy {target_accuracy}: give a number above 0, at most 1"
+        )
+    return dataclasses.replace(recipe, epochs=epochs, batch_size=batch_size)
+
+
+def count_validation(
+    recipe: Recipe, images: int, validation: int | None, target_accuracy: float | None
+) -> int:
+    """Count the images to set apart: --validation, or as many as are needed."""
+    needed = recipe.anneals or target_accuracy is not None
+    if validation is None:
+        validation = min(5_000, images // 10) if needed else 0
+    if needed and validation == 0:
+        raise UserError(
+            "--validation 0: --recipe paper and --target-accuracy follow the error on "
+            "validation images; give at least 1"
+        )
+    return validation
+
+
+def open_log(
+    run: Run, origin: dict[str, Any], resume: bool
+) -> tuple[Log, list[np.ndarray] | None]:
+    """Start a log, or read it and its state from the newest good checkpoint."""
+    folder = run.path / "checkpoints"
+    if not resume:
+        if checkpoint.steps(folder):
+            raise UserError(
+                f"--out {run.path} holds the checkpoints of an earlier run: add "
+                "--resume to continue it, or choose another folder"
+            )
+        return Log(origin), None
+
+    def spell(name: str, value: object) -> str:
+        return f"no {name}" if value is None else f"{name} {value}"
+
+    def check(metadata: Mapping[str, Any]) -> None:
+        log = Log.read(metadata)
+        for name, value in origin.items():
+            if (before := log.origin[name]) != value:
+                raise UserError(
+                    f"{spell(name, value)}: the run in {run.path} has "
+                    f"{spell(name, before)}; give that, or choose another --out"
+                )
+
+    saved = checkpoint.restore(folder, check)
+    if saved is None:
+        return Log(origin), None
+    for line in saved.damaged:
+        say(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
+    return Log.read(saved.metadata), saved.state
+
+
+def continue_training(
+    run: Run,
+    arch: zf.Architecture,
+    recipe: Recipe,
+    images: Dataset,
+    validation: Dataset | None,
+    log: Log,
+    state: list[np.ndarray] | None,
+) -> Iterator[Epoch]:
+    """Train from a state or from scratch; measure, log and save every epoch."""
+    progress, before = run.progress("training"), log.seconds
+    for epoch in zf.train(
+        arch,
+        images,
+        recipe=recipe,
+        seed=run.seed,
+        plateau=log.plateau,
+        resume=state,
+        progress=progress,
+    ):
+        if epoch.record:  # it is empty for the epoch of the checkpoint
+            measured = measure_validation(epoch, validation)
+            if measured:
+                progress(epoch.number, recipe.epochs, **measured)
+            log.history.append({**epoch.record, **measured})
+            log.seconds = before + epoch.train_seconds
+            if recipe.anneals:
+                log.plateau.update(1 - log.accuracy)
+            folder = run.path / "checkpoints"
+            checkpoint.save(folder, epoch.number, epoch.state, vars(log))
+        yield epoch
+
+
+def measure_validation(epoch: Epoch, validation: Dataset | None) -> dict[str, float]:
+    """Measure loss and accuracy on the validation images, if there are any."""
+    if validation is None:
+        return {}
+    net = zf.network(epoch.model, preprocess=epoch.preprocess)
+    logits = evaluate(net, validation.images)
+    loss, accuracy = loss_and_accuracy(logits, validation.labels)
+    return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+
+def save_weights(
+    run: Run, name: str, epoch: Epoch, images: Dataset, **metadata: float
+) -> Path:
+    """Write the weights of an epoch, with their origin, and return the path."""
+    path = run.path / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
     zf.save(
-        weights,
-        result.model,
-        preprocess=result.preprocess,
-        class_names=train.class_names,
+        path,
+        epoch.model,
+        preprocess=epoch.preprocess,
+        class_names=images.class_names,
         metadata={
             "command": command(),
-            "dataset": test.name,
-            "data": test.source,
-            "seed": options.seed,
-            "epochs": len(result.history),
-            "test_accuracy": accuracy,
-            "test_images": len(test),
+            "dataset": images.name,
+            "data": images.source,
+            "seed": run.seed,
+            "epochs": epoch.number,
+            **metadata,
         },
     )
-    _write_figures(results, result, test, logits)
-    _write_tensorboard(results.path / "tensorboard", result.history)
-    results.config(options)
-    results.manifest(
-        seed=options.seed,
-        digests={
-            "train": train.digest(),
-            "test": test.digest(),
-            "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        },
+    return path
+
+
+def report(run: Run, epoch: Epoch, log: Log, images: Dataset, test: Dataset) -> Metrics:
+    """Measure on the test images; write weights and figures, and yield the numbers."""
+    net = zf.network(
+        epoch.model, preprocess=epoch.preprocess, class_names=test.class_names
     )
-    print(
+    run.close()
+    logits = evaluate(net, test.images)
+    loss, accuracy = loss_and_accuracy(logits, test.labels)
+    measured = {"test_accuracy": accuracy, "test_images": len(test)}
+    weights = save_weights(run, "weights", epoch, images, **measured)
+    run.digests |= {
+        "train": images.digest(),
+        "test": test.digest(),
+        "weights": digest(weights),
+    }
+    draw(run, net, log.history, test, logits)
+    write_tensorboard(run.path / "tensorboard", log.history)
+    trained_images = log.history[-1]["steps"][-1] * log.origin["--batch-size"]
+    yield "test_accuracy", accuracy
+    yield "test_loss", loss
+    yield "test_images", len(test)
+    yield "train_images", len(images)
+    yield "train_seconds", log.seconds
+    yield "compile_seconds", epoch.compile_seconds
+    yield "images_per_second", trained_images / log.seconds
+    yield "history", log.history
+    yield "data", test.source
+    say(
         f"test accuracy {accuracy:.2%} on {len(test):,} images, "
-        f"{result.train_seconds:.0f} s of training; figures in {results.path}",
-        flush=True,
+        f"{log.seconds:.0f} s of training"
     )
-    return accuracy
 
 
-def check(options: Options) -> None:
-    """Refuse impossible options before any work."""
-    at_least(1, options, "epochs", "batch_size", "limit")
-    at_least(0, options, "validation", "seed")
-    if options.seed >= 2**32:
-        raise UsageError(f"--seed must be below 2 to the 32, not {options.seed}")
-    target = options.target_accuracy
-    if target is not None and not 0 < target <= 1:
-        raise UsageError(f"--target-accuracy must be between 0 and 1, not {target}")
-
-
-def _validation_count(options: Options, recipe: training.Recipe, images: int) -> int:
-    if options.validation is not None:
-        return options.validation
-    wanted = recipe.validation
-    if options.target_accuracy is not None:
-        wanted = max(wanted, 5_000)
-    return min(wanted, images // 10)
-
-
-def _write_figures(
-    results: Results, result: training.TrainResult, test: Dataset, logits: np.ndarray
+def draw(
+    run: Run,
+    net: Network,
+    history: list[dict[str, Any]],
+    test: Dataset,
+    logits: np.ndarray,
 ) -> None:
-    from zfnet_jax import viz
+    """Draw the curves, the predictions, and what the network sees."""
+    from zfnet_jax.viz import training
 
-    predictions = logits.argmax(-1)
-    classes = len(test.class_names)
-    matrix = np.zeros((classes, classes), np.int64)
+    predictions, names = logits.argmax(-1), test.class_names
+    accuracy = float((predictions == test.labels).mean())
+    run.figure("training_curves", training.training_curves(history, accuracy))
+    matrix = np.zeros((len(names), len(names)), np.int64)
     np.add.at(matrix, (test.labels, predictions), 1)
-    results.figure("training_curves", viz.training_curves(result.history)[0])
-    results.figure(
-        "confusion_matrix", viz.confusion_matrix(matrix, test.class_names)[0]
+    run.figure("confusion_matrix", training.confusion_matrix(matrix, names))
+    grid = training.prediction_grid(
+        test.images[:_GRID_IMAGES],
+        test.labels[:_GRID_IMAGES],
+        predictions[:_GRID_IMAGES],
+        np.asarray(jax.nn.softmax(logits[:_GRID_IMAGES])).max(-1),
+        names,
     )
-    shown = slice(_GRID_IMAGES)
-    probabilities = np.asarray(jax.nn.softmax(logits[shown])).max(-1)
-    grid, _ = viz.prediction_grid(
-        test.images[shown],
-        test.labels[shown],
-        predictions[shown],
-        probabilities,
-        test.class_names,
-    )
-    results.figure("predictions", grid)
-    first = result.model.arch.layers[0].name
-    kernels = np.asarray(getattr(result.model, first).kernel[...])
-    results.figure("first_layer_filters", viz.first_layer_filters(kernels)[0])
+    run.figure("predictions", grid)
+    draw_first_layer(run, net, len(history))
+    draw_maps(run, net, test)
 
-    net, images = zf.network(result.model), test.images[:_MAP_IMAGES]
+
+def draw_first_layer(run: Run, net: Network, epochs: int) -> None:
+    """Draw the filters of the first layer above those of the shipped network."""
+    from zfnet_jax.viz.first_layer import filter_banks
+
+    networks = {
+        f"after {plural(epochs, 'epoch')}": net,
+        "for comparison, the shipped zfnet32-cifar10": zf.load("zfnet32-cifar10"),
+    }
+    banks = {
+        name: np.asarray(getattr(x.model, x.model.arch.layers[0].name).kernel[...])
+        for name, x in networks.items()
+    }
+    figure = filter_banks("Filters of the first layer", banks)
+    run.figure("first_layer_filters", figure)
+
+
+def draw_maps(run: Run, net: Network, test: Dataset) -> None:
+    """Draw the strongest feature maps of each layer for a few test images."""
+    from zfnet_jax.viz import feature_maps
+
     layers = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
-    activations = net.activations(np.asarray(result.preprocess(images)), layers)
-    for layer, maps in activations.items():
-        for index, image in enumerate(images):
-            figure, _ = viz.feature_maps(image, maps[index], layer)
-            results.figure(f"feature_maps_{layer}_image{index}", figure)
+    images = net.load_images(test.take(np.arange(min(_MAP_IMAGES, len(test)))))
+    progress = run.progress("drawing feature maps")
+    activations = net.activations(images, layers)
+    for done, layer in enumerate(layers, 1):
+        for index, maps in enumerate(activations[layer]):
+            name = test.class_names[test.labels[index]]
+            title = f"{layer} on test image {index} ({name})"
+            figure = feature_maps.draw_maps(title, images.pictures[index], maps, _MAPS)
+            run.figure(f"feature_maps/{layer}_image{index}", figure)
+        progress(done, len(layers))
 
 
-def _write_tensorboard(folder: Path, history: list[training.Record]) -> None:
+def write_tensorboard(folder: Path, history: list[dict[str, Any]]) -> None:
     """Write the history as event files, if the extra `tensorboard` is installed."""
     if importlib.util.find_spec("tensorboardX") is None:
         return
@@ -286,9 +368,19 @@ def _write_tensorboard(folder: Path, history: list[training.Record]) -> None:
     with SummaryWriter(str(folder)) as writer:
         for record in history:
             for name, value in record.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, int(record["epoch"]))
+                if name != "epoch" and isinstance(value, float):
+                    writer.add_scalar(name, value, record["epoch"])
+
+
+def say_next(run: Run, data_dir: Path | None = None) -> None:
+    """Name three commands that show what the network learned."""
+    weights = shlex.join(["--weights", str(run.path / "weights.safetensors")])
+    data = shlex.join(["--data-dir", str(data_dir)]) if data_dir else ""
+    say("next:")
+    say(f"  python -m experiments.gallery {weights} {data}".rstrip())
+    say(f"  python -m experiments.top_features {weights} {data}".rstrip())
+    say(f"  python -m experiments.project {weights} --image PHOTOGRAPH")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, Options))
+    sys.exit(main(train_cifar10))

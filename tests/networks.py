@@ -541,14 +541,15 @@ def small_network() -> zf.networks.Network:
 
 
 def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights for `experiments.any_model.squeezenet`, by He's scale, zero biases."""
-    from experiments.any_model import shapes
+    """Weights for `experiments.squeezenet.squeezenet`, by He's scale, zero biases."""
+    from experiments.squeezenet import weight_shapes
 
     rng = np.random.default_rng(seed)
     weights = {}
-    for name, shape in shapes().items():
-        scale = math.sqrt(2 / math.prod(shape[1:]))
-        kernel = scale * rng.standard_normal(shape, np.float32)
-        weights[f"{name}.weight"] = kernel.astype(np.float32)
-        weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
+    for name, shape in weight_shapes().items():
+        weights[name] = np.zeros(shape, np.float32)
+        if name.endswith(".weight"):
+            scale = math.sqrt(2 / math.prod(shape[1:]))
+            kernel = scale * rng.standard_normal(shape, np.float32)
+            weights[name] = kernel.astype(np.float32)
     return weights

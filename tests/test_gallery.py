@@ -1,383 +1,336 @@
 """The gallery's files: pictures, numbers, links, and what is kept."""
 
-import dataclasses
 import html.parser
 import json
 import math
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.references.gallery_case import (
-    AT_ONCE,
-    CELL,
+import zfnet_jax as zf
+from tests.gallery_case import (
+    CLASSES,
     COUNT,
-    EPOCHS,
-    IMAGE,
+    DEAD,
+    IMAGES,
+    LABELS,
     LAYERS,
-    NARROW,
-    NETWORK,
+    NET,
+    ODD,
+    PICTURES,
+    RARE,
     RULES,
-    SOURCE,
-    UNITS,
+    TRAINING,
+    YOUNG,
     K,
     build,
-    build_sanity,
-    course_of,
-    pictures_of,
-    projections,
-    top_of,
+    search,
 )
-from zfnet_jax import gallery, viz
+from zfnet_jax.analysis.sanity import controls
+from zfnet_jax.files import slug
+from zfnet_jax.galleries import build as building
+from zfnet_jax.viz.patches import cut_patches
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+CELL = 3  # of conv1, whose mosaics have an edge of 1
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("gallery")
+def folder(compiled_once, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("outside") / "gallery"
     build(folder)
     return folder
 
 
-class Links(html.parser.HTMLParser):
-    """What a page refers to, and its texts."""
+class Page(html.parser.HTMLParser):
+    """Links, sources, alternative texts and text of a page."""
 
-    def __init__(self, page: Path) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        self.hrefs: set[str] = set()
-        self.sources: set[str] = set()
+        self.links: set[str] = set()
         self.alts: list[str | None] = []
         self.text = ""
-        self.feed(page.read_text(encoding="utf-8"))
+        self.feed(file.read_text(encoding="utf-8"))
         self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         if tag == "img":
             self.alts.append(given.get("alt"))
-        if source := given.get("src"):
-            self.sources.add(source)
-        if (href := given.get("href")) and not href.startswith("data:"):
-            self.hrefs.add(href)
+        for name in ("src", "href"):
+            link = given.get(name) or "data:"
+            if not link.startswith(("data:", "#")):
+                self.links.add(link)
 
     def handle_data(self, data):
-        self.text += data
+        self.text += f" {data}"
 
 
-def record(folder: Path, layer: str) -> dict:
-    return json.loads((folder / "layers" / layer / "found" / "layer.json").read_text())
+def layer(folder: Path, name: str) -> Path:
+    return folder / "pages" / "layers" / slug(name)
+
+
+def read_cells(file: Path, height: int, width: int) -> np.ndarray:
+    """Pictures of a mosaic [rows, columns, h, w, rgba]; checks its edges."""
+    with Image.open(file) as image:
+        pixels = np.asarray(image.convert("RGBA"))
+    cells = pixels.reshape(-1, height + 1, pixels.shape[1] // (width + 1), width + 1, 4)
+    cells = cells.swapaxes(1, 2)
+    assert not cells[:, :, height:, :, 3].any() and not cells[:, :, :, width:, 3].any()
+    return cells[:, :, :height, :width]
+
+
+def display(x: np.ndarray, percentile: float) -> tuple[np.ndarray, float]:
+    """Pixels of a projection by the definition, and its scale."""
+    scale = np.percentile(np.abs(x[x != 0]), percentile)
+    return 255 * np.clip(0.5 + x / (2 * scale), 0, 1), scale
 
 
 def test_every_link_leads_to_a_file_of_the_folder(folder):
     pages = list(folder.rglob("*.html"))
-    assert len(pages) == 1 + sum(1 + UNITS[name] for name in NARROW)
-    reached = set()
-    for page in pages:
-        links = Links(page)
-        for link in links.hrefs | links.sources:
-            assert "//" not in link, f"{page} asks the network for {link}"
-            target = (page.parent / link).resolve()
-            assert target.is_file() and target.is_relative_to(folder), (page, link)
+    assert len(pages) == 2 + sum(1 + NET.layer(name).shape[-1] for name in LAYERS)
+    reached = {folder / "index.html"}
+    for file in pages:
+        page = Page(file)
+        for link in page.links:
+            assert "//" not in link, f"{file} asks the network for {link}"
+            target = (file.parent / link.partition("#")[0]).resolve()
+            assert target.is_file() and target.is_relative_to(folder), (file, link)
             reached.add(target)
-        assert all(links.alts), f"{page} has a picture without a text"
-    strangers = set(folder.rglob("*.*")) - reached
-    assert {file.suffix for file in strangers} <= {".json"}
+        assert all(page.alts), f"{file} has a picture without a text"
+    assert {x.name for x in folder.rglob("*.*")} - {x.name for x in reached} == {
+        "record.json"
+    }
 
 
-def test_every_page_is_light(folder):
-    for page in folder.rglob("*.html"):
-        linked = {(page.parent / x).resolve() for x in Links(page).sources}
-        assert page.stat().st_size + sum(x.stat().st_size for x in linked) < 8e6
+def test_nothing_is_written_outside_the_folder(folder):
+    assert [x.name for x in folder.parent.iterdir()] == ["gallery"]
+    assert {x.name for x in folder.iterdir()} == {"index.html", "pages"}
 
 
-def test_a_unit_s_picture_holds_patches_and_each_rule_exactly(folder):
-    top, boxes = top_of("conv1"), pictures_of("conv1")[1]
-    unit = 5
-    with Image.open(folder / "layers/conv1/found/large/5.webp") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    side = math.ceil(math.sqrt(K))
-    assert pixels.shape == (side * CELL[0], side * CELL[1] * (1 + len(RULES)), 3)
-    cells = pixels.reshape(side, CELL[0], (1 + len(RULES)) * side, CELL[1], 3)
-    cells = cells.swapaxes(1, 2)
+def test_any_name_is_shown_as_text(folder):
+    shown = ODD.replace("\u202e", "\ufffd").replace("\x1b", "\ufffd")
+    for file in (folder / "index.html", layer(folder, ODD) / "index.html"):
+        source = file.read_text(encoding="utf-8")
+        assert shown in Page(file).text and "A <i>small</i> network" in Page(file).text
+        assert "\u202e" not in source and "\x1b" not in source and "<i>" not in source
+
+
+@pytest.mark.parametrize("unit", [0, RARE])
+def test_a_mosaic_holds_patches_and_the_projections_of_each_rule(folder, unit):
+    top, side = search()["conv1"], math.isqrt(K)
+    cells = read_cells(layer(folder, "conv1") / f"{unit}.webp", CELL, CELL)
+    assert cells.shape[:2] == (side, side * 7)
+    count = int((top.activations[unit] > 0).sum())
+    assert count == (2 if unit == RARE else K)
+    text = Page(layer(folder, "conv1") / f"{unit}.html").text
     for rank in range(K):
         row, column = divmod(rank, side)
-        outside = viz.outside(boxes[unit, rank][None], IMAGE)[0]
-        above, left, below, right = outside
-        rows, columns = slice(above, CELL[0] - below), slice(left, CELL[1] - right)
-        inside = np.zeros(CELL, bool)
-        inside[rows, columns] = True
-        source = SOURCE.pictures(top.images[unit, rank][None])[0]
-        y, x = boxes[unit, rank][:2]
-        patch = cells[row, column]
-        for a, b in np.argwhere(inside):
-            np.testing.assert_array_equal(patch[a, b], source[y + a, x + b])
-        hatched = {122, 134}
-        assert not (~inside).any() or set(patch[~inside].ravel()) == hatched
-        for index, rule in enumerate(RULES, 1):
-            values = projections(rule, "conv1")[unit, rank]
-            scale = np.abs(values).max()
-            shown = np.rint(255 * (0.5 + values / (2 * scale)))
-            got = cells[row, index * side + column]
-            assert np.abs(got[inside].astype(int) - shown[inside]).max() <= 1
-            assert not (~inside).any() or set(got[~inside].ravel()) == hatched
-            known = record(folder, "conv1")["units"][unit]["scales"][rule][rank]
-            assert known == pytest.approx(scale)
-    assert any(viz.outside(boxes[unit], IMAGE).ravel()), "none leaves the image"
+        if rank >= count:
+            assert not cells[row, column::side].any()
+            continue
+        image, position = top.images[unit, rank], top.positions[unit, rank]
+        own = IMAGES[image][None], "conv1", unit, position
+        for index, rule in enumerate(RULES):
+            one = zf.project(NET, *own, rule=rule, crop=True)
+            patch = cut_patches(PICTURES[image][None], one.boxes)[0]
+            np.testing.assert_array_equal(cells[row, column, ..., :3], patch)
+            for place, percentile in enumerate((99.5, 100)):
+                shown, scale = display(one.pixels[0], percentile)
+                cell = cells[row, column + side * (1 + 2 * index + place), ..., :3]
+                assert np.abs(cell - shown).max() <= 0.51
+                assert f"± {scale:.3g}" in text
 
 
-def test_numbers_are_those_that_were_found(folder):
-    top = top_of("conv1")
-    found = record(folder, "conv1")
-    assert (found["images"], found["class_names"]) == (COUNT, list(SOURCE.class_names))
-    for unit in (0, 5, 22):
-        known = found["units"][unit]
-        np.testing.assert_array_equal(known["values"], top.activations[unit])
-        np.testing.assert_array_equal(known["images"], top.images[unit])
-        np.testing.assert_array_equal(known["positions"], top.positions[unit])
-        np.testing.assert_array_equal(known["labels"], SOURCE.labels[top.images[unit]])
-        share = top.class_counts[unit] / np.bincount(SOURCE.labels, minlength=3)
-        np.testing.assert_allclose(known["class_active"], share)
-    text = Links(folder / "layers/conv1/5.html").text
-    for rank, image in enumerate(top.images[5]):
-        assert f"{top.activations[5, rank]:.3g}" in text
-        assert f"image {image}" in text
+def test_pages_show_the_numbers_of_the_search(folder):
+    top, unit = search()["conv1"], 5
+    text = Page(layer(folder, "conv1") / f"{unit}.html").text
+    for rank, image in enumerate(top.images[unit]):
+        row, column = top.positions[unit, rank]
+        assert (
+            f"activation {top.activations[unit, rank]:.3g} · image {image}, "
+            f"{CLASSES[LABELS[image]]} · row {row}, column {column} of the map"
+        ) in text
+    for label, name in enumerate(CLASSES):
+        share = top.class_counts[unit, label] / (COUNT / 3)
+        count = (LABELS[top.images[unit]] == label).sum()
+        mean = f"{top.class_means[unit, label]:.3g}"
+        assert f"{name} {mean} {share:.{share < 1:d}%} {count}" in text
+    assert f"class selectivity {top.selectivity[unit]:.3g}" in text
+
+
+def test_a_class_that_contradicts_the_strongest_is_named_beside_theirs(folder):
+    top = search()["conv1"]
+    text = Page(layer(folder, "conv1") / "index.html").text
+    agree = []
+    for unit in np.flatnonzero(top.active == 1):
+        counts = np.bincount(LABELS[top.images[unit]], minlength=3)
+        if np.sort(counts)[-2] == counts.max():
+            continue
+        best, favorite = counts.argmax(), top.favorite[unit]
+        part = text.partition(f" unit {unit} ")[2].partition(" unit ")[0]
+        summary = f"{counts.max()} of {K} {CLASSES[best]}"
+        if favorite != best:
+            summary += f"; highest mean: {CLASSES[favorite]}"
+        assert f"{summary} " in f"{part} " and ("; " in part) == (favorite != best)
+        agree.append(favorite == best)
+    assert {*agree} == {False, True}
+
+
+def test_units_of_the_classifier_are_classes(folder):
+    page = Page(layer(folder, "logits") / "index.html")
+    for name in CLASSES:
+        assert f" {name} " in page.text
+    assert "unit 1" not in page.text
 
 
 def test_a_dead_unit_is_named_and_not_drawn(folder):
-    dead = int(np.flatnonzero(top_of("conv1").dead)[0])
-    assert not (folder / f"layers/conv1/found/large/{dead}.webp").exists()
-    links = Links(folder / f"layers/conv1/{dead}.html")
-    assert "answers to none" in links.text and not links.alts
-    assert f"{dead}.html" in Links(folder / "layers/conv1/index.html").hrefs
+    page = Page(layer(folder, "conv1") / f"{DEAD}.html")
+    assert f"Dead: none of the {COUNT} images activates it" in page.text
+    assert not page.alts
+    assert not (layer(folder, "conv1") / f"{DEAD}.webp").exists()
 
 
-def test_what_is_not_active_is_left_out(folder):
-    """Of a unit that fires in two images, the other places show nothing."""
-    unit = record(folder, "conv1")["units"][3]
-    assert len(unit["values"]) == 2 and min(unit["values"]) > 0
-    with Image.open(folder / "layers/conv1/found/large/3.webp") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert (pixels[CELL[0] :] == 128).all()
-    assert Links(folder / "layers/conv1/3.html").text.count("row ") == 2
+def test_evolution_shows_the_strongest_activation_at_each_epoch(folder):
+    unit = 2
+    cells = read_cells(layer(folder, "conv1") / f"{unit}-epochs.webp", CELL, CELL)
+    text = Page(layer(folder, "conv1") / f"{unit}.html").text
+    for step, (epoch, net) in enumerate({1: YOUNG, 10: NET}.items()):
+        top = zf.top_activations(net, TRAINING, "conv1", k=1)["conv1"]
+        image = top.images[unit, 0]
+        assert f"epoch {epoch} activation {top.activations[unit, 0]:.3g}" in text
+        one = top.project(net, TRAINING, unit)
+        shown, _ = display(one.pixels[0], 99.5)
+        assert np.abs(cells[1, step, ..., :3] - shown).max() <= 0.51
+        # Without pictures of their own, images are stretched to their range.
+        low, high = TRAINING[image].min(), TRAINING[image].max()
+        picture = np.rint(255 * (TRAINING[image] - low) / (high - low))
+        patch = cut_patches(picture.astype(np.uint8)[None], one.boxes)[0]
+        np.testing.assert_array_equal(cells[0, step, ..., :3], patch)
 
 
-def test_evolution_is_shown_where_there_is_one(folder):
-    course, found = course_of()
-    known = json.loads((folder / "layers/conv2/course/course.json").read_text())
-    assert known["epochs"] == list(EPOCHS)
-    for unit in range(UNITS["conv2"]):
-        own = known["units"][str(unit)]
-        expected = {"values": course.activations, "images": course.images}
-        expected |= {"jumps": course.jumps, "dead": course.dead}
-        for name, values in expected.items():
-            np.testing.assert_array_equal(own[name], values[:, unit], name)
-        np.testing.assert_array_equal(own["labels"], SOURCE.labels[own["images"]])
-        with Image.open(folder / f"layers/conv2/course/{unit}.webp") as image:
-            pixels = np.asarray(image.convert("RGB")).astype(int)
-        pixels = pixels.reshape(2, CELL[0], len(EPOCHS), CELL[1], 3).swapaxes(1, 2)
-        for step in range(len(EPOCHS)):
-            index = unit * len(EPOCHS) + step
-            if course.dead[step, unit]:
-                continue
-            outside = viz.outside(found.boxes[index][None], IMAGE)[0]
-            inside = np.s_[
-                outside[0] : CELL[0] - outside[2], outside[1] : CELL[1] - outside[3]
-            ]
-            seen = SOURCE.pictures(found.images[index][None])
-            patch = viz.image_patches(seen, found.boxes[index][None])[0]
-            np.testing.assert_array_equal(pixels[0, step][inside], patch[inside])
-            shown, scale = viz.display(found.pixels[index])
-            assert np.abs(pixels[1, step][inside] - 255 * shown[inside]).max() <= 1
-            assert own["scales"][step] == pytest.approx(scale)
-    text = Links(folder / "layers/conv2/1.html").text
-    assert "epoch 1" in text and "epoch 10" in text and "another image" in text
-    assert f"{course.activations[1, 1]:.3g}" in text
-    assert "epoch" not in Links(folder / "layers/conv1/5.html").text
+def test_the_sanity_check_is_that_of_the_first_images(folder):
+    replaced = controls(NET, IMAGES[:5], ODD)
+    randomized = zf.sanity(NET, IMAGES[:5], LABELS[:5], shown=3)
+    numbers = [
+        result.similarity["deconvnet"].signed.mean(0)[result.columns.index(name)]
+        for result, name in (
+            (replaced, "another unit"),
+            (replaced, "another image"),
+            (replaced, "random there"),
+            (randomized, "logits"),
+        )
+    ]
+    for file in (folder / "index.html", folder / "pages/sanity/index.html"):
+        assert all(f"{number:z.2f}" in Page(file).text for number in numbers)
+    size = 12, 12
+    cells = read_cells(folder / "pages/sanity/randomized.webp", *size)
+    assert cells.shape[:2] == (9, len(randomized.columns))
+    shown, _ = display(randomized.pictures["guided"][1, 2], 99.5)
+    assert np.abs(cells[4, 2, ..., :3] - shown).max() <= 0.51
 
 
-def test_a_layer_of_dead_units_alone_is_shown(tmp_path):
-    top = top_of("conv2")
-    dead = dataclasses.replace(
-        top,
-        activations=np.zeros_like(top.activations),
-        active=np.zeros_like(top.active),
-    )
-    gallery.claim(tmp_path)
-    gallery.write_layer(tmp_path, LAYERS["conv2"], dead, SOURCE, RULES, [], "key")
-    page = gallery.render(tmp_path, NETWORK, ["conv2"])
-    assert "6 of 6 dead" in Links(page).text
-    assert "deconvnet" in Links(tmp_path / "layers/conv2/index.html").text
+def test_a_second_build_computes_only_what_has_changed(folder, tmp_path, monkeypatch):
+    out = tmp_path / "copy"
+    shutil.copytree(folder, out)
 
+    def contents() -> dict[Path, bytes]:
+        return {x.relative_to(out): x.read_bytes() for x in out.rglob("*.*")}
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path):
-    (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(ValueError, match=r"contains index\.html and is not a gallery"):
-        gallery.claim(tmp_path)
-    assert [x.name for x in tmp_path.iterdir()] == ["index.html"]
+    before = contents()
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "top_activations", None)
+        patch.setattr(building, "write_sanity", None)
+        build(out)
+        assert contents() == before
+        build(out, layers="conv1")
+        assert {x["slug"] for x in read_layers(out)} == {"conv1"}
+    shutil.rmtree(layer(out, ODD))
+    searched = []
 
+    def spy(net, images, layers, **options):
+        searched.append(list(layers))
+        return zf.top_activations(net, images, layers, **options)
 
-def test_pictures_are_reduced_to_what_a_page_may_weigh(tmp_path, monkeypatch):
-    whole = tmp_path / "whole"
-    build(whole)
-
-    def weight(folder):
-        sizes = [x.stat().st_size for x in folder.glob("layers/conv1/found/small/*")]
-        return sum(sorted(sizes, reverse=True)[:AT_ONCE])
-
-    limit = weight(whole) - 1
-    monkeypatch.setattr(gallery, "_PAGE_BYTES", limit)
-    monkeypatch.setattr(gallery, "_TEXT_BYTES", 0)
-    monkeypatch.setattr(gallery, "_LEAST_SIDE", 2)
-    build(tmp_path / "light")
-    assert weight(tmp_path / "light") <= limit
-    small = record(tmp_path / "light", "conv1")["small_cell"]
-    assert small < record(whole, "conv1")["small_cell"] == list(CELL)
-    text = Links(tmp_path / "light/layers/conv1/index.html").text
-    assert f"reduced here from {CELL[0]} × {CELL[1]} to {small[0]} × {small[1]}" in text
-
-
-def test_what_has_not_changed_is_known(tmp_path):
-    build(tmp_path)
-    assert gallery.has_layer(tmp_path, "conv1", "key")
-    assert not gallery.has_layer(tmp_path, "conv1", "another key")
-    assert not gallery.has_layer(tmp_path, "conv9", "key")
-    assert gallery.has_course(tmp_path, "conv2", "key")
-    assert not gallery.has_course(tmp_path, "conv1", "key")
-    assert gallery.counts(tmp_path, "conv1") == {"units": UNITS["conv1"], "dead": 1}
-    gallery.render(tmp_path, NETWORK, NARROW, ["conv2"])
-    before = {x: x.stat().st_mtime_ns for x in tmp_path.rglob("*.html")}
-    gallery.render(tmp_path, NETWORK, NARROW, ["conv2"])
-    assert {x: x.stat().st_mtime_ns for x in before} == before
-
-
-def test_what_is_written_again_takes_the_place_of_the_earlier_one(tmp_path):
-    build(tmp_path, layers=["conv2"])
-    stale = tmp_path / "layers/conv2/found/large/99.webp"
-    stale.write_bytes(b"of a wider layer")
-    build(tmp_path, layers=["conv2"])
-    assert not stale.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"[1]", b"{}"])
-def test_a_file_that_is_damaged_is_written_again(tmp_path, content):
-    build(tmp_path, layers=["conv2"])
-    for name in ("small/0.jpg", "layer.json"):
-        file = tmp_path / "layers/conv2/found" / name
-        before = file.read_bytes()
-        file.write_bytes(content if name.endswith("json") else b"")
-        assert not gallery.has_layer(tmp_path, "conv2", "key")
-        file.write_bytes(before)
-    assert gallery.has_layer(tmp_path, "conv2", "key")
+    monkeypatch.setattr(building, "top_activations", spy)
+    build(out)
+    assert searched == [[ODD]] and contents() == before
 
 
 @pytest.mark.parametrize(
-    "lost",
+    "change",
     [
-        "images/*.webp",
-        "layers/conv2/found/large/*",
-        "layers/conv2/found/small/*",
-        "layers/conv2/found/layer.json",
+        {"k": 3},
+        {"labels": LABELS[::-1]},
+        {"class_names": ("cat", "dog", "boat")},
+        {"pictures": 255 - PICTURES},
+        {"rules": ["gradient"]},
+        {"epochs": None},
+        {"epochs": ({1: YOUNG, 10: YOUNG}, TRAINING)},
+        {"epochs": ({1: YOUNG, 10: NET}, IMAGES)},
     ],
 )
-def test_what_is_no_longer_whole_is_written_again(tmp_path, lost):
-    build(tmp_path, layers=["conv2"])
-    next(tmp_path.glob(lost)).unlink()
-    assert not gallery.has_layer(tmp_path, "conv2", "key")
+def test_a_layer_is_made_again_for_other_inputs(folder, tmp_path, monkeypatch, change):
+    out, written = tmp_path / "copy", []
+    shutil.copytree(folder, out)
+
+    def spy(root, search, homes, progress):
+        written.extend(homes)
+
+    monkeypatch.setattr(building, "_write_layers", spy)
+    build(out)
+    assert not written
+    build(out, sanity_images=0, **change)
+    assert written == list(LAYERS)
 
 
-def test_a_record_cut_short_is_written_again(tmp_path):
-    build(tmp_path, layers=["conv2"])
-    file = tmp_path / "layers/conv2/found/layer.json"
-    file.write_bytes(file.read_bytes()[:-9])
-    assert not gallery.has_layer(tmp_path, "conv2", "key")
+def read_layers(folder: Path) -> list[dict]:
+    text = (folder / "pages/layers.js").read_text()
+    return json.loads(text.removeprefix("const LAYERS = ").rstrip(";\n"))
 
 
-def test_a_write_that_fails_leaves_the_earlier_one(tmp_path):
-    build(tmp_path, layers=["conv2"])
-    before = {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()}
+def test_an_interrupted_build_leaves_the_earlier_layer(folder, tmp_path, monkeypatch):
+    out = tmp_path / "copy"
+    shutil.copytree(folder, out)
+    before = {x: x.read_bytes() for x in out.rglob("*.*")}
+    (out / "pages/.part").mkdir()
+    (out / "pages/.part/5.webp").write_bytes(b"of a build that was killed")
 
-    def failing():
-        yield next(iter(pictures_of("conv2")[2]))
-        raise OSError(28, "No space left on device")
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
 
-    with pytest.raises(OSError, match="No space"):
-        gallery.write_layer(
-            tmp_path,
-            LAYERS["conv2"],
-            top_of("conv2"),
-            SOURCE,
-            RULES,
-            failing(),
-            "new key",
-        )
-    after = {x: x.read_bytes() for x in tmp_path.rglob("*") if x.is_file()}
-    assert after == before
+    monkeypatch.setattr(building, "write_images", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(out, layers="logits", k=3)
+    assert {x: x.read_bytes() for x in out.rglob("*.*")} == before
 
 
-def test_a_unit_without_pictures_is_a_fault(tmp_path):
-    with pytest.raises(ValueError, match=r"unit 0 of conv2 has no pictures"):
-        gallery.write_layer(
-            tmp_path, LAYERS["conv2"], top_of("conv2"), SOURCE, RULES, [], "key"
-        )
-    assert not (tmp_path / "layers/conv2/found").exists()
+def test_a_page_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"index\.html is not a gallery's: choose"):
+        build(tmp_path)
+    assert [x.name for x in tmp_path.iterdir()] == ["index.html"]
 
 
-def test_pages_of_other_layers_go_and_what_was_computed_stays(tmp_path):
-    build(tmp_path)
-    mine = [tmp_path / "images" / "holiday.webp", tmp_path / "layers/conv1/note.txt"]
-    for file in mine:
-        file.write_text("mine")
-    stale = tmp_path / "images" / f"{0:016x}.webp"
-    stale.write_text("of no layer")
-    killed = tmp_path / "layers/conv1/.found.part"
-    killed.mkdir()
-    gallery.render(tmp_path, NETWORK, ["conv2"])
-    assert not list((tmp_path / "layers/conv1").glob("*.html"))
-    assert not stale.exists() and not killed.exists()
-    assert all(file.read_text() == "mine" for file in mine)
-    assert gallery.has_layer(tmp_path, "conv1", "key")
-    assert "epoch" not in Links(tmp_path / "layers/conv2/1.html").text
-    reached = {
-        (page.parent / link).resolve()
-        for page in tmp_path.rglob("*.html")
-        for link in Links(page).hrefs | Links(page).sources
-    }
-    assert all(file.is_file() for file in reached)
+def test_pictures_of_another_size_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"pictures of 6 x 12 .* images of 12 x 12"):
+        build(tmp_path, pictures=PICTURES[:, :6])
 
 
-def test_what_the_pictures_tell_is_said_first_and_shown(tmp_path):
-    build(tmp_path, layers=["conv2"])
-    assert not gallery.has_sanity(tmp_path, "key")
-    numbers = build_sanity(tmp_path)
-    assert gallery.has_sanity(tmp_path, "key")
-    assert not gallery.has_sanity(tmp_path, "another key")
-    overview = gallery.render(tmp_path, NETWORK, ["conv2"], sanity=True)
-    page = overview.parent / "sanity/index.html"
-    assert "sanity/index.html" in Links(overview).hrefs
-    for links in (Links(overview), Links(page)):
-        for number in numbers.values():
-            assert f"{number:.2f}" in links.text
-        assert "above conv2" in links.text and "6 images" in links.text
-    links = Links(page)
-    assert links.sources - {"../assets/gallery.js"} == {
-        f"{name}.png" for name in gallery.SANITY_FIGURES
-    }
-    assert all(links.alts)
-    for link in links.hrefs | links.sources:
-        assert (page.parent / link).is_file()
+def test_a_gray_network_without_labels_or_live_units(tmp_path):
+    def apply(params, x):
+        hidden = jax.nn.relu(x.mean((1, 2)) @ params["fc"]["kernel"] - 1e6)
+        return hidden @ params["logits"]["kernel"]
 
-    # Without it, neither page speaks of it.
-    overview = gallery.render(tmp_path, NETWORK, ["conv2"])
-    assert not page.exists()
-    assert "sanity/index.html" not in Links(overview).hrefs
-    next((tmp_path / "sanity").glob("*.png")).unlink()
-    assert not gallery.has_sanity(tmp_path, "key")
-
-
-def test_texts_are_escaped(tmp_path):
-    build(tmp_path, layers=["conv2"])
-    network = gallery.Network("<script>alert(1)</script>", {"a & b": '"<i>"'})
-    page = gallery.render(tmp_path, network, ["conv2"])
-    assert "<script>alert" not in page.read_text()
-    assert "<i>" not in page.read_text().replace('<i style="--extent', "")
+    kernels = {"fc": np.ones((1, 2), "f4"), "logits": np.ones((2, 2), "f4")}
+    params = {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    net = zf.network(apply, (4, 4, 1), params=params)
+    images = np.random.default_rng(0).normal(size=(3, 4, 4, 1)).astype(np.float32)
+    result = zf.gallery(net, images, tmp_path, layers="fc")
+    assert (result.units, result.dead) == ({"fc": 2}, {"fc": 2})
+    assert "2 units, 2 dead" in Page(result.page).text

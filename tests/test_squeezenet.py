@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from experiments import any_model
+from experiments.squeezenet import v1_0
 from tests.comparison import distance
 from tests.references import make_squeezenet as reference
 from tests.references.make_squeezenet import PHOTOGRAPH, WEIGHTS
-from zfnet_jax.data import load_photograph
-from zfnet_jax.networks import Network, network
+from zfnet_jax.networks import Network
 
 COUNT, K = 48, 9
 LAYERS = ("pool4", "fire8/conv3x3_2", "logits")
@@ -27,12 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @functools.cache
 def squeezenet() -> Network:
-    return network(
-        any_model.squeezenet,
-        (227, 227, 3),
-        params=any_model.load(WEIGHTS),
-        preprocess=any_model.preprocess,
-    )
+    return v1_0(str(WEIGHTS))
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +93,13 @@ def test_a_folder_that_streams_gives_the_same(top, folder, images):
 
 def compare(expected, photograph, layer, stride=1):
     """The strongest unit of a layer against what the reference says of it."""
-    image = any_model.preprocess(any_model.crop(load_photograph(photograph)))
+    image = reference.prepare(photograph)
     for rule in RULES:
         top = zf.project(squeezenet(), image[None], layer, rule=rule)
         assert top.units[0] == expected[f"{layer}/unit"]
         np.testing.assert_array_equal(top.positions[0], expected[f"{layer}/position"])
         assert distance(top.activations[0], expected[f"{layer}/value"]) <= 1e-5
-        pixels = top.pixels[0, ::stride, ::stride, ::-1]
+        pixels = top.pixels[0, ::stride, ::stride]
         assert distance(pixels, expected[f"{layer}/{rule}"]) <= 1e-4, rule
 
 
@@ -121,7 +115,7 @@ def test_projections_are_those_of_captum():
     pytest.importorskip("torch", reason="needs the parity extra")
     pytest.importorskip("captum", reason="needs the parity extra")
     photograph = PHOTOGRAPH.with_name("n02132136_brown_bear.jpg")
-    image = any_model.preprocess(any_model.crop(load_photograph(photograph)))
+    image = reference.prepare(photograph)
     with warnings.catch_warnings():
         # Captum says each time that it hooks the model.
         warnings.filterwarnings("ignore", "Setting backward hooks", UserWarning)

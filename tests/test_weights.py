@@ -1,10 +1,8 @@
 """Weight files: each tensor in its place, or an error that names it."""
 
-import argparse
 import io
 import json
 import os
-import pickle
 from pathlib import Path
 
 import jax
@@ -29,11 +27,11 @@ from zfnet_jax.arch import (
     MaxPool,
     ablate,
 )
-from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import Preprocessing
+from zfnet_jax.files import DamagedFileError, DataNotFoundError
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, network
-from zfnet_jax.weights import load, load_weights, save
+from zfnet_jax.weights import find_weights, load, load_weights, save
 
 # Every extent differs, so that exchanging two axes cannot go unnoticed.
 SMALL = Architecture(
@@ -105,45 +103,6 @@ def file(tmp_path, model, about):
     return tmp_path / "net"
 
 
-def channels_first(images, state):
-    """The logits as PyTorch computes them, one multiplication after another."""
-
-    def convolve(x, weight, bias, stride, padding, groups=1):
-        x = np.pad(x, ((0, 0), (0, 0), *padding))
-        features, inputs, rows, columns = weight.shape
-        height = (x.shape[2] - rows) // stride[0] + 1
-        width = (x.shape[3] - columns) // stride[1] + 1
-        out = np.empty((len(x), features, height, width))
-        for o, i, j in np.ndindex(features, height, width):
-            group = o // (features // groups)
-            top, left = i * stride[0], j * stride[1]
-            window = x[:, group * inputs :, top : top + rows, left : left + columns]
-            out[:, o, i, j] = (window[:, :inputs] * weight[o]).sum((1, 2, 3)) + bias[o]
-        return np.maximum(out, 0)
-
-    def pool(x):
-        out = np.empty((*x.shape[:2], (x.shape[2] - 2) // 2 + 1, x.shape[3] - 1))
-        for i, j in np.ndindex(out.shape[2:]):
-            window = x[:, :, 2 * i : 2 * i + 2, j : j + 2]
-            out[:, :, i, j] = window.max((2, 3))
-        return out
-
-    s = {name: array.astype(np.float64) for name, array in state.items()}
-    x = np.asarray(images, np.float64).transpose(0, 3, 1, 2)
-    x = convolve(x, s["conv1.weight"], s["conv1.bias"], (1, 2), ((1, 0), (0, 1)))
-    x = pool(x)
-    x = convolve(x, s["conv2.weight"], s["conv2.bias"], (1, 1), ((1, 1), (1, 1)), 2)
-    x = x.reshape(len(x), -1)
-    x = np.maximum(x @ s["fc3.weight"].T + s["fc3.bias"], 0)
-    return x @ s["fc4.weight"].T + s["fc4.bias"]
-
-
-def test_layout_against_a_channels_first_computation(state, model, images):
-    expected = channels_first(images, state)
-    assert np.abs(expected).max() > 1
-    np.testing.assert_allclose(model(images), expected, rtol=1e-4)
-
-
 def test_first_dense_layer_by_hand():
     # One 1 x 2 map of two channels; torch counts it c0x0 c0x1 c1x0 c1x1.
     arch = Architecture("tiny", (1, 2), (Dense("logits", 1, relu=False),), channels=2)
@@ -181,6 +140,15 @@ def test_classifier_is_numbered_after_the_last_layer(tmp_path, about, removed, n
     assert load(tmp_path / "net").model.arch == arch
 
 
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_floats_become_float32_and_are_copied(state, dtype):
+    given = {name: array.astype(dtype) for name, array in state.items()}
+    expected = given["conv1.bias"].astype(np.float32)
+    conv1 = vars(load_weights(given, SMALL))["conv1"]
+    given["conv1.bias"][...] = 0
+    np.testing.assert_array_equal(conv1.bias[...], expected, strict=True)
+
+
 def test_number_of_classes(state, images):
     wider = {**state, "fc4.weight": np.ones((8, 7)), "fc4.bias": np.ones(8)}
     net = load_weights(wider, SMALL, num_classes=8)
@@ -189,45 +157,26 @@ def test_number_of_classes(state, images):
         load_weights(wider, SMALL)
 
 
-def test_every_float_becomes_float32_and_is_copied(state, images):
-    for dtype in (np.float16, jnp.bfloat16, np.float64):
-        given = {name: array.astype(dtype) for name, array in state.items()}
-        conv1 = vars(load_weights(given, SMALL))["conv1"]
-        assert conv1.kernel[...].dtype == conv1.bias[...].dtype == jnp.float32
-        expected = given["conv1.bias"].astype(np.float32)
-        np.testing.assert_array_equal(conv1.bias[...], expected)
-    given = {name: array.copy() for name, array in state.items()}
-    net = load_weights(given, SMALL)
-    before = net(images)
-    for array in given.values():
-        array[...] = 0
-    np.testing.assert_array_equal(net(images), before)
-
-
-@pytest.mark.parametrize(
-    "arch",
-    [
-        *ARCHITECTURES.values(),
-        Architecture("gray", (9, 11), SMALL.layers, channels=1),
-    ],
-    ids=lambda arch: arch.name,
-)
-def test_architectures_survive_in_a_file(tmp_path, arch):
-    # Narrow, as only the description is tested.
-    widths = {layer.name: 2 for layer in arch.layers if isinstance(layer, Dense)}
-    narrow = ablate(arch, widths=widths)
-    model = ConvNet(narrow, init=lambda _, *spec: jnp.zeros(*spec), rngs=nnx.Rngs(0))
-    mean = np.zeros((*arch.input_hw, arch.channels), np.float32)
-    save(
-        tmp_path / "net",
-        model,
-        preprocess=Preprocessing(mean),
-        class_names=("a", "b"),
-        metadata={},
-    )
-    again = load(tmp_path / "net").model.arch
-    assert again == narrow and hash(again) == hash(narrow)
-    assert load_weights(tmp_path / "net").arch == narrow
+def test_architectures_survive_in_a_file(tmp_path):
+    gray = Architecture("gray", (9, 11), SMALL.layers, channels=1)
+    for arch in (ZFNET32, gray):
+        # Narrow, as only the description is tested.
+        widths = {layer.name: 2 for layer in arch.layers if isinstance(layer, Dense)}
+        narrow = ablate(arch, widths=widths)
+        model = ConvNet(
+            narrow, init=lambda _, *spec: jnp.zeros(*spec), rngs=nnx.Rngs(0)
+        )
+        mean = np.zeros((*arch.input_hw, arch.channels), np.float32)
+        save(
+            tmp_path / "net",
+            model,
+            preprocess=Preprocessing(mean),
+            class_names=("a", "b"),
+            metadata={},
+        )
+        again = load(tmp_path / "net").model.arch
+        assert again == narrow and hash(again) == hash(narrow)
+        assert load_weights(tmp_path / "net").arch == narrow
 
 
 def test_round_trip(file, model, preprocessing, images):
@@ -257,79 +206,34 @@ def test_file_has_torch_names_and_layout(file, state):
 
 def test_same_content_is_same_bytes(tmp_path, file, model, about):
     about["metadata"] = dict(reversed(METADATA.items()))
-    for _ in range(5):
-        for given in (model, network(model)):
-            save(tmp_path / "again", given, **about)
+    for given in (model, network(model)):
+        save(tmp_path / "again", given, **about)
         assert (tmp_path / "again").read_bytes() == file.read_bytes()
 
 
-def test_file_of_another_making(tmp_path, state, model, images):
-    path = tmp_path / "torch.safetensors"
-    safetensors.numpy.save_file(state, path, metadata={"format": "pt"})
-    np.testing.assert_array_equal(load_weights(path, SMALL)(images), model(images))
-    with pytest.raises(ValueError, match="without a description: use load_weights"):
-        load(path)
-
-
-def test_every_problem_is_named_in_one_line(state):
-    broken = {
-        **state,
-        "conv1.weight": state["conv1.weight"].transpose(0, 1, 3, 2),
-        "conv2.bias": np.full(6, np.nan, np.float32),
-        "fc3.weight": state["fc3.weight"].astype(np.int32),
-        "fc3.bias": np.full(7, 1e300),
-        "logits.bias": state["fc4.bias"],
-        "head.bias": np.ones(2, np.float32),
-    }
-    del broken["conv1.bias"]
-    with pytest.raises(ValueError) as caught:
-        load_weights(broken, SMALL)
-    start, _, problems = str(caught.value).partition(": ")
-    assert start == "the mapping does not fit small"
-    assert problems.split("; ") == [
-        "conv1.weight has shape (4, 3, 2, 3), expected (4, 3, 3, 2)",
-        "conv1.bias is missing",
-        "conv2.bias is not finite in float32",
-        "fc3.weight has dtype int32, expected a float",
-        "fc3.bias is not finite in float32",
-        "logits.bias is not expected",
-        "head.bias is not expected",
-    ]
-
-
-def test_wrong_architecture_names_the_file(file):
-    other = Architecture("other", (9, 11), SMALL.layers[-2:])
-    with pytest.raises(ValueError, match=rf"^{file} does not fit other: ") as e:
-        load_weights(file, other)
-    assert "conv1.weight is not expected" in str(e.value)
-
-
-def test_truncated_file(file):
-    content = file.read_bytes()
-    lengths = [0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1]
-    for length in lengths:
-        file.write_bytes(content[:length])
-        for read in (load, lambda path: load_weights(path, SMALL)):
-            with pytest.raises(DamagedFileError, match=str(file)) as caught:
-                read(file)
-            assert "\n" not in str(caught.value)
-
-
-def test_flipped_byte(file):
+def test_damage_is_one_line(file, tmp_path):
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     description = content.index(b"architecture")
+    damaged = [content[:length] for length in (0, 1, 8, 9, 100, len(content) - 1)]
     for position in (0, 7, description, header - 300, header, len(content) - 1):
         changed = bytearray(content)
         changed[position] ^= 1
-        file.write_bytes(changed)
-        with pytest.raises(DamagedFileError, match=str(file)):
-            load(file)
+        damaged.append(bytes(changed))
+    for name in TORCH_FILES:
+        torch = (REFERENCES / name).read_bytes()
+        damaged += [torch[: len(torch) // n] for n in (1000, 20, 2)]
+    damaged += [b"PK\3\4" + bytes(1000), b"<html>" * 9]
+    for content in damaged:
+        (tmp_path / "damaged").write_bytes(content)
+        with pytest.raises(DamagedFileError, match=f"^{tmp_path}/damaged is") as caught:
+            load(tmp_path / "damaged")
+        assert "\n" not in str(caught.value)
 
 
 # Torchvision's names: each kind of layer is counted, with the modules between them.
 COUNTED = {
-    "conv1": "features.0",
+    "conv1": "features.9",
     "conv2": "features.10",
     "fc3": "classifier.1",
     "fc4": "classifier.4",
@@ -345,17 +249,7 @@ def renamed(state, modules, prefix=""):
     }
 
 
-PREFIXES = [
-    "",
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "module._orig_mod.",
-    "net.0.encoder.",
-]
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net.0.encoder."])
 @pytest.mark.parametrize(
     "modules",
     [
@@ -368,14 +262,17 @@ PREFIXES = [
     ],
     ids=["ours", "torchvision", "torchvision, parallel features"],
 )
-def test_names(tmp_path, state, model, images, modules, prefix):
+def test_names_and_shared_prefixes(tmp_path, state, model, modules, prefix):
     given = renamed(state, modules, prefix)
     # torch's AveragedModel counts its updates in it.
     given["n_averaged"] = np.array(7)
-    np.testing.assert_array_equal(load_weights(given, SMALL)(images), model(images))
     safetensors.numpy.save_file(given, tmp_path / "net")
-    again = load_weights(tmp_path / "net", SMALL)
-    np.testing.assert_array_equal(again(images), model(images))
+    for source in (given, tmp_path / "net"):
+        weights = jax.tree.leaves(load_weights(source, SMALL))
+        for ours, theirs in zip(weights, jax.tree.leaves(model), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="without a description: use load_weights"):
+        load(tmp_path / "net")
 
 
 def test_every_problem_is_named_as_in_the_file(state):
@@ -383,29 +280,31 @@ def test_every_problem_is_named_as_in_the_file(state):
     broken = {
         **given,
         "features.10.weight": np.ones((6, 4, 3, 3), np.float32),
+        "features.10.bias": np.full(6, np.nan, np.float32),
+        "classifier.1.bias": np.full(7, 1e300),
+        "classifier.4.weight": state["fc4.weight"].astype(np.int32),
         "classifier.6.bias": state["fc4.bias"],
         "features.11.running\nmean": np.ones(6, np.float32),
-        "module.fc3.bias": state["fc3.bias"],
     }
-    del broken["features.0.bias"], broken["classifier.1.weight"]
+    del broken["features.9.bias"], broken["classifier.1.weight"]
     with pytest.raises(ValueError) as caught:
         load_weights(broken, SMALL)
-    assert str(caught.value).partition(": ")[2].split("; ") == [
-        "features.0.bias is missing",
+    start, _, problems = str(caught.value).partition(": ")
+    assert start == "the mapping does not fit small"
+    assert problems.split("; ") == [
+        "features.9.bias is missing",
         "features.10.weight has shape (6, 4, 3, 3), expected (6, 2, 3, 3)",
+        "features.10.bias is not finite in float32",
         "classifier.1.weight is missing",
+        "classifier.1.bias is not finite in float32",
+        "classifier.4.weight has dtype int32, expected a float",
         "classifier.6.bias is not expected",
         "'features.11.running\\nmean' is not expected",
-        "module.fc3.bias is not expected",
     ]
     # A layer is under one name only.
     with pytest.raises(ValueError) as caught:
         load_weights({**state, **given}, SMALL)
     assert str(caught.value).count(" is not expected") == len(given)
-    mixed = {**state, "features.0.weight": state["conv1.weight"]}
-    del mixed["conv1.weight"]
-    with pytest.raises(ValueError, match=r"small: conv1\.weight is missing; features"):
-        load_weights(mixed, SMALL)
 
 
 @pytest.mark.parametrize("modules", [{name: name for name in COUNTED}, COUNTED])
@@ -421,8 +320,8 @@ def test_prefixes_that_not_all_names_share(state, modules):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_batch_normalization_is_named(state, prefix):
+def test_batch_normalization_is_named(state):
+    prefix = "module."
     given = renamed(state, COUNTED, prefix)
     norm = {"weight": 4, "bias": 4, "running_mean": 4, "running_var": 4}
     given |= {f"{prefix}features.1.{n}": np.ones(s) for n, s in norm.items()}
@@ -437,10 +336,11 @@ def test_batch_normalization_is_named(state, prefix):
         load_weights(given, SMALL)
 
 
-def test_a_hundred_thousand_tensors_are_one_short_line(tmp_path, state):
-    many = {f"layer{i}.weight": np.zeros((1, 1), np.float16) for i in range(100_000)}
+def test_ten_thousand_tensors_are_one_short_line(state):
+    zero = np.zeros((1, 1), np.float16)
+    many = {f"layer{i}.weight": zero for i in range(10_000)}
     for arch in (SMALL, None):
-        with pytest.raises(ValueError, match=r"[0-9]{5,6} more\)?$") as caught:
+        with pytest.raises(ValueError, match=r"[0-9]{4,5} more\)?$") as caught:
             load_weights(many, arch)
         assert len(str(caught.value)) < 1000
     long = {**state, "x" * 10**6: np.zeros(3)}
@@ -454,16 +354,14 @@ def test_a_hundred_thousand_tensors_are_one_short_line(tmp_path, state):
 
 def zeros(arch, prefix=""):
     """Weights of an architecture that take no memory."""
-    shapes = {}
-    for layer in weights._layers(arch):
-        shapes[f"{prefix}{layer.names[0]}.weight"] = layer.shape
-        shapes[f"{prefix}{layer.names[0]}.bias"] = (layer.features,)
     zero = np.zeros((), np.float32)
-    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+    return {
+        f"{prefix}{name}": np.broadcast_to(zero, shape)
+        for name, shape in weights._shapes("zeros", (), arch).items()
+    }
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("classes", [1, 10, 7])
+@pytest.mark.parametrize(("prefix", "classes"), [("", 1), ("module.", 7)])
 def test_architectures_are_recognized_with_any_number_of_classes(prefix, classes):
     arch = ZFNET32.with_classes(classes)
     given = zeros(arch, prefix)
@@ -522,68 +420,23 @@ def test_torch_files_against_stored_logits(name):
     np.testing.assert_allclose(logits, expected["logits"], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TORCH_FILES)
-def test_torch_files_must_fit(name):
-    path = REFERENCES / name
-    layers = (Conv("conv1", 8, kernel=3, padding=1), *SMALL.layers[2:])
-    with pytest.raises(ValueError, match=rf"^{path} does not fit other: ") as caught:
-        load_weights(path, Architecture("other", (9, 11), layers))
-    first = "features.1" if name.endswith(".pt") else "conv1"
-    assert f"{first}.weight has shape (4, 3, 3, 2), expected (8," in str(caught.value)
-    with pytest.raises(ValueError, match="without a description: use load_weights"):
-        load(path)
-
-
-@pytest.mark.parametrize("name", TORCH_FILES)
-def test_damaged_torch_files(tmp_path, name):
-    content = (REFERENCES / name).read_bytes()
-    path = tmp_path / name
-    for length in (0, 1, 8, 9, 100, *range(200, len(content), 500), len(content) - 1):
-        path.write_bytes(content[:length])
-        with pytest.raises(DamagedFileError, match=f"^{path} is truncated") as caught:
-            load_weights(path, SMALL)
-        assert "\n" not in str(caught.value)
-
-
-def test_torch_files_that_would_run_something(tmp_path):
-    path = tmp_path / "weights.pt"
-    whole = b"\x80\x02ctorch.nn.modules.container\nSequential\n)\x81."
-    for content in (whole, pickle.dumps({"conv1.weight": np.ones(3)})):
-        path.write_bytes(content)
-        with pytest.raises(
-            DamagedFileError, match=r"not one that torch\.save writes"
-        ) as e:
-            load_weights(path, SMALL)
-        assert str(e.value).startswith(str(path)) and "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\3\4" + bytes(1000), b"<html>" * 9])
-def test_no_weight_file(tmp_path, content):
-    for name in ("weights.pt", "weights.safetensors"):
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(
-            DamagedFileError, match=f"^{path} is .*, or not a weight file: "
-        ):
-            load_weights(path, SMALL)
-
-
 def test_absent_and_irregular_files(tmp_path):
     path = tmp_path / "absent"
     os.mkfifo(tmp_path / "pipe")
     for read in (
+        find_weights,
         load,
         lambda path: load_weights(path, SMALL),
         weights.read_safetensors,
     ):
-        with pytest.raises(FileNotFoundError, match=f"no weight file {path}"):
+        with pytest.raises(DataNotFoundError, match=f"no weight file {path}"):
             read(path)
         for irregular in (tmp_path, tmp_path / "pipe", "/dev/zero"):
             with pytest.raises(
                 ValueError, match=f"^{irregular} is a folder, pipe or dev"
             ):
                 read(irregular)
-    with pytest.raises(FileNotFoundError, match=r"no weight file absent\.safetensors"):
+    with pytest.raises(DataNotFoundError, match=r"no weight file absent\.safetensors"):
         load("absent.safetensors")
 
 
@@ -594,12 +447,6 @@ def test_unknown_name_lists_what_there_is():
         net = load(name)
         assert len(net.class_names) == net.num_classes
         assert {"command", "seed", "test_accuracy"} <= net.metadata.keys()
-
-
-def test_description_of_another_version(file, monkeypatch):
-    monkeypatch.delitem(weights._KINDS, "MaxPool")
-    with pytest.raises(ValueError, match=r"this version cannot read.*MaxPool"):
-        load(file)
 
 
 def described_otherwise(file, tmp_path, change):
@@ -632,30 +479,28 @@ def put(entry, value):
         (lambda header, arrays: header.pop("architecture"), "architecture"),
         (lambda header, arrays: header.pop("class_names"), "class_names"),
         (lambda header, arrays: arrays.pop("preprocessing.mean"), "mean"),
-        (put("preprocessing", [1]), "cannot read"),
-        (put("class_names", ["one"]), "1 class names for 5 classes"),
+        (put("preprocessing", [1]), "invalid description"),
+        (put("class_names", ["one"]), "1 class names, expected 5"),
         (put("class_names", [1, 2, 3, 4, 5]), "class names must be text"),
-        (put("class_names", 5), "cannot read"),
+        (put("class_names", 5), "invalid description"),
         (put("metadata.accuracy", [0.5]), "metadata accuracy must be text or a finite"),
-        (put("metadata.seed", None), "metadata seed must"),
         (put("metadata.accuracy", float("nan")), "metadata accuracy must"),
-        (put("metadata", "text"), "cannot read"),
+        (put("metadata", "text"), "invalid description"),
         (put("preprocessing.scale", float("inf")), "scale inf is not a finite number"),
         (put("preprocessing.scale", "1"), "scale '1' is not"),
+        (put("preprocessing.size", [9, 9]), r"images \(9, 9, 3\), expected"),
+        (put("preprocessing.size", 9), "invalid description"),
+        (put("architecture.layers", 5), "invalid description"),
+        (put("architecture.layers", [{"kind": "Pool3d"}]), "'Pool3d'"),
         (
-            put("preprocessing.size", [9, 9]),
-            r"images of \(\(9, 9\), \(3,\)\), expected",
+            lambda header, arrays: header["architecture"]["layers"][0].update(
+                name="../../conv1"
+            ),
+            "cannot name a layer",
         ),
-        (put("preprocessing.size", 9), "images of"),
-        (put("architecture.channels", 1), "images of"),
-        (put("architecture.layers", 5), "cannot read"),
         (
             lambda header, arrays: arrays["preprocessing.mean"].fill(np.nan),
             "the mean image is not finite",
-        ),
-        (
-            lambda header, arrays: arrays.update({"preprocessing.mean": np.zeros(3)}),
-            "images of",
         ),
     ],
 )
@@ -666,26 +511,17 @@ def test_invalid_descriptions(file, tmp_path, change, message, monkeypatch):
     for read in (load, load_weights):
         with pytest.raises(ValueError, match=message) as caught:
             read(path)
-        assert str(caught.value).startswith(f"{path}")
+        assert str(caught.value).startswith(f"{path} has an invalid description")
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     assert load_weights(path, SMALL).arch == SMALL
 
 
-def test_a_description_nested_too_deeply_is_damage(file, tmp_path):
-    path = tmp_path / "deep.safetensors"
-    arrays = {"x": np.zeros(1, np.float32)}
-    safetensors.numpy.save_file(arrays, path, {"zfnet_jax": "[" * 100_000})
-    with pytest.raises(DamagedFileError, match="does not match its sha256"):
-        load(path)
-
-
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E8M0"])
-def test_a_type_that_numpy_does_not_know_is_named(tmp_path, dtype):
-    entry = {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}
+def test_a_type_that_numpy_lacks(tmp_path):
+    entry = {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}
     header = json.dumps({"conv1.bias": entry}).encode()
     path = tmp_path / "weights.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"00")
-    with pytest.raises(ValueError, match=f"conv1.bias has dtype {dtype}"):
+    with pytest.raises(ValueError, match="has a type that NumPy lacks"):
         load_weights(path, ARCHITECTURES["zfnet32"])
 
 
@@ -693,10 +529,9 @@ def test_nothing_wrong_is_written(tmp_path, model, about, monkeypatch):
     monkeypatch.setitem(jaxtyping.config.__dict__, "jaxtyping_disable", True)
     path = tmp_path / "net"
     for wrong, message in [
-        ({"class_names": NAMES[:4]}, "4 class names for 5 classes"),
+        ({"class_names": NAMES[:4]}, "4 class names, expected 5"),
         ({"metadata": {"accuracy": [1]}}, "metadata accuracy must be"),
-        ({"preprocess": abs}, "must be a Preprocessing"),
-        ({"preprocess": Preprocessing(zero(9, 11, 1))}, r"\(1,\)\), expected"),
+        ({"preprocess": Preprocessing(zero(9, 11, 1))}, r"11, 1\), expected"),
     ]:
         with pytest.raises(ValueError, match=message):
             save(path, model, **{**about, **wrong})
@@ -742,8 +577,7 @@ def test_torch_live(tmp_path, zipped, protocol):
             "random": [torch.get_rng_state(), np.random.get_state()],
             "types": {torch.float16, torch.device("cpu"), torch.Size([3, 4])},
             "keys": {1: b"\x00", (2, "x"): frozenset({3}), torch.int8: 2 + 1j},
-            "parsed": argparse.Namespace(lr=0.1, path=Path("data")),
-            "complex": torch.ones(3, dtype=torch.complex64),
+            "path": Path("data"),
         }
 
     torch.manual_seed(zipped)
@@ -751,7 +585,6 @@ def test_torch_live(tmp_path, zipped, protocol):
     images = torch.randn(3, 3, 9, 11)
     path = tmp_path / "weights"
     for dtype, wrapped in [
-        (torch.float32, lambda net: net.state_dict()),
         (torch.float32, lambda net: dict(net.named_parameters())),
         (torch.float64, lambda net: {"epoch": 1, "model": net.state_dict()}),
         (torch.float16, lambda net: torch.nn.DataParallel(net).state_dict()),
@@ -772,100 +605,6 @@ def test_torch_live(tmp_path, zipped, protocol):
             expected = net.to(torch.float32)(images).numpy()
         logits = load_weights(path, SMALL)(images.permute(0, 2, 3, 1).numpy())
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
-TORCHVISION_ALEXNET = Architecture(
-    "torchvision-alexnet",
-    (224, 224),
-    (
-        Conv("conv1", 64, kernel=11, stride=4, padding=2),
-        MaxPool("pool1"),
-        Conv("conv2", 192, kernel=5, padding=2),
-        MaxPool("pool2"),
-        Conv("conv3", 384, kernel=3, padding=1),
-        Conv("conv4", 256, kernel=3, padding=1),
-        Conv("conv5", 256, kernel=3, padding=1),
-        MaxPool("pool5"),
-        Dense("fc6", 4096),
-        Dense("fc7", 4096),
-        Dense("logits", 1000, relu=False),
-    ),
-)
-
-
-def test_shapes_of_torchvision_alexnet():
-    layers = weights._layers(TORCHVISION_ALEXNET)
-    assert [layer.shape for layer in layers] == [
-        (64, 3, 11, 11),
-        (192, 64, 5, 5),
-        (384, 192, 3, 3),
-        (256, 384, 3, 3),
-        (256, 256, 3, 3),
-        (4096, 9216),
-        (4096, 4096),
-        (1000, 4096),
-    ]
-
-
-def torchvision_alexnet(torch, width):
-    """AlexNet as torchvision has it, whose names are those of its modules."""
-    nn = torch.nn
-    features = nn.Sequential(
-        nn.Conv2d(3, 64, kernel_size=11, stride=4, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        nn.Conv2d(64, 192, kernel_size=5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-        nn.Conv2d(192, 384, kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(384, 256, kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(256, 256, kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(kernel_size=3, stride=2),
-    )
-    classifier = nn.Sequential(
-        nn.Dropout(),
-        nn.Linear(256 * 6 * 6, width),
-        nn.ReLU(),
-        nn.Dropout(),
-        nn.Linear(width, width),
-        nn.ReLU(),
-        nn.Linear(width, 1000),
-    )
-    net = nn.Sequential()
-    net.add_module("features", features)
-    net.add_module("avgpool", nn.AdaptiveAvgPool2d((6, 6)))
-    net.add_module("flatten", nn.Flatten())
-    net.add_module("classifier", classifier)
-    return net.eval()
-
-
-@pytest.mark.parity
-def test_torchvision_alexnet(tmp_path):
-    torch = pytest.importorskip("torch", reason="needs the parity extra")
-    # Narrower where it would take most of the time, and no other code.
-    narrow = ablate(TORCHVISION_ALEXNET, widths={"fc6": 128, "fc7": 128})
-    torch.manual_seed(0)
-    net = torchvision_alexnet(torch, 128)
-    assert [name for name in net.state_dict() if name.endswith("weight")] == [
-        *(f"features.{n}.weight" for n in (0, 3, 6, 8, 10)),
-        *(f"classifier.{n}.weight" for n in (1, 4, 6)),
-    ]
-    path = tmp_path / "alexnet.pth"
-    path.write_bytes(torch_bytes(net.state_dict()))
-    images = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():
-        logits = net(images).numpy()
-    model = load_weights(path, narrow)
-    given = model(images.permute(0, 2, 3, 1).numpy())
-    np.testing.assert_allclose(given, logits, atol=1e-4 * np.abs(logits).max())
-    with pytest.raises(ValueError) as caught:
-        load_weights(path, ARCHITECTURES["alexnet"])
-    assert "features.0.weight has shape (64, 3, 11, 11), expected (96," in str(
-        caught.value
-    )
 
 
 @pytest.mark.parity

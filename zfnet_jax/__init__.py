@@ -34,7 +34,9 @@ from zfnet_jax.weights import load, load_weights, save
 
 if TYPE_CHECKING:
     from zfnet_jax import viz as viz
-    from zfnet_jax.training import FAST, PAPER, train
+    from zfnet_jax.galleries import gallery
+    from zfnet_jax.recipes import FAST, PAPER
+    from zfnet_jax.training import train
 
 __version__ = "0.1.0"
 
@@ -57,6 +59,7 @@ __all__ = [
     "correspondence",
     "deletion",
     "evolution",
+    "gallery",
     "insertion",
     "invariance",
     "load",
@@ -74,10 +77,18 @@ __all__ = [
 ]
 
 
+_LAZY = {
+    "FAST": "recipes",
+    "PAPER": "recipes",
+    "gallery": "galleries",
+    "train": "training",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import what takes long to import when it is first used."""
-    if name in ("FAST", "PAPER", "train"):
-        return getattr(importlib.import_module("zfnet_jax.training"), name)
-    if name in ("gallery", "training", "viz"):
+    if module := _LAZY.get(name):
+        return getattr(importlib.import_module(f"zfnet_jax.{module}"), name)
+    if name in ("training", "viz"):
         return importlib.import_module(f"zfnet_jax.{name}")
     raise AttributeError(f"module 'zfnet_jax' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -310,7 +310,9 @@ class Network:
             raise ValueError(f"image {index} holds a value that is not finite")
         return batch.astype(jax.dtypes.canonicalize_dtype(batch.dtype), copy=False)
 
-    def load_images(self, source: Any) -> Any:
+    def load_images(
+        self, source: Any, fit: Literal["crop", "pad", "stretch"] = "crop"
+    ) -> Any:
         """Open a photograph, a folder of them or a dataset as images for this network.
 
         Photographs are decoded, resized, cropped and preprocessed as they are needed,
@@ -318,6 +320,8 @@ class Network:
 
         Args:
             source: A path or a `zfnet_jax.data.Dataset`.
+            fit: How to bring a photograph to the network's shape: "crop" to the center,
+                "pad" with gray or "stretch".
 
         Returns:
             `zfnet_jax.data.Photographs` or `zfnet_jax.data.DatasetImages`.
@@ -332,7 +336,7 @@ class Network:
 
         if isinstance(source, Dataset):
             return DatasetImages(source, self.image_shape, self.preprocess)
-        return Photographs(source, self.image_shape, self.preprocess)
+        return Photographs(source, self.image_shape, self.preprocess, fit)
 
     def resize(self, image_hw: tuple[int, int]) -> Network | None:
         """The same network for images of another size; None if it takes one size."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BATCH_SIZE = 16
+# Projections that `show` draws.
+_SHOWN = 64
 # Activations that go down in one program.
 _POINTS = 64
 # Numbers of the largest layer that stay in a CPU's cache on the way down.
@@ -62,12 +64,29 @@ class Projections(Result):
         return len(self.pixels)
 
     def show(self) -> Figure:
-        """Draw the projections, each on its own scale and under its unit."""
-        from zfnet_jax import viz
+        """Draw the first projections, at most 64, each on its own scale."""
+        from zfnet_jax.viz.projections import draw_projections
 
-        return viz.show_projections(
-            self.pixels, self.units, self.activations, self.images
-        )
+        if not len(self):
+            raise ValueError("there are no projections to show")
+        drawn = slice(_SHOWN)
+        several = len(np.unique(self.images)) > 1
+        captions = [
+            (
+                f"unit {unit}",
+                f"activation {activation:.3g}{f', image {image}' * several}",
+            )
+            for unit, activation, image in zip(
+                self.units[drawn],
+                self.activations[drawn],
+                self.images[drawn],
+                strict=True,
+            )
+        ]
+        title = f"{len(self):,} projection{'s' * (len(self) != 1)}"
+        more = f" The first {_SHOWN} are drawn." * (len(self) > _SHOWN)
+        pixels = {"": np.asarray(self.pixels[drawn])}
+        return draw_projections(title, captions, pixels, self.units[drawn], note=more)
 
 
 def project(

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.resources
 import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,19 +36,18 @@ from zfnet_jax.arch import (
     Dense,
     MaxPool,
 )
-from zfnet_jax.checkpoint import DamagedFileError
 from zfnet_jax.data import Preprocessing
+from zfnet_jax.files import DamagedFileError, DataNotFoundError, write_atomically
 from zfnet_jax.model import ConvNet
 from zfnet_jax.torch_file import read_state_dict
 
-_SUFFIX = ".safetensors"
+_SHIPPED = Path(__file__).parent / "pretrained"
 _MEAN = "preprocessing.mean"
 # One entry of the header holds everything: safetensors writes several in random order.
 _HEADER = "zfnet_jax"
 # Torchvision counts the modules of two sequences, those without weights too.
 _COUNTED = r"(?:features|classifier)\.(?:(?:module|_orig_mod)\.)?[0-9]{1,6}"
 _KINDS = {kind.__name__: kind for kind in (Conv, MaxPool, ContrastNorm, Dense)}
-_LISTED = 8
 
 
 class Pretrained(networks.Network):
@@ -91,7 +89,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
 
     Raises:
         DamagedFileError: The file is truncated, altered, or not a weight file.
-        FileNotFoundError: There is no such file.
+        DataNotFoundError: There is no such file.
         ValueError: There is no shipped network of that name, the file contains weights
             alone, or its description is invalid.
 
@@ -101,19 +99,37 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
         >>> net.model.arch.name, net.class_names[:2], net.metadata["seed"]
         ('zfnet32', ('airplane', 'automobile'), 0)
     """
-    name = os.fspath(name_or_path)
-    folder = importlib.resources.files("zfnet_jax") / "pretrained"
-    files = folder.iterdir() if folder.is_dir() else ()
-    shipped = {x.name.removesuffix(_SUFFIX): x for x in files if _SUFFIX in x.name}
-    if name in shipped:
-        with importlib.resources.as_file(shipped[name]) as path:
-            return _load(path)
-    path = Path(name)
-    if not path.exists() and path.name == name and not path.suffix:
+    path = find_weights(name_or_path)
+    arrays, header = _read(path)
+    if header is None:
+        raise ValueError(f"{path} has weights without a description: use load_weights")
+    arch, preprocess, class_names, metadata = _parse(str(path), header, arrays)
+    del arrays[_MEAN]
+    model = _build(str(path), arrays, arch)
+    return Pretrained(model, preprocess, class_names, metadata)
+
+
+def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
+    """Find the file of a network, by a shipped name or a path.
+
+    Raises:
+        DataNotFoundError: There is no such file.
+        ValueError: There is no shipped network of that name, or the path is not a file.
+    """
+    path = Path(name_or_path)
+    shipped = {file.stem: file for file in sorted(_SHIPPED.glob("*.safetensors"))}
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    if not path.exists() and path.name == str(path) and not path.suffix:
         raise ValueError(
-            f"no network is called {name!r}; shipped: {', '.join(sorted(shipped))}"
+            f"no network is called {path.name!r}; shipped: {', '.join(shipped)}"
         )
-    return _load(path)
+    if not path.exists():
+        raise DataNotFoundError(f"there is no weight file {path}")
+    # Reading a pipe or a device could wait, or go on, forever.
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, pipe or device, not a weight file")
+    return path
 
 
 def load_weights(
@@ -140,7 +156,7 @@ def load_weights(
 
     Raises:
         DamagedFileError: The file is truncated, altered, or not a weight file.
-        FileNotFoundError: There is no such file.
+        DataNotFoundError: There is no such file.
         ValueError: No architecture is recognized, or tensors are missing, unexpected,
             of another shape, not floats, or not finite. The message lists them.
 
@@ -154,13 +170,13 @@ def load_weights(
     if isinstance(source, Mapping):
         label, arrays, header = "the mapping", source, None
     else:
-        label, (arrays, header) = str(source), _read(Path(source))
-    tensors = {n: np.asarray(x) for n, x in arrays.items() if n != _MEAN}
-    # torch's AveragedModel counts in it.
-    tensors.pop("n_averaged", None)
+        label, (arrays, header) = str(source), _read(find_weights(source))
+    # torch's AveragedModel counts its updates in `n_averaged`.
+    skipped = (_MEAN, "n_averaged")
+    tensors = {n: np.asarray(x) for n, x in arrays.items() if n not in skipped}
     _refuse_normalization(label, tensors)
     if arch is None and header is not None:
-        arch = _describe(label, arrays, header)[0]
+        arch = _parse(label, header, arrays)[0]
     if arch is None:
         arch = _recognize(label, tensors)
     if num_classes is not None:
@@ -206,16 +222,16 @@ def save(
         model = model.model
     if not isinstance(model, ConvNet):
         raise ValueError(f"save takes a ConvNet, not a {type(model).__name__}")
-    arch, path = model.arch, Path(path)
-    _check_description(str(path), arch, preprocess, class_names, metadata)
+    arch = model.arch
+    _check_description(arch, preprocess, class_names, metadata)
     settings = dataclasses.asdict(preprocess)
     arrays = {_MEAN: settings.pop("mean")}
-    for layer in _layers(arch):
-        affine = getattr(model, layer.name)
-        kernel = np.asarray(affine.kernel[...]).reshape(*layer.window, layer.features)
-        weight = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(layer.shape)
-        arrays[f"{layer.names[0]}.weight"] = weight
-        arrays[f"{layer.names[0]}.bias"] = np.asarray(affine.bias[...])
+    for layer, (name, *_), window, shape in _layers(arch):
+        affine = getattr(model, layer)
+        kernel = np.asarray(affine.kernel[...]).reshape(*window, shape[0])
+        weight = np.moveaxis(kernel, (-1, -2), (0, 1)).reshape(shape)
+        arrays[f"{name}.weight"] = weight
+        arrays[f"{name}.bias"] = np.asarray(affine.bias[...])
     arrays = {n: np.ascontiguousarray(x, np.float32) for n, x in arrays.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -228,61 +244,22 @@ def save(
         "metadata": dict(metadata),
     }
     text = json.dumps({**header, "sha256": _digest(header, arrays)}, sort_keys=True)
-    content = safetensors.numpy.save(arrays, {_HEADER: text})
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def read_safetensors(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the tensors of a safetensors file by name, and the texts of its header.
-
-    Raises:
-        DamagedFileError: The file is truncated, damaged, or not a safetensors file.
-        FileNotFoundError: There is no such file.
-        ValueError: The path is a folder or device, or NumPy has no type for a tensor.
-    """
-    _check_file(Path(path))
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            arrays = {}
-            for name in file.keys():
-                try:
-                    arrays[name] = file.get_tensor(name)
-                except (AttributeError, KeyError, TypeError) as error:
-                    dtype = file.get_slice(name).get_dtype()
-                    raise ValueError(
-                        f"{path}: {_quote(name)} has dtype {dtype}, which NumPy lacks"
-                    ) from error
-            return arrays, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise DamagedFileError(
-            f"{path} is truncated, damaged, or not a weight file: {error}"
-        ) from error
+    write_atomically(path, safetensors.numpy.save(arrays, {_HEADER: text}))
 
 
 # Names and shapes.
 
 
-class _Layer(NamedTuple):
-    """Weights of one layer in a PyTorch state dict."""
+def _layers(
+    arch: Architecture,
+) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Layers with weights.
 
-    name: str  # in `Architecture`
-    names: tuple[str, ...]  # in PyTorch: the first is written, and each of them is read
-    window: tuple[int, ...]  # inputs of one unit: (rows, columns, channels) or (units,)
-    features: int
-    shape: tuple[int, ...]  # of the weight in PyTorch
-
-
-def _layers(arch: Architecture) -> Iterator[_Layer]:
+    Yields:
+        The name; the names in PyTorch, of which the first is written and each is read;
+        the inputs of one unit, (rows, columns, channels) or (units,); and the shape of
+        the weight in PyTorch.
+    """
     before = ""
     for layer, inputs, _ in arch.walk():
         if isinstance(layer, Conv):
@@ -296,46 +273,41 @@ def _layers(arch: Architecture) -> Iterator[_Layer]:
         names = (layer.name,)
         if layer.name == "logits" and (number := re.search(r"\d+$", before)):
             names = (f"fc{int(number[0]) + 1}", layer.name)
-        yield _Layer(layer.name, names, window, layer.features, shape)
+        yield layer.name, names, window, shape
         before = layer.name
 
 
-def _modules(source: str, names: Collection[str], arch: Architecture) -> dict[str, str]:
-    """Names of the layers in a state dict, with the prefix, by layer name."""
-    layers = [re.escape(name) for layer in _layers(arch) for name in layer.names]
+def _shapes(
+    source: str, given: Collection[str], arch: Architecture
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of an architecture's tensors, by the names that they have in a state dict.
+
+    Args:
+        source: Where the state dict comes from, for messages.
+        given: The names in the state dict.
+        arch: The architecture.
+    """
+    layers = [re.escape(name) for _, names, *_ in _layers(arch) for name in names]
     pattern = rf"((?:.*\.)?)({'|'.join(layers)}|{_COUNTED})\.(?:weight|bias)"
-    matches = [m for name in names if (m := re.fullmatch(pattern, name, re.DOTALL))]
-    prefixes = {m[1] for m in matches}
-    prefix = min(prefixes, key=len, default="")
-    # Any other prefix of all names would be longer.
-    if others := [_quote(n) for n in names if not n.startswith(prefix)]:
+    matches = [m for name in given if (m := re.fullmatch(pattern, name, re.DOTALL))]
+    prefix = min((m[1] for m in matches), key=len, default="")
+    if others := [_quote(name) for name in given if not name.startswith(prefix)]:
         raise ValueError(
             f"{source}: the names of its layers start with {_quote(prefix)!r}, but not "
             f"{_list(others)}; give the layers' tensors alone"
         )
-    counted: dict[str, str] = {}
-    for kind, block in ((Conv, "features."), (Dense, "classifier.")):
-        used = {m[2] for m in matches if m[1] == prefix and m[2].startswith(block)}
-        modules = sorted(used, key=lambda module: (int(module.split(".")[-1]), module))
-        same = [layer.name for layer in arch.layers if isinstance(layer, kind)]
-        counted |= dict(zip(same, modules, strict=False))
-    groups = {m.groups() for m in matches}
-    result = {}
-    for layer in _layers(arch):
-        options = (*layer.names, counted.get(layer.name, layer.name))
-        given = (x for x in options if (prefix, x) in groups)
-        result[layer.name] = prefix + next(given, options[0])
-    return result
-
-
-def _shapes(
-    arch: Architecture, modules: Mapping[str, str]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of an architecture, by name in the state dict."""
+    modules = sorted(
+        {m[2] for m in matches if m[1] == prefix},
+        key=lambda name: (len(name), name),  # so that 10 comes after 9
+    )
+    convolutions = iter([name for name in modules if name.startswith("features.")])
+    dense = iter([name for name in modules if name.startswith("classifier.")])
     shapes = {}
-    for layer in _layers(arch):
-        shapes[f"{modules[layer.name]}.weight"] = layer.shape
-        shapes[f"{modules[layer.name]}.bias"] = (layer.features,)
+    for _, names, _, shape in _layers(arch):
+        counted = next(convolutions if len(shape) == 4 else dense, "")
+        name = next((x for x in (*names, counted) if x in modules), names[0])
+        shapes[f"{prefix}{name}.weight"] = shape
+        shapes[f"{prefix}{name}.bias"] = shape[:1]
     return shapes
 
 
@@ -345,7 +317,7 @@ def _refuse_normalization(source: str, tensors: Mapping[str, np.ndarray]) -> Non
     if names := statistics or scales:
         raise ValueError(
             f"{source} has batch normalization or a similar layer, which no "
-            f"Architecture has: {_list(names)}"
+            f"Architecture has: {_list(map(_quote, names))}"
         )
 
 
@@ -353,11 +325,10 @@ def _recognize(source: str, tensors: Mapping[str, np.ndarray]) -> Architecture:
     """The architecture whose tensors these are, with any number of classes."""
     matches = []
     for arch in ARCHITECTURES.values():
-        modules = _modules(source, tensors, arch)
-        bias = tensors.get(f"{modules['logits']}.bias")
-        if bias is not None and bias.ndim == 1 and len(bias):
-            arch = arch.with_classes(len(bias))
-        shapes = _shapes(arch, modules).items()
+        *_, bias = _shapes(source, tensors, arch)
+        if bias in tensors and tensors[bias].size:
+            arch = arch.with_classes(tensors[bias].size)
+        shapes = _shapes(source, tensors, arch).items()
         if all(n in tensors and tensors[n].shape == shape for n, shape in shapes):
             matches.append(arch)
     if len(matches) == 1:
@@ -365,50 +336,48 @@ def _recognize(source: str, tensors: Mapping[str, np.ndarray]) -> Architecture:
     if matches:
         names = " and ".join(arch.name for arch in matches)
         raise ValueError(f"{source} fits {names}, whose tensors are alike: give `arch`")
-    shapes = _list([f"{_quote(n)} {x.shape}" for n, x in tensors.items()])
+    given = [f"{_quote(name)} {x.shape}" for name, x in tensors.items()] or ["none"]
     raise ValueError(
         f"{source} fits none of {', '.join(ARCHITECTURES)}: give `arch` (its tensors: "
-        f"{shapes or 'none'})"
+        f"{_list(given)})"
     )
 
 
 def _build(
     source: str, tensors: Mapping[str, np.ndarray], arch: Architecture
 ) -> ConvNet:
-    modules = _modules(source, tensors, arch)
-    left, fitting, problems = dict(tensors), {}, []
-    for name, shape in _shapes(arch, modules).items():
-        problem, fitting[name] = _fit(left.pop(name, None), shape)
-        if problem:
-            problems.append(f"{_quote(name)} {problem}")
-    problems += [f"{_quote(name)} is not expected" for name in left]
+    shapes = _shapes(source, tensors, arch)
+    problems = [
+        f"{_quote(name)} {problem}"
+        for name, shape in shapes.items()
+        if (problem := _find_problem(tensors.get(name), shape))
+    ]
+    problems += [f"{_quote(n)} is not expected" for n in tensors if n not in shapes]
     if problems:
         raise ValueError(f"{source} does not fit {arch.name}: {_list(problems, '; ')}")
     model = ConvNet(arch, init=lambda _, *spec: jnp.zeros(*spec), rngs=nnx.Rngs(0))
-    for layer in _layers(arch):
-        weight = fitting[f"{modules[layer.name]}.weight"]
-        window = (layer.features, layer.window[-1], *layer.window[:-1])
-        kernel = np.moveaxis(weight.reshape(window), (0, 1), (-1, -2))
-        affine = getattr(model, layer.name)
+    # Copies: jax may share the memory of an array that its owner changes.
+    arrays = iter([np.array(tensors[name], np.float32) for name in shapes])
+    for layer, _, window, _ in _layers(arch):
+        weight, bias = next(arrays), next(arrays)
+        weight = weight.reshape(-1, window[-1], *window[:-1])
+        kernel = np.moveaxis(weight, (0, 1), (-1, -2))
+        affine = getattr(model, layer)
         affine.kernel[...] = jnp.asarray(kernel.reshape(affine.kernel.shape))
-        affine.bias[...] = jnp.asarray(fitting[f"{modules[layer.name]}.bias"])
+        affine.bias[...] = jnp.asarray(bias)
     return model
 
 
-def _fit(
-    array: np.ndarray | None, shape: tuple[int, ...]
-) -> tuple[str | None, np.ndarray]:
-    """The problem with an array, if it has one, and the array in float32."""
+def _find_problem(array: np.ndarray | None, shape: tuple[int, ...]) -> str | None:
     if array is None:
-        return "is missing", np.zeros(())
+        return "is missing"
     if array.shape != shape:
-        return f"has shape {array.shape}, expected {shape}", array
+        return f"has shape {array.shape}, expected {shape}"
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return f"has dtype {array.dtype}, expected a float", array
+        return f"has dtype {array.dtype}, expected a float"
     with np.errstate(over="ignore"):
-        # A copy in any case: jax may share its memory, and the owner change the array.
-        array = array.astype(np.float32)
-    return None if np.isfinite(array).all() else "is not finite in float32", array
+        finite = np.isfinite(array.astype(np.float32)).all()
+    return None if finite else "is not finite in float32"
 
 
 def _quote(name: str) -> str:
@@ -417,37 +386,40 @@ def _quote(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _list(items: Sequence[str], separator: str = ", ") -> str:
-    more = [f"{len(items) - _LISTED} more"] if len(items) > _LISTED else []
-    return separator.join([*items[:_LISTED], *more])
+def _list(items: Iterable[str], separator: str = ", ") -> str:
+    """The first eight items, and how many more there are."""
+    items = list(items)
+    more = [f"{len(items) - 8} more"] if len(items) > 8 else []
+    return separator.join([*items[:8], *more])
 
 
 # Files.
 
 
-def _load(path: Path) -> Pretrained:
-    arrays, header = _read(path)
-    if header is None:
-        raise ValueError(
-            f"{path} contains weights without a description: use load_weights"
-        )
-    arch, preprocess, class_names, metadata = _describe(str(path), arrays, header)
-    tensors = {name: array for name, array in arrays.items() if name != _MEAN}
-    model = _build(str(path), tensors, arch)
-    return Pretrained(model, preprocess, class_names, metadata)
+def read_safetensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read the tensors of a safetensors file by name, and the texts of its header.
 
-
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    # Reading a pipe or a device could wait, or go on, forever.
-    if not path.is_file():
-        raise ValueError(f"{path} is a folder, pipe or device, not a weight file")
+    Raises:
+        DamagedFileError: The file is truncated, damaged, or not a safetensors file.
+        DataNotFoundError: There is no such file.
+        ValueError: The path is a folder or device, or NumPy has no type for a tensor.
+    """
+    try:
+        with safetensors.safe_open(find_weights(path), framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            return arrays, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise DamagedFileError(
+            f"{path} is truncated, damaged, or not a weight file: {error}"
+        ) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a type that NumPy lacks: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
     """Tensors of a file, and its header if `save` wrote it."""
-    _check_file(path)
     with path.open("rb") as file:
         start = file.read(9)
     # safetensors is the length of a JSON object, in 8 bytes, and the object.
@@ -459,17 +431,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
                 f"{path} is truncated, damaged, or not a weight file: {error}"
             ) from error
     arrays, texts = read_safetensors(path)
-    text = texts.get(_HEADER)
-    if text is None:
+    if _HEADER not in texts:
         return arrays, None
-    header: Any = None
     try:
-        header = json.loads(text)
-        intact = header.pop("sha256") == _digest(header, arrays)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        intact = False
-    if not intact:
-        raise DamagedFileError(f"{path} is damaged: it does not match its sha256")
+        header = json.loads(texts[_HEADER])
+        if header.pop("sha256") != _digest(header, arrays):
+            raise ValueError("another sha256")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged: it does not match its sha256"
+        ) from error
     return arrays, header
 
 
@@ -481,64 +452,58 @@ def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _describe(
-    source: str, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]
+def _parse(
+    source: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> tuple[Architecture, Preprocessing, tuple[str, ...], dict[str, Any]]:
-    """Architecture, preprocessing, class names and metadata in a header."""
+    """Architecture, preprocessing, class names and metadata of a file."""
     try:
-        fields = {**header["architecture"]}
-        layers = [dict(layer) for layer in fields.pop("layers")]
-        layers = tuple(_KINDS[x.pop("kind")](**_to_tuples(x)) for x in layers)
-        arch = Architecture(**_to_tuples(fields), layers=layers)
+        fields = _to_tuples(header["architecture"])
+        layers = [_KINDS[layer.pop("kind")](**layer) for layer in fields.pop("layers")]
         mean = np.asarray(arrays[_MEAN], np.float32)
-        preprocess = Preprocessing(mean, **_to_tuples(header["preprocessing"]))
-        class_names, metadata = tuple(header["class_names"]), dict(header["metadata"])
+        result = (
+            Architecture(**fields, layers=tuple(layers)),
+            Preprocessing(mean, **_to_tuples(header["preprocessing"])),
+            tuple(header["class_names"]),
+            dict(header["metadata"]),
+        )
+        _check_description(*result)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{source} has a description that this version cannot read: {error!r}"
-        ) from error
-    _check_description(source, arch, preprocess, class_names, metadata)
-    return arch, preprocess, class_names, metadata
+        raise ValueError(f"{source} has an invalid description: {error!r}") from error
+    return result
 
 
-def _to_tuples(data: Mapping[str, Any]) -> dict[str, Any]:
-    def convert(value: Any) -> Any:
-        return tuple(map(convert, value)) if isinstance(value, list) else value
-
-    return {name: convert(value) for name, value in data.items()}
+def _to_tuples(value: Any) -> Any:
+    """A copy of a value of JSON, with tuples in place of its lists."""
+    if isinstance(value, dict):
+        return {name: _to_tuples(item) for name, item in value.items()}
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_description(
-    source: str,
     arch: Architecture,
     preprocess: Preprocessing,
     class_names: Sequence[str],
     metadata: Mapping[str, Any],
 ) -> None:
-    if not isinstance(preprocess, Preprocessing):
-        raise ValueError(f"{source}: preprocess must be a Preprocessing")
-    mean, size, scale = preprocess.mean, preprocess.size, preprocess.scale
-    shape = (mean.shape[:2] if size is None else size, mean.shape[2:])
-    expected = (arch.input_hw, (arch.channels,))
-    wrong = [x for x, value in metadata.items() if not _is_text_or_number(value)]
-    problem = None
+    mean = preprocess.mean
+    shape = (*(preprocess.size or mean.shape[:2]), *mean.shape[2:])
+    expected = (*arch.input_hw, arch.channels)
+    wrong = [name for name, value in metadata.items() if not _is_plain(value)]
     if shape != expected:
-        problem = f"preprocessing gives images of {shape}, expected {expected}"
-    elif not np.isfinite(mean).all():
-        problem = "the mean image is not finite"
-    elif isinstance(scale, str) or not _is_text_or_number(scale):
-        problem = f"the scale {scale!r} is not a finite number"
-    elif not all(isinstance(x, str) for x in class_names):
-        problem = "class names must be text"
-    elif len(class_names) != arch.num_classes:
-        problem = f"{len(class_names)} class names for {arch.num_classes} classes"
-    elif wrong:
-        problem = f"metadata {_list(wrong)} must be text or a finite number"
-    if problem is not None:
-        raise ValueError(f"{source}: {problem}")
+        raise ValueError(f"preprocessing gives images {shape}, expected {expected}")
+    if not np.isfinite(mean).all():
+        raise ValueError("the mean image is not finite")
+    if isinstance(preprocess.scale, str) or not _is_plain(preprocess.scale):
+        raise ValueError(f"the scale {preprocess.scale!r} is not a finite number")
+    if not all(isinstance(name, str) for name in class_names):
+        raise ValueError("class names must be text")
+    if len(class_names) != arch.num_classes:
+        raise ValueError(f"{len(class_names)} class names, expected {arch.num_classes}")
+    if wrong:
+        raise ValueError(f"metadata {_list(wrong)} must be text or a finite number")
 
 
-def _is_text_or_number(value: object) -> bool:
+def _is_plain(value: object) -> bool:
     return isinstance(value, str) or (
         isinstance(value, int | float) and abs(value) < math.inf
     )

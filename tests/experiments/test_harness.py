@@ -18,7 +18,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.__main__ import list_commands
-from experiments.harness import Metrics, NetworkRun, Positive, Run, UserError, main
+from experiments.harness import Metrics, Positive, Run, UserError, main
+from experiments.inputs import NetworkRun
 from experiments.progress import Progress
 from zfnet_jax.files import DamagedFileError, DataNotFoundError
 from zfnet_jax.training import NonFiniteLossError
@@ -156,7 +157,15 @@ def test_a_model_is_given_as_module_and_function(measure, refuse):
 
 def test_the_list_of_commands_is_complete():
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    rest = {"__init__", "__main__", "harness", "progress", "squeezenet"}
+    rest = {
+        "__init__",
+        "__main__",
+        "harness",
+        "inputs",
+        "mini",
+        "progress",
+        "squeezenet",
+    }
     assert set(list_commands()) == files - rest
     assert all(list_commands().values())
 

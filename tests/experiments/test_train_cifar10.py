@@ -1,39 +1,31 @@
-"""The main experiment, end to end: what it writes, resumes, and refuses."""
+"""The main experiment and the quickstart, end to end."""
 
-import contextlib
-import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
+import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
-from PIL import Image
 
 import zfnet_jax as zf
-from experiments import train_cifar10
-from experiments.common import UsageError, main
-from experiments.train_cifar10 import Options, run
-from zfnet_jax import checkpoint, training
+from experiments import quickstart, train_cifar10
+from experiments.harness import main
+from zfnet_jax import checkpoint
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.data import Dataset
+from zfnet_jax.data import load_dataset
+from zfnet_jax.files import digest, to_json
+from zfnet_jax.inference import evaluate, loss_and_accuracy
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "tensorflow_datasets"
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 # Small enough to compile in seconds; the images of 32 x 32 are resized to it.
 TINY = Architecture(
@@ -46,428 +38,291 @@ TINY = Architecture(
         Dense("logits", 10, relu=False),
     ),
 )
-SHAPES = ["--dataset", "shapes", "--limit", "120", "--batch-size", "32"]
-PAPER = [*SHAPES, "--recipe", "paper", "--epochs", "3", "--seed", "5"]
-PAPER += ["--keep-epochs", "1,3"]
+SHAPES = ["--dataset", "shapes", "--limit", "120", "--batch-size", "32", "--dpi", "32"]
+PAPER = [*SHAPES, "--recipe", "paper", "--seed", "5", "--keep-epochs", "1", "3"]
 TIMES = {"train_seconds", "compile_seconds", "images_per_second"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny() -> Iterator[None]:
-    """A network under the name of the default one, which test_quickstart trains."""
+def tiny(compiled_once) -> Iterator[None]:
+    """A small network under the name of the default one, and maps of one image."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(train_cifar10.MODELS, "zfnet32", TINY)
+        patch.setitem(train_cifar10.ARCHITECTURES, "zfnet32", TINY)
+        patch.setattr(train_cifar10, "_MAP_IMAGES", 1)
         yield
 
 
-def train(out: Path, *argv: str) -> int:
-    return main(run, Options, [*argv, "--out", str(out)])
+def train(out: Path, *argv: object) -> int:
+    return main(train_cifar10.train_cifar10, [*map(str, argv), "--out", str(out)])
 
 
-def metrics_of(out: Path) -> dict[str, Any]:
+def read_metrics(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())
 
 
-def refusal(capsys, code: int, *argv: str) -> str:
-    """The one line that a wrong run ends with."""
-    capsys.readouterr()
-    assert main(run, Options, argv) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
-    return captured.err
-
-
 @pytest.fixture(scope="module")
-def finished(compiled_once, tiny, tmp_path_factory) -> Path:
-    """The folder of a run of the paper's recipe on shapes."""
+def whole(tiny, tmp_path_factory) -> Path:
+    """The folder of a run of three epochs by the paper's recipe."""
     out = tmp_path_factory.mktemp("results") / "new" / "folder"
-    assert train(out, *PAPER) == 0
+    assert train(out, *PAPER, "--epochs", 3) == 0
     return out
 
 
 @pytest.fixture
-def copy(finished, tmp_path) -> Path:
-    return shutil.copytree(finished, tmp_path / "copy")
+def copy(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy")
 
 
-def assert_complete(out: Path, arch: Architecture) -> None:
-    maps = [
-        f"feature_maps_{layer.name}_image{index}"
-        for layer in arch.layers
-        if not isinstance(layer, Dense)
-        for index in range(3)
-    ]
-    pictures = ["predictions", "first_layer_filters", *maps]
-    plots = ["training_curves", "confusion_matrix"]
-    for name in (*pictures, *plots):
-        with Image.open(out / f"{name}.png") as image:
-            assert min(image.size) > 100
-            # Something is drawn.
-            assert np.asarray(image.convert("RGB")).std() > 1
-    assert (out / "training_curves.pdf").read_bytes().startswith(b"%PDF")
-    for name in ("config.json", "manifest.json", "metrics.json"):
-        assert json.loads((out / name).read_text())
-    if importlib.util.find_spec("tensorboardX") is not None:
-        (events,) = (out / "tensorboard").iterdir()
-        assert events.stat().st_size > 100
-    # Nothing half-written stays.
-    assert not [path for path in out.rglob(".*")]
+def assert_same_results(out: Path, other: Path) -> None:
+    """Byte for byte, except for times."""
+    metrics = read_metrics(out), read_metrics(other)
+    for name in metrics[0].keys() - TIMES:
+        assert metrics[0][name] == metrics[1][name], name
+    ours, theirs = (
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.suffix in (".png", ".pdf", ".safetensors")
+        }
+        for folder in (out, other)
+    )
+    assert ours == theirs
 
 
-def assert_weights_reproduce(out: Path, test: Dataset) -> None:
-    """The file of weights alone gives the accuracy that metrics.json states."""
-    metrics = metrics_of(out)
+def assert_weights_reproduce(out: Path, dataset: str, data_dir: Path | None = None):
+    """The weight file alone gives the accuracy in metrics.json."""
+    metrics = read_metrics(out)
     net = zf.load(out / "weights.safetensors")
-    logits = training.evaluate(net.model, net.preprocess, test.images)
-    loss, accuracy = training.loss_and_accuracy(logits, test.labels)
-    assert accuracy == metrics["test_accuracy"]
-    assert loss == pytest.approx(metrics["test_loss"], rel=1e-6)
+    test = load_dataset(dataset, "test", data_dir, limit=120)  # pyright: ignore[reportArgumentType]
+    loss, accuracy = loss_and_accuracy(evaluate(net, test.images), test.labels)
+    assert accuracy == metrics["test_accuracy"] == net.metadata["test_accuracy"]
+    assert loss == pytest.approx(metrics["test_loss"], rel=1e-5)
     assert net.class_names == test.class_names
-    assert net.metadata["test_accuracy"] == accuracy
     assert net.metadata["test_images"] == len(test) == metrics["test_images"]
-    digest = hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["digests"]["weights"] == digest
-    assert manifest["digests"]["test"] == test.digest()
+    digests = json.loads((out / "manifest.json").read_text())["digests"]
+    assert digests["weights"] == digest(out / "weights.safetensors")
+    assert digests["test"] == test.digest()
 
 
-def test_everything_promised_is_written(finished):
-    assert_complete(finished, TINY)
-    assert checkpoint.steps(finished / "checkpoints") == [2, 3]
-    metrics = metrics_of(finished)
-    # A tenth of 120 images is set apart; the test images are others again.
+def test_a_run_writes_what_it_promises(whole):
+    figures = "training_curves confusion_matrix predictions first_layer_filters".split()
+    figures += ["feature_maps/conv1_image0", "feature_maps/pool1_image0"]
+    for name in figures:
+        assert (whole / f"{name}.png").stat().st_size > 1000
+        assert (whole / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    if importlib.util.find_spec("tensorboardX") is not None:
+        assert list((whole / "tensorboard").iterdir())
+    assert not list(whole.rglob(".*")), "something is half-written"
+    assert checkpoint.steps(whole / "checkpoints") == [2, 3]
+    metrics = read_metrics(whole)
+    # A tenth of the 120 images is set apart.
     assert (metrics["train_images"], metrics["test_images"]) == (108, 120)
     assert [record["epoch"] for record in metrics["history"]] == [1, 2, 3]
     for record in metrics["history"]:
         assert 0 <= record["validation_accuracy"] <= 1
-    assert all(metrics[name] > 0 for name in TIMES)
-    # Three whole batches of 32 an epoch.
-    assert metrics["images_per_second"] == pytest.approx(
-        3 * 3 * 32 / metrics["train_seconds"]
-    )
-    config = json.loads((finished / "config.json").read_text())
-    assert (config["seed"], config["recipe"], config["limit"]) == (5, "paper", 120)
-    assert json.loads((finished / "manifest.json").read_text())["seed"] == 5
+    # Three whole batches of 32 per epoch.
+    images = 3 * 3 * 32
+    assert metrics["images_per_second"] * metrics["train_seconds"] == images
+    assert_weights_reproduce(whole, "shapes")
 
 
-def test_the_weights_reproduce_the_accuracy(finished):
-    test = train_cifar10.load(Options(dataset="shapes", limit=120), "test")
-    assert_weights_reproduce(finished, test)
-    net = zf.load(finished / "weights.safetensors")
-    assert net.metadata["seed"] == 5
-    assert net.metadata["dataset"] == "shapes"
-
-
-def test_the_weights_of_chosen_epochs_are_kept(finished):
-    files = sorted((finished / "epochs").iterdir())
-    assert [file.name for file in files] == [
-        "epoch_0001.safetensors",
-        "epoch_0003.safetensors",
-    ]
+def test_the_weights_of_chosen_epochs_are_kept(whole):
+    files = sorted((whole / "epochs").iterdir())
+    names = [f"epoch_000{epoch}.safetensors" for epoch in (1, 3)]
+    assert [file.name for file in files] == names
     first, last = map(zf.load, files)
-    whole = zf.load(finished / "weights.safetensors")
     assert (first.metadata["epochs"], last.metadata["epochs"]) == (1, 3)
-    weights = [jax.tree.leaves(nnx.state(net.model)) for net in (last, whole)]
-    for kept, final in zip(*weights, strict=True):
-        np.testing.assert_array_equal(kept, final)
-    np.testing.assert_array_equal(last.preprocess.mean, whole.preprocess.mean)
+    final = zf.load(whole / "weights.safetensors")
+    for kept, known in zip(
+        *map(jax.tree.leaves, (last.model, final.model)), strict=True
+    ):
+        np.testing.assert_array_equal(kept, known)
     before, after = (net.model.conv1.kernel[...] for net in (first, last))
     assert not np.array_equal(before, after)
 
 
-def test_training_and_test_images_differ():
-    options = Options(dataset="shapes", limit=50)
-    train, test = (train_cifar10.load(options, split) for split in ("train", "test"))
-    assert (len(train), len(test)) == (50, 50)
-    seen = {image.tobytes() for image in train.images}
-    assert not any(image.tobytes() in seen for image in test.images)
-
-
-def assert_same_results(out: Path, other: Path) -> None:
-    """Byte for byte, but for times."""
-    metrics = metrics_of(out), metrics_of(other)
-    for name in metrics[0].keys() - TIMES:
-        assert metrics[0][name] == metrics[1][name], name
-    names = [
-        sorted(
-            str(path.relative_to(folder))
-            for path in (*folder.iterdir(), *folder.glob("epochs/*"))
-        )
-        for folder in (out, other)
-    ]
-    assert names[0] == names[1]
-    for name in names[0]:
-        if name.endswith((".png", ".pdf", ".safetensors")):
-            assert (out / name).read_bytes() == (other / name).read_bytes(), name
-
-
-def test_the_same_seed_gives_the_same_results_and_each_epoch_one_line(
-    finished, tmp_path, monkeypatch, capsys
-):
-    # A folder relative to where one stands, as the default one is.
-    monkeypatch.chdir(tmp_path)
-    out = Path("again")
-    assert train(out, *PAPER) == 0
-    assert_same_results(finished, out)
-    *epochs, last = capsys.readouterr().out.splitlines()
-    for epoch, (line, record) in enumerate(
-        zip(epochs, metrics_of(out)["history"], strict=True), 1
-    ):
-        assert line.startswith(f"training epoch {epoch}/3  train loss ")
-        # What is measured at the end of the epoch, not only what its steps gave.
-        assert f"  validation accuracy {record['validation_accuracy']:.4g}  " in line
-    assert f"test accuracy {metrics_of(out)['test_accuracy']:.2%} on 120 images" in last
-
-
-def test_a_target_ends_the_run(finished, tmp_path):
-    target = metrics_of(finished)["history"][0]["validation_accuracy"]
-    assert train(tmp_path, *PAPER, "--target-accuracy", str(max(target, 0.001))) == 0
-    reached = [
-        record["epoch"]
-        for record in metrics_of(finished)["history"]
-        if record["validation_accuracy"] >= max(target, 0.001)
-    ]
-    assert len(metrics_of(tmp_path)["history"]) == min([*reached, 3])
-
-
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the prepared CIFAR-10 beside us")
 def test_cifar10_is_read_trained_on_and_tested(tmp_path):
-    options = ["--data-dir", str(SHARED), "--limit", "120", "--epochs", "1"]
-    assert train(tmp_path, *options, "--batch-size", "32", "--recipe", "paper") == 0
-    assert_complete(tmp_path, TINY)
-    test = train_cifar10.load(Options(data_dir=SHARED, limit=120), "test")
-    assert_weights_reproduce(tmp_path, test)
-    net = zf.load(tmp_path / "weights.safetensors")
-    assert net.class_names[3] == "cat"
-    assert net.preprocess.mean.shape == (32, 32, 3)
-    assert "CIFAR-10" in metrics_of(tmp_path)["data"]
+    options = ["--data-dir", SHARED, "--limit", 120, "--batch-size", 32, "--dpi", 32]
+    assert train(tmp_path, *options, "--epochs", 1, "--recipe", "paper") == 0
+    assert_weights_reproduce(tmp_path, "cifar10", SHARED)
+    assert zf.load(tmp_path / "weights.safetensors").class_names[3] == "cat"
+    assert "CIFAR-10" in read_metrics(tmp_path)["data"]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the prepared CIFAR-10 beside us")
-def test_a_limit_beyond_the_test_images_takes_all_of_them():
-    options = Options(data_dir=SHARED, limit=10_001)
-    assert len(train_cifar10.load(options, "test")) == 10_000
+def test_a_target_ends_the_run(whole, tmp_path):
+    accuracies = [x["validation_accuracy"] for x in read_metrics(whole)["history"]]
+    target = max(accuracies[0], 0.001)
+    assert train(tmp_path, *PAPER, "--epochs", 3, "--target-accuracy", target) == 0
+    reached = [n for n, value in enumerate(accuracies, 1) if value >= target]
+    assert len(read_metrics(tmp_path)["history"]) == min([*reached, 3])
 
 
-# Going on after an interruption.
+# Runs that stop and go on.
 
 
-def test_resuming_a_finished_run_gives_the_same_results(finished, copy, monkeypatch):
-    # As on the command line: that it was resumed is no part of what it is.
-    monkeypatch.setattr("sys.argv", [*sys.argv, "--resume"])
-    assert train(copy, *PAPER, "--resume") == 0
-    assert_same_results(finished, copy)
+def strike_in_epoch(number: int, monkeypatch, strike: Callable[[], object]) -> None:
+    """Make something happen after the steps of an epoch, before it is saved."""
+    measure = train_cifar10.measure_validation
+
+    def strike_and_measure(epoch, validation):
+        if epoch.number == number:
+            strike()
+        return measure(epoch, validation)
+
+    monkeypatch.setattr(train_cifar10, "measure_validation", strike_and_measure)
 
 
-def flip_a_byte(step: Path) -> None:
-    files = [path for path in step.rglob("*") if path.is_file()]
-    largest = max(files, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-
-
-def test_a_damaged_checkpoint_is_named_and_the_results_are_the_same(
-    finished, copy, capsys
+def test_sigterm_names_resume_and_a_resumed_run_is_the_same(
+    whole, tmp_path, monkeypatch, capsys
 ):
-    flip_a_byte(copy / "checkpoints" / "step_00000003")
-    assert train(copy, *PAPER, "--resume") == 0
-    assert re.fullmatch(
-        r"skipped a damaged checkpoint: step 3 is damaged: .*\n",
-        capsys.readouterr().err,
-    )
-    assert_same_results(finished, copy)
+    with monkeypatch.context() as patch:
+        strike_in_epoch(3, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train(tmp_path, *PAPER, "--epochs", 3) == 130
+    assert capsys.readouterr().err == "error: interrupted; add --resume to continue\n"
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1, 2]
+    # As on the command line: `--resume` is not recorded.
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--resume"])
+    assert train(tmp_path, *PAPER, "--epochs", 3, "--resume") == 0
+    assert_same_results(whole, tmp_path)
+    # A complete run has nothing left to train, and reports again.
+    assert train(tmp_path, *PAPER, "--epochs", 3, "--resume") == 0
+    assert_same_results(whole, tmp_path)
+
+
+def test_a_full_disk_ends_with_1_and_the_run_resumes(
+    whole, tmp_path, monkeypatch, capsys
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    with monkeypatch.context() as patch:
+        full = {"target": shutil, "name": "disk_usage", "value": lambda path: usage}
+        strike_in_epoch(3, patch, lambda: patch.setattr(**full))
+        assert train(tmp_path, *PAPER, "--epochs", 3) == 1
+    line = capsys.readouterr().err
+    assert "No space left on device" in line and line.count("\n") == 1
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1, 2]
+    assert not list(tmp_path.rglob(".*"))
+    assert train(tmp_path, *PAPER, "--epochs", 3, "--resume") == 0
+    assert_same_results(whole, tmp_path)
+
+
+def damage(step: Path, kind: str) -> None:
+    """Flip a byte, or write wrong content under right digests."""
+    if kind == "flipped byte":
+        largest = max(step.rglob("*"), key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+        return
+    metadata = json.loads((step / "metadata.json").read_text())
+    del metadata["history" if kind == "no history" else "plateau"]
+    (step / "metadata.json").write_text(to_json(metadata))
+    (step / "digests.json").write_text(to_json(checkpoint._digests(step)))
+
+
+@pytest.mark.parametrize("kind", ["flipped byte", "no history", "no plateau"])
+def test_a_damaged_checkpoint_is_named_and_the_results_are_the_same(
+    whole, copy, capsys, kind
+):
+    damage(copy / "checkpoints/step_00000003", kind)
+    assert train(copy, *PAPER, "--epochs", 3, "--resume") == 0
+    line = capsys.readouterr().err
+    assert line.startswith("skipped a damaged checkpoint: step 3 is damaged: ")
+    assert line.count("\n") == 1
+    assert_same_results(whole, copy)
 
 
 def test_when_every_checkpoint_is_damaged_the_code_is_4(copy, capsys):
     for step in (copy / "checkpoints").iterdir():
-        flip_a_byte(step)
-    line = refusal(capsys, 4, *PAPER, "--out", str(copy), "--resume")
+        damage(step, "flipped byte")
+    assert train(copy, *PAPER, "--epochs", 3, "--resume") == 4
+    line = capsys.readouterr().err
     assert f"every checkpoint in {copy / 'checkpoints'} is damaged" in line
-    assert "step 2" in line and "step 3" in line
+    assert "step 2" in line and "step 3" in line and line.count("\n") == 1
+
+
+def test_a_run_by_the_paper_goes_on_for_more_epochs(copy, tmp_path):
+    assert train(copy, *PAPER, "--epochs", 4, "--resume") == 0
+    assert train(tmp_path / "long", *PAPER, "--epochs", 4) == 0
+    ours, theirs = (
+        (folder / "checkpoints/step_00000004") for folder in (copy, tmp_path / "long")
+    )
+    ours, theirs = (checkpoint.restore(step.parent) for step in (ours, theirs))
+    assert ours is not None and theirs is not None
+    assert ours.metadata["history"] == theirs.metadata["history"]
+    for leaf, other in zip(ours.state, theirs.state, strict=True):
+        np.testing.assert_array_equal(leaf, other)
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("changes", "named"),
     [
-        (["--seed", "6"], "seed was 5, now 6"),
-        (["--batch-size", "16"], "batch_size was 32, now 16"),
-        (["--recipe", "fast"], "recipe was paper, now fast"),
+        (["--limit", 60], "--limit 60: the run in .* has --limit 120; give that"),
+        (["--seed", 6], "--seed 6: the run in .* has --seed 5"),
+        (["--batch-size", 16], "--batch-size 16: .* has --batch-size 32"),
+        (["--recipe", "fast"], "--recipe fast: .* has --recipe paper"),
     ],
 )
-def test_resuming_another_run_is_refused(changed, named, finished, capsys):
-    argv = [*PAPER, *changed, "--out", str(finished), "--resume"]
-    assert named in refusal(capsys, 2, *argv)
+def test_another_run_is_not_resumed(changes, named, whole, capsys):
+    assert train(whole, *PAPER, "--epochs", 3, *changes, "--resume") == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert re.search(named, line)
 
 
-def test_checkpoints_are_not_trained_over(finished, capsys):
-    before = sorted(finished.rglob("*"))
-    line = refusal(capsys, 2, *PAPER, "--out", str(finished))
-    assert "--resume" in line and str(finished) in line
-    assert sorted(finished.rglob("*")) == before
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if (
-        not shutil.which("mount")
-        or subprocess.run(command, capture_output=True).returncode
-    ):
-        pytest.skip("mounting a small file system needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(disk: Path, once_there: Path, over: threading.Event) -> None:
-    """Leave no room on a disk as soon as a file is there."""
-    while not once_there.exists() and not over.is_set():
-        time.sleep(0.001)
-    with (disk / "ballast").open("wb", buffering=0) as file:
-        while not over.is_set():
-            try:
-                file.write(bytes(4096))
-            except OSError:
-                time.sleep(0.001)
-
-
-def test_a_disk_that_fills_up_is_1_and_keeps_the_checkpoints(
-    finished, tmp_path, capsys
-):
-    disk = tmp_path / "disk"
-    out = disk / "out"
-    argv = [*PAPER, "--epochs", "12"]
-    over = threading.Event()
-    with small_disk(disk):
-        first = out / "checkpoints" / "step_00000001"
-        thread = threading.Thread(target=fill, args=(disk, first, over))
-        thread.start()
-        try:
-            code = train(out, *argv)
-        finally:
-            over.set()
-            thread.join()
-        assert code == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: no space left") and "--out" in line
-        assert checkpoint.steps(out / "checkpoints")
-        assert not list(out.rglob(".*"))
-
-        (disk / "ballast").unlink()
-        assert train(out, *argv, "--resume") == 0
-        assert capsys.readouterr().err == ""
-        history = metrics_of(out)["history"]
-        assert len(history) == 12
-        assert history[:3] == metrics_of(finished)["history"]
-
-
-# What cannot be.
+def test_the_fast_recipe_does_not_go_on_for_more_epochs(tmp_path, capsys):
+    assert train(tmp_path, *SHAPES, "--epochs", 1) == 0
+    assert train(tmp_path, *SHAPES, "--epochs", 2, "--resume") == 2
+    assert "--epochs 2: the run in" in (line := capsys.readouterr().err)
+    assert "has --epochs 1" in line
+    # Nor does it overwrite its checkpoints.
+    assert train(tmp_path, *SHAPES, "--epochs", 2) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert len(read_metrics(tmp_path)["history"]) == 1
 
 
 @pytest.mark.parametrize(
-    ("argv", "parts"),
+    ("argv", "named"),
     [
-        (["--model", "resnet"], ["--model", "'resnet'", "'zfnet32'"]),
-        (["--recipe", "slow"], ["--recipe", "'slow'", "'paper'"]),
-        (["--batch-size", "-1"], ["--batch-size", "1 or more", "-1"]),
-        (["--batch-size", "0"], ["--batch-size", "1 or more", "0"]),
-        (["--limit", "0"], ["--limit", "1 or more", "0"]),
-        (["--epochs", "0"], ["--epochs", "1 or more", "0"]),
-        (["--keep-epochs", "1,x"], ["--keep-epochs 1,x", "whole numbers"]),
-        (["--keep-epochs", "1,99"], ["--keep-epochs 99", "epochs 1 to "]),
-        (["--validation", "-1"], ["--validation", "0 or more", "-1"]),
-        (["--target-accuracy", "1.5"], ["--target-accuracy", "between 0 and 1", "1.5"]),
-        (["--target-accuracy", "nan"], ["--target-accuracy", "nan"]),
-        (["--seed", "-1"], ["--seed", "-1"]),
-        (["--seed", str(2**70)], ["--seed", str(2**70)]),
-    ],
-)
-def test_a_wrong_option_is_2_before_any_work(argv, parts, tmp_path, capsys):
-    line = refusal(capsys, 2, *SHAPES, *argv, "--out", str(tmp_path / "out"))
-    for part in parts:
-        assert part in line
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "parts"),
-    [
-        (["--batch-size", "121"], ["120 images", "batches of 121"]),
-        (["--validation", "120"], ["120 of 120 training images"]),
-        (["--validation", "0", "--target-accuracy", "0.5"], ["validation"]),
+        (["--keep-epochs", 1, 99], "--keep-epochs 99: there are epochs 1 to 6"),
+        (["--target-accuracy", 1.5], "--target-accuracy 1.5"),
+        (["--target-accuracy", "nan"], "--target-accuracy nan"),
+        (["--validation", 120], "120 of 120 training images"),
+        (["--validation", -1], "-1 of 120 training images"),
+        (["--validation", 0, "--target-accuracy", 0.5], "--validation 0"),
         # Its learning rate follows the error on these images.
-        (["--validation", "0", "--recipe", "paper"], ["validation"]),
-        (["--limit", "9", "--recipe", "paper", "--batch-size", "2"], ["validation"]),
+        (["--limit", 9, "--recipe", "paper"], "--validation 0: --recipe paper"),
+        (["--batch-size", 121], "120 images in batches of 121"),
     ],
 )
-def test_options_that_do_not_fit_each_other_are_2(argv, parts, tmp_path, capsys):
-    line = refusal(
-        capsys, 2, *SHAPES, "--epochs", "1", *argv, "--out", str(tmp_path / "out")
-    )
-    for part in parts:
-        assert part in line
+def test_options_that_do_not_fit_are_named(argv, named, refuse):
+    command = train_cifar10.train_cifar10
+    assert named in refuse(command, 2, *SHAPES, *argv)
 
 
-def test_an_out_that_cannot_be_written_is_2(tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    out = tmp_path / "file" / "below"
-    line = refusal(capsys, 2, *SHAPES, "--out", str(out))
-    assert f"--out {out} cannot be written" in line
-    assert (tmp_path / "file").read_text() == "mine"
+# The quickstart.
 
 
-@pytest.fixture
-def offline(monkeypatch) -> None:
-    """Every way to the network goes through a proxy that is not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, closed)
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def test_the_quickstart_needs_no_download_and_ends_with_a_gallery(
+    measure, monkeypatch, capsys
+):
+    def refuse_connection(*arguments: Any) -> None:
+        raise AssertionError(f"connects to {arguments}")
 
-
-def test_missing_data_is_3_soon_and_leaves_nothing(offline, tmp_path, capsys):
-    data = tmp_path / "data"
-    began = time.monotonic()
-    line = refusal(capsys, 3, "--data-dir", str(data), "--out", str(tmp_path / "out"))
-    assert time.monotonic() - began < 30
-    for part in (str(data), "--data-dir", "--dataset shapes"):
-        assert part in line
-    assert not data.exists()
-
-
-def test_a_corrupt_archive_is_3_and_is_left_as_it_is(offline, tmp_path, capsys):
-    data = tmp_path / "data"
-    data.mkdir()
-    archive = data / "cifar-10-binary.tar.gz"
-    archive.write_bytes(b"junk" * 1000)
-    line = refusal(capsys, 3, "--data-dir", str(data), "--out", str(tmp_path / "out"))
-    assert str(archive) in line and "damaged" in line
-    assert list(data.iterdir()) == [archive]
-    assert archive.read_bytes() == b"junk" * 1000
-
-
-def test_the_command_itself_ends_in_one_line(tmp_path):
-    command = [sys.executable, "-m", "experiments.train_cifar10", "--limit", "0"]
-    answer = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")],
-        capture_output=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-    )
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr == "error: --limit must be 1 or more, not 0\n"
-
-
-def test_check_accepts_what_can_be():
-    train_cifar10.check(Options())
-    train_cifar10.check(Options(validation=0, target_accuracy=1.0, seed=2**32 - 1))
-    with pytest.raises(UsageError):
-        train_cifar10.check(Options(limit=-5))
+    names = {layer.name for layer in zf.ZFNET32.layers}
+    assert set(quickstart._GALLERY_LAYERS) <= names
+    monkeypatch.setattr(socket.socket, "connect", refuse_connection)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_connection)
+    monkeypatch.setattr(zf, "ZFNET32", TINY)
+    monkeypatch.setattr(quickstart, "_GALLERY_LAYERS", ("conv1",))
+    argv = ["--limit", 128, "--epochs", 1]
+    metrics, out = measure(quickstart.quickstart, *argv)
+    assert metrics["test_images"] == 120 and len(metrics["history"]) == 1
+    assert_weights_reproduce(out, "shapes")
+    assert (out / "feature_maps/conv1_image0.png").exists()
+    assert "conv1" in (out / "gallery/index.html").read_text()
+    assert not (out / "checkpoints").exists()
+    said = capsys.readouterr().out
+    weights = f"--weights {out / 'weights.safetensors'}"
+    for name in ("gallery", "top_features", "project"):
+        assert f"python -m experiments.{name} {weights}" in said

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from experiments.any_model import crop, preprocess
-from zfnet_jax.data import load_photograph
+from experiments.squeezenet import preprocess
+from zfnet_jax.data import center_crop, load_photograph, resize_shortest_side
 
 STORE = Path(__file__).with_name("squeezenet.npz")
 SHARED = Path(__file__).parents[3] / "shared"
@@ -25,6 +25,12 @@ WEIGHTS = SHARED / "squeezenet_v1_0" / "squeezenet_v1_0.safetensors"
 PHOTOGRAPH = SHARED / "imagenet_sample" / "n02099601_golden_retriever.jpg"
 LAYERS = ("fire5", "logits")
 STRIDE = 6
+
+
+def prepare(path: Path) -> np.ndarray:
+    """The middle of a photograph, preprocessed: float32[227, 227, 3]."""
+    photograph = resize_shortest_side(load_photograph(path), 256)
+    return preprocess(center_crop(photograph, (227, 227)))
 
 
 def network(weights: Mapping[str, np.ndarray] | None = None) -> Any:
@@ -69,7 +75,7 @@ def network(weights: Mapping[str, np.ndarray] | None = None) -> Any:
 
 
 def references(image: np.ndarray) -> dict[str, np.ndarray]:
-    """What the file holds, but whole projections, of float32[h, w, 3], blue first."""
+    """What the file holds, but whole projections, of float32[h, w, 3]."""
     import torch
     from captum.attr import (
         NeuronDeconvolution,
@@ -83,7 +89,9 @@ def references(image: np.ndarray) -> dict[str, np.ndarray]:
         "gradient": NeuronGradient,
     }
     model = network()
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].requires_grad_()
+    # The modules have Caffe's weights, which take blue first.
+    pixels = torch.tensor(image[..., ::-1].copy())
+    pixels = pixels.permute(2, 0, 1)[None].requires_grad_()
     arrays = {}
     for name in LAYERS:
         layer = getattr(model, name)
@@ -101,7 +109,7 @@ def references(image: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    arrays = references(preprocess(crop(load_photograph(PHOTOGRAPH))))
+    arrays = references(prepare(PHOTOGRAPH))
     kept: dict[str, Any] = {
         name: array[::STRIDE, ::STRIDE] if array.ndim == 3 else array
         for name, array in arrays.items()

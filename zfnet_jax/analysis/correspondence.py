@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Int8, Int64, Shaped
 
+from zfnet_jax.data.boxes import check_box
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.results import Result
 
@@ -125,17 +126,50 @@ def correspondence(
             or a box is empty, leaves its image or covers all of it.
     """
     net, images = as_network(net, images)
-    count = len(images)
+    image_hw = net.image_shape[:2]
+    boxes = {part: np.asarray(rows) for part, rows in dict(boxes).items()}
+    _check(len(images), boxes, draws, image_hw)
+    names = net.select(layers or _find_layers_5_and_7(net))
+    batches = list(net.batches(images, _BATCH_SIZE))
+    whole = _read(net, batches, np.zeros((len(images), 4), np.int64), names)
+    signs: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    control: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    done, total = 0, len(boxes) * (1 + draws)
+    for rows in boxes.values():
+        for step, masks in enumerate((rows, *draw_boxes(rows, image_hw, draws, seed))):
+            for name, features in _read(net, batches, masks, names).items():
+                sign = np.sign(whole[name] - features).astype(np.int8)
+                if step == 0:
+                    signs[name].append(sign)
+                else:
+                    means = sign_distances(sign).mean(), (sign != 0).mean()
+                    control[name].append(means)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    # The same mixtures for all layers.
+    rng = np.random.default_rng((seed, 1))
+    mixtures = rng.integers(len(boxes), size=(draws, len(images)))
+    return {
+        name: _summarize(tuple(boxes), np.stack(signs[name]), control[name], mixtures)
+        for name in names
+    }
+
+
+def _check(
+    count: int,
+    boxes: Mapping[str, np.ndarray],
+    draws: int,
+    image_hw: tuple[int, int],
+) -> None:
     if count < 2:
         raise ValueError(f"correspondence compares at least two images, not {count}")
-    if not isinstance(boxes, Mapping) or not boxes:
+    if not boxes:
         raise ValueError(
             "boxes are a dict with at least one part: from its name to int [images, 4]"
         )
-    boxes = {part: np.asarray(rows) for part, rows in boxes.items()}
     if draws < 1:
         raise ValueError(f"draws must be at least 1, not {draws}")
-    image_hw = net.image_shape[:2]
     for part, rows in boxes.items():
         if len(rows) != count:
             raise ValueError(f"{part}: {len(rows)} boxes for {count} images")
@@ -144,60 +178,52 @@ def correspondence(
                 check_box(box, image_hw)
             except ValueError as error:
                 raise ValueError(f"{part} in image {index}: {error}") from None
-    if layers is None:
-        hidden = list(net.layers)[:-1]
-        spatial = [name for name in hidden if len(net.layers[name].shape) == 3]
-        layers = spatial[-1:] + hidden[-1:]
-    names = net.select(layers)
-    batches = list(net.batches(images, _BATCH_SIZE))
 
-    def read(masks: np.ndarray) -> dict[str, np.ndarray]:
-        """Features with these boxes masked."""
-        # x and x̃ come from one program, an image in the same place of its batch: a
-        # feature that does not depend on the masked pixels is equal to the last bit.
-        parts = []
-        for start, batch, real in batches:
-            padding = (0, len(batch) - real), (0, 0)
-            chosen = np.pad(masks[start : start + real], padding, "edge")
-            features = _features(net, batch, chosen, names)
-            parts.append({n: np.asarray(x)[:real] for n, x in features.items()})
-        return {name: np.concatenate([p[name] for p in parts]) for name in names}
 
-    whole = read(np.zeros((count, 4), np.int64))
-    signs: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    control: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for done, rows in enumerate(boxes.values()):
-        for step, masks in enumerate((rows, *draw_boxes(rows, image_hw, draws, seed))):
-            for name, features in read(masks).items():
-                sign = np.sign(whole[name] - features).astype(np.int8)
-                if step == 0:
-                    signs[name].append(sign)
-                else:
-                    means = sign_distances(sign).mean(), (sign != 0).mean()
-                    control[name].append(means)
-            if progress is not None:
-                progress(done * (1 + draws) + step + 1, len(boxes) * (1 + draws))
-    # The same mixtures for all layers.
-    mixtures = np.random.default_rng((seed, 1)).integers(
-        len(boxes), size=(draws, count)
+def _find_layers_5_and_7(net: Network) -> list[str]:
+    """The last spatial and the last hidden layer."""
+    hidden = list(net.layers)[:-1]
+    spatial = [name for name in hidden if len(net.layers[name].shape) == 3]
+    return spatial[-1:] + hidden[-1:]
+
+
+def _read(
+    net: Network,
+    batches: Sequence[tuple[int, np.ndarray, int]],
+    boxes: Int[np.ndarray, "n 4"],
+    layers: tuple[str, ...],
+) -> dict[str, np.ndarray]:
+    """Features of all images with a box masked in each."""
+    # x and x̃ come from one program, an image in the same place of its batch: a feature
+    # that does not depend on the masked pixels is equal to the last bit.
+    parts = []
+    for start, batch, real in batches:
+        padding = (0, len(batch) - real), (0, 0)
+        chosen = np.pad(boxes[start : start + real], padding, "edge")
+        features = _features(net, batch, chosen, layers)
+        parts.append({name: np.asarray(x)[:real] for name, x in features.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in layers}
+
+
+def _summarize(
+    parts: tuple[str, ...],
+    signs: Int8[np.ndarray, "p n d"],
+    control: Sequence[tuple[float, float]],
+    mixtures: Int[np.ndarray, "r n"],
+) -> Correspondence:
+    distances = np.stack([sign_distances(sign) for sign in signs])
+    random = np.reshape(control, (len(parts), len(mixtures), 2))
+    each = np.arange(signs.shape[1])
+    mixed = [sign_distances(signs[mixture, each]).mean() for mixture in mixtures]
+    return Correspondence(
+        parts=parts,
+        delta=distances.mean(1),
+        spread=distances.std(1),
+        changed=(signs != 0).mean((1, 2)),
+        random=random[..., 0],
+        random_changed=random[..., 1].mean(1),
+        mixed=np.array(mixed),
     )
-    results = {}
-    for name in names:
-        of_parts = np.stack(signs[name])
-        distances = np.stack([sign_distances(sign) for sign in of_parts])
-        random = np.reshape(control[name], (len(boxes), draws, 2))
-        each = np.arange(count)
-        mixed = [sign_distances(of_parts[parts, each]).mean() for parts in mixtures]
-        results[name] = Correspondence(
-            parts=tuple(boxes),
-            delta=distances.mean(1),
-            spread=distances.std(1),
-            changed=(of_parts != 0).mean((1, 2)),
-            random=random[..., 0],
-            random_changed=random[..., 1].mean(1),
-            mixed=np.array(mixed),
-        )
-    return results
 
 
 @functools.partial(jax.jit, static_argnames="layers")
@@ -261,20 +287,3 @@ def draw_boxes(
     shares = np.random.default_rng(seed).random((draws, len(boxes), 2))
     corners = np.floor(shares * (np.array(image_hw) - sizes + 1)).astype(np.int64)
     return np.concatenate([corners, corners + sizes], 2)
-
-
-def check_box(box: Sequence[int], image_hw: tuple[int, int]) -> None:
-    """Check that a box is a proper part of an image.
-
-    Raises:
-        ValueError: The box is empty, leaves the image or covers all of it.
-    """
-    top, left, bottom, right = box
-    label = f"the box {top}, {left}, {bottom}, {right} (top, left, bottom, right)"
-    height, width = image_hw
-    if bottom <= top or right <= left:
-        raise ValueError(f"{label} is empty")
-    if top < 0 or left < 0 or bottom > height or right > width:
-        raise ValueError(f"{label} leaves the image of {height} x {width}")
-    if (bottom - top, right - left) == (height, width):
-        raise ValueError(f"{label} covers the whole image")

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Occlusion(Result):
     Arrays over positions are [n, rows, cols]: the image, then the place of the square.
 
     Attributes:
+        targets: The class whose probability is followed, one per image.
         tops: First covered row at each position of the square, in pixels.
         lefts: First covered column.
         size: Height and width of the square, in pixels.
@@ -47,11 +48,13 @@ class Occlusion(Result):
         layer: The layer of that map.
         units: The unit of that map, one per image.
         clean_logits: Logits of the uncovered images, [n, classes].
+        clean_probability: Probability of the targets in the uncovered images.
         clean_activity: Activity in the uncovered images.
     """
 
-    tops: Int[np.ndarray, " rows"]
-    lefts: Int[np.ndarray, " cols"]
+    targets: Int32[np.ndarray, " n"]
+    tops: Int32[np.ndarray, " rows"]
+    lefts: Int32[np.ndarray, " cols"]
     size: Pair
     logits: Float32[np.ndarray, "n rows cols classes"]
     probability: Float32[np.ndarray, "n rows cols"]
@@ -60,6 +63,7 @@ class Occlusion(Result):
     layer: str
     units: Int32[np.ndarray, " n"]
     clean_logits: Float32[np.ndarray, "n classes"]
+    clean_probability: Float32[np.ndarray, " n"]
     clean_activity: Float32[np.ndarray, " n"]
 
     @property
@@ -128,7 +132,69 @@ def occlusion(
         ValueError: The arguments do not fit the network, or the square the image.
     """
     net, images = as_network(net, images)
-    height, width, _ = net.image_shape
+    squares = _place_squares(net.image_shape, size, stride, fill)
+    layer = layer or _last_convolution(net)
+    if len(net.layer(layer).shape) != 3:
+        raise ValueError(f"{layer} has no feature maps")
+    chosen = _check_units(units, layer, net.layer(layer).shape[-1], len(images))
+    labels = net.targets(targets, len(images))
+    stages, count = None, len(squares.corners)
+    if isinstance(net.model, ConvNet):
+        ends = squares.corners + squares.size
+        stages = windows.plan_occlusion(net.model.arch, squares.corners, ends)
+    responses: list[_Response] = []
+    for index, image in _each_image(net, images):
+
+        def report(done: int, start: int = index * count) -> None:
+            if progress is not None:
+                progress(start + done, len(images) * count)
+
+        unit = None if chosen is None else chosen[index]
+        responses.append(_respond(net, stages, image, squares, layer, unit, report))
+    x = _Response(*map(np.stack, zip(*responses, strict=True)))
+    logits = x.logits.reshape(len(x.unit), len(squares.tops), len(squares.lefts), -1)
+    each = np.arange(len(logits))
+    return Occlusion(
+        targets=labels,
+        tops=squares.tops,
+        lefts=squares.lefts,
+        size=squares.size,
+        logits=logits,
+        probability=np.asarray(jax.nn.softmax(logits))[each, ..., labels],
+        label=logits.argmax(-1).astype(np.int32),
+        activity=x.activity.reshape(logits.shape[:3]),
+        layer=layer,
+        units=x.unit,
+        clean_logits=x.clean_logits,
+        clean_probability=np.asarray(jax.nn.softmax(x.clean_logits))[each, labels],
+        clean_activity=x.clean_activity,
+    )
+
+
+class _Squares(NamedTuple):
+    """All positions of a square, and what shows in it."""
+
+    tops: Int32[np.ndarray, " rows"]
+    lefts: Int32[np.ndarray, " cols"]
+    corners: Int32[np.ndarray, "positions 2"]
+    size: Pair
+    cover: Float32[np.ndarray, "h w c"]
+
+
+class _Response(NamedTuple):
+    """Responses to one image; with one more axis in front, to several."""
+
+    logits: Any  # [positions, classes]
+    activity: Any  # [positions]
+    unit: Any
+    clean_logits: Any
+    clean_activity: Any
+
+
+def _place_squares(
+    image_shape: tuple[int, int, int], size: Any, stride: Any, fill: Any
+) -> _Squares:
+    height, width, _ = image_shape
     size, stride = _pair("size", size), _pair("stride", stride)
     if size[0] > height or size[1] > width:
         raise ValueError(
@@ -136,76 +202,25 @@ def occlusion(
             f"image of {height} x {width}"
         )
     try:
-        cover = np.broadcast_to(np.asarray(fill, np.float32), net.image_shape)
+        cover = np.broadcast_to(np.asarray(fill, np.float32), image_shape)
     except ValueError:
         raise ValueError(
-            f"fill of shape {np.shape(fill)} does not fit images of {net.image_shape}"
+            f"fill of shape {np.shape(fill)} does not fit images of {image_shape}"
         ) from None
-    if layer is None:
-        convs: list[str] = [x.name for x in net.layers.values() if x.kind == "conv"]
-        if not convs:
-            raise ValueError("the network has no convolution: name a layer with maps")
-        layer = convs[-1]
-    if len(net.layer(layer).shape) != 3:
-        raise ValueError(f"{layer} has no feature maps")
-    given = _check_units(units, layer, net.layer(layer).shape[-1], len(images))
-    labels = net.targets(targets, len(images))
     tops, lefts = (
         np.minimum(np.arange(-(-(extent - side) // step) + 1) * step, extent - side)
         for extent, side, step in zip((height, width), size, stride, strict=True)
     )
-    corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), -1)
-    corners = corners.reshape(-1, 2).astype(np.int32)
-    needed, stages = (layer, net.output), None
-    if isinstance(net.model, ConvNet):
-        needed = tuple(net.layers)
-        stages = windows.plan_occlusion(net.model.arch, corners, corners + size)
+    tops, lefts = tops.astype(np.int32), lefts.astype(np.int32)
+    corners = np.stack(np.meshgrid(tops, lefts, indexing="ij"), -1).reshape(-1, 2)
+    return _Squares(tops, lefts, corners, size, cover)
 
-    responses, total = [], len(images) * len(corners)
-    for index, image in _each_image(net, images):
-        features = _features(net, image, needed)
-        clean_map, clean_logits = (
-            np.asarray(features[name][0]) for name in (layer, net.output)
-        )
-        unit = clean_map.max((0, 1)).argmax() if given is None else given[index]
-        clean_activity = clean_map[..., unit].sum(dtype=np.float32)
-        features["image"] = jnp.asarray(image, features[layer].dtype)
-        parts = []
-        for rows in _split(len(corners), _WINDOWS if stages else _IMAGES):
-            squares = cover, corners[rows], size
-            if stages is None:
-                clean = features["image"][0]
-                part = _cover_images(net, clean, *squares, layer, np.int32(unit))
-            else:
-                part = _cover_windows(
-                    net.model, stages, features, *squares, rows, layer, np.int32(unit)
-                )
-            parts.append(jax.tree.map(np.asarray, part))
-            if progress is not None:
-                progress(index * len(corners) + int(rows[-1]) + 1, total)
-        logits, activity = (
-            np.concatenate(x)[: len(corners)] for x in zip(*parts, strict=True)
-        )
-        responses.append((logits, activity, unit, clean_logits, clean_activity))
-    logits, activity, chosen, clean_logits, clean_activity = map(
-        np.stack, zip(*responses, strict=True)
-    )
-    shape = len(logits), len(tops), len(lefts)
-    logits = logits.reshape(*shape, -1)
-    each = np.arange(len(logits))
-    return Occlusion(
-        tops=tops.astype(np.int32),
-        lefts=lefts.astype(np.int32),
-        size=size,
-        logits=logits,
-        probability=np.asarray(jax.nn.softmax(logits))[each, ..., labels],
-        label=logits.argmax(-1).astype(np.int32),
-        activity=activity.reshape(shape),
-        layer=layer,
-        units=chosen.astype(np.int32),
-        clean_logits=clean_logits.astype(np.float32),
-        clean_activity=clean_activity,
-    )
+
+def _last_convolution(net: Network) -> str:
+    names = [layer.name for layer in net.layers.values() if layer.kind == "conv"]
+    if not names:
+        raise ValueError("the network has no convolution: name a layer with maps")
+    return names[-1]
 
 
 def _each_image(net: Network, images: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -213,6 +228,43 @@ def _each_image(net: Network, images: Any) -> Iterator[tuple[int, np.ndarray]]:
     for start, batch, real in net.batches(images, 1):
         for i in range(real):
             yield start + i, batch[i : i + 1]
+
+
+def _respond(
+    net: Network,
+    stages: Sequence[windows.Stage] | None,
+    image: Float[np.ndarray, "1 h w c"],
+    squares: _Squares,
+    layer: str,
+    unit: np.integer | None,
+    report: Callable[[int], None],
+) -> _Response:
+    """Cover an image at all positions; of a ConvNet, `stages` say what to compute."""
+    needed = (layer, net.output) if stages is None else tuple(net.layers)
+    features = _features(net, image, needed)
+    clean, clean_logits = (np.asarray(features[x][0]) for x in (layer, net.output))
+    number = np.int32(clean.max((0, 1)).argmax() if unit is None else unit)
+    features["image"] = jnp.asarray(image, features[layer].dtype)
+    parts, count = [], len(squares.corners)
+    for rows in _split(count, _WINDOWS if stages else _IMAGES):
+        corners = squares.corners[rows]
+        covered = squares.cover, corners, squares.size
+        if stages is None:
+            part = _cover_images(net, features["image"][0], *covered, layer, number)
+        else:
+            part = _cover_windows(
+                net.model, stages, features, *covered, rows, layer, number
+            )
+        parts.append(jax.tree.map(np.asarray, part))
+        report(int(rows[-1]) + 1)
+    logits, activity = (np.concatenate(x)[:count] for x in zip(*parts, strict=True))
+    return _Response(
+        logits,
+        activity,
+        number,
+        clean_logits.astype(np.float32),
+        clean[..., number].sum(dtype=np.float32),
+    )
 
 
 def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
@@ -229,6 +281,36 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
     positive = np.maximum(values, 0)
     total = positive.sum()
     return float(positive[mask].sum() / total) if total > 0 else math.nan
+
+
+def drop_on_objects(
+    responses: Occlusion, masks: Bool[np.ndarray, "n h w"]
+) -> dict[str, Any]:
+    """Measure how much of the drop in probability lies on the objects.
+
+    Args:
+        responses: Responses to n images.
+        masks: True on the object of each image.
+
+    Returns:
+        The mean share on an image's own object, with its standard error; "chance", the
+        share of a drop that is the same everywhere; and the share on the objects of
+        other images, which a drop has that only knows where objects usually are. NaN
+        where it cannot be known.
+    """
+    clean = responses.clean_probability[:, None, None]
+    drops = responses.by_pixel(clean - responses.probability)
+    shares = np.array([[share_on(drop, mask) for mask in masks] for drop in drops])
+    known = ~np.isnan(shares[:, 0])
+    own = np.diag(shares)[known]
+    other = shares[known][~np.eye(len(masks), dtype=bool)[known]]
+    return {
+        "images": int(known.sum()),
+        "share": own.mean() if len(own) else math.nan,
+        "standard_error": own.std() / math.sqrt(len(own)) if len(own) else math.nan,
+        "chance": masks.mean(),
+        "on_other_objects": other.mean() if len(other) else math.nan,
+    }
 
 
 def _pair(name: str, value: Any) -> Pair:

@@ -178,22 +178,12 @@ def probe_features(
     if missing := np.flatnonzero(counts == 0).tolist():
         raise ValueError(f"class {missing[0]} is not among the {train} training images")
 
-    coordinates, squares = _rotate(features, train)
-    fits = [fit_linear(coordinates, labels[:train], c, penalties) for c in classifiers]
-    weights = np.stack([fit.weights for fit in fits])  # [classifier, p, r, classes]
-    # Share of each training row in the weights: coordinates are sums of rows.
-    shares = coordinates / np.where(squares > 0, squares, 1)
-    flat = shares @ weights.transpose(2, 0, 1, 3).reshape(shares.shape[1], -1)
-    scores = np.zeros((len(features), flat.shape[1]), np.float32)
-    for block in _standardize(features, train):
-        scores += block @ (block[:train].T @ flat)
-    by_fit = scores.reshape(len(features), *weights.shape[:2], classes)
-
+    fits, scores = _fit_all(features, labels[:train], classifiers, penalties)
     # The greatest penalty first, since argmax takes the first on a tie.
     order = np.argsort(-np.array(penalties), kind="stable")
     probes: dict[Classifier, Probe] = {}
-    for index, (classifier, fit) in enumerate(zip(classifiers, fits, strict=True)):
-        predictions = (by_fit[:, index] + fit.intercepts).argmax(2)
+    for classifier, fit, values in zip(classifiers, fits, scores, strict=True):
+        predictions = values.argmax(2)
         correct = predictions == labels[:, None]
         accuracies = correct[train : train + validation].mean(0)
         best = int(order[np.argmax(accuracies[order])])
@@ -206,6 +196,27 @@ def probe_features(
             gap=float(fit.gaps.max()),
         )
     return probes
+
+
+def _fit_all(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " train"],
+    classifiers: Sequence[Classifier],
+    penalties: Sequence[float],
+) -> tuple[list[LinearFit], list[Float32[np.ndarray, "n p classes"]]]:
+    """Train on the first rows; return the classifiers, and their scores of all rows."""
+    train = len(labels)
+    coordinates, squares = _rotate(features, train)
+    fits = [fit_linear(coordinates, labels, name, penalties) for name in classifiers]
+    weights = np.stack([fit.weights for fit in fits])  # [classifier, p, r, classes]
+    # Share of each training row in the weights: coordinates are sums of rows.
+    shares = coordinates / np.where(squares > 0, squares, 1)
+    flat = shares @ weights.transpose(2, 0, 1, 3).reshape(shares.shape[1], -1)
+    scores = np.zeros((len(features), flat.shape[1]), np.float32)
+    for block in _standardize(features, train):
+        scores += block @ (block[:train].T @ flat)
+    by_fit = scores.reshape(len(features), *weights.shape[:2], -1)
+    return fits, [by_fit[:, i] + fit.intercepts for i, fit in enumerate(fits)]
 
 
 def _standardize(

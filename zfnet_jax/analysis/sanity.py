@@ -62,6 +62,18 @@ class Comparison(Result):
     pictures: dict[Rule, Float[np.ndarray, "shown c h w channels"]]
 
 
+_Signal = Callable[[np.ndarray], np.ndarray]
+
+
+class _Column(NamedTuple):
+    """One picture per image."""
+
+    name: str
+    net: Network  # makes the pictures
+    sources: Int[np.ndarray, " n"]  # indices of the images they are made from
+    signal: _Signal  # signals for the images of some indices
+
+
 def sanity(
     net: Network | Any,
     images: Any,
@@ -205,12 +217,26 @@ def controls(
     if len(images) < 2:
         raise ValueError(f"controls needs at least two images, not {len(images)}")
     images = net.images(images)
-    own = np.arange(len(images))
     maps = net.activations(images, layer)[layer].reshape(len(images), -1, shape[-1])
     strongest = maps.reshape(len(images), -1).argmax(1)
     positions, units = np.divmod(strongest, shape[-1])
+    columns = _replace_units(net, maps, positions, units, seed)
+    if len(shape) == 1:
+        columns = [x for x in columns if x.name != "random everywhere"]
+    inside = _receptive_fields(net, layer, positions)
+    return _compare(images, layer, columns, rules, shown, progress, inside)
 
-    scores = np.array([_rng(seed, i).random(shape[-1]) for i in own.tolist()])
+
+def _replace_units(
+    net: Network,
+    maps: Float[np.ndarray, "n positions units"],
+    positions: Int[np.ndarray, " n"],
+    units: Int[np.ndarray, " n"],
+    seed: int,
+) -> list[_Column]:
+    """The unit of each image at its position, and what `controls` puts in its place."""
+    own = np.arange(len(maps))
+    scores = np.array([_rng(seed, i).random(maps.shape[2]) for i in own.tolist()])
     scores += maps[own, positions] > 0
     scores[own, units] = -1
     rivals = maps[:, positions, units].copy()
@@ -233,17 +259,13 @@ def controls(
 
         return signal
 
-    columns = [
+    return [
         _Column("unit", net, own, select(units)),
         _Column("random there", net, own, draw_at_position),
         _Column("random everywhere", net, own, draw),
         _Column("another unit", net, own, select(scores.argmax(1))),
         _Column("another image", net, rivals.argmax(0), select(units)),
     ]
-    if len(shape) == 1:
-        del columns[2]
-    inside = _receptive_fields(net, layer, positions)
-    return _compare(images, layer, columns, rules, shown, progress, inside)
 
 
 def _rng(seed: int, index: int) -> np.random.Generator:
@@ -262,18 +284,6 @@ def _receptive_fields(
             top, left, bottom, right = field.box(*divmod(position, shape[1]))
             pixels[top:bottom, left:right] = True
     return inside
-
-
-_Signal = Callable[[np.ndarray], np.ndarray]
-
-
-class _Column(NamedTuple):
-    """One picture per image."""
-
-    name: str
-    net: Network  # makes the pictures
-    sources: Int[np.ndarray, " n"]  # indices of the images they are made from
-    signal: _Signal  # signals for the images of some indices
 
 
 def _compare(

@@ -1,25 +1,24 @@
 """Images: CIFAR-10, generated shapes, photographs, and their preprocessing."""
 
-from zfnet_jax.data.cifar10 import Archive, load_cifar10
-from zfnet_jax.data.dataset import DataNotFoundError, Dataset
+from zfnet_jax.data.cifar10 import load_cifar10
+from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
     Preprocessed,
     Preprocessing,
     center_crop,
-    fitted,
+    fit_photograph,
     resize_shortest_side,
     ten_crop,
     ten_crop_size,
 )
 from zfnet_jax.data.shapes import CORNERS, SHAPES, make_shapes, shape_parts
+from zfnet_jax.data.sources import load_dataset
 
 __all__ = [
     "CORNERS",
     "SHAPES",
-    "Archive",
-    "DataNotFoundError",
     "Dataset",
     "DatasetImages",
     "Photographs",
@@ -27,8 +26,9 @@ __all__ = [
     "Preprocessing",
     "center_crop",
     "find_photographs",
-    "fitted",
+    "fit_photograph",
     "load_cifar10",
+    "load_dataset",
     "load_photograph",
     "make_shapes",
     "resize_shortest_side",

@@ -1,13 +1,12 @@
 """Labeled images in memory, the form of every source of data."""
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
-from zfnet_jax.files import DataNotFoundError as DataNotFoundError
+from zfnet_jax.files import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +83,5 @@ class Dataset:
         )
 
     def digest(self) -> str:
-        """Compute the sha256, in hex, of the class names, images, labels and masks.
-
-        Equal data has the same digest on every machine, whatever its name and source.
-        """
-        sha256 = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        sha256.update(np.ascontiguousarray(self.images).data)
-        # A fixed byte order gives the same digest on every machine.
-        sha256.update(self.labels.astype("<i4").data)
-        if self.masks is not None:
-            sha256.update(np.ascontiguousarray(self.masks).data)
-        return sha256.hexdigest()
+        """Compute the sha256, in hex, of the images, labels, masks and class names."""
+        return digest(self.images, self.labels, self.masks, self.class_names)

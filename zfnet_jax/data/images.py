@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
 from zfnet_jax.data.dataset import Dataset
-from zfnet_jax.data.preprocessing import Preprocessing, fitted
+from zfnet_jax.data.preprocessing import Preprocessing, fit_photograph
 
 
 class DatasetImages:
@@ -71,9 +71,28 @@ class DatasetImages:
         """Compute the sha256, in hex, of the dataset."""
         return self.dataset.digest()
 
+    @property
+    def masks(self) -> Bool[np.ndarray, "n h w"] | None:
+        """Pixels of the objects, resized as the pictures are; None if unknown."""
+        if self.dataset.masks is None:
+            return None
+        gray = np.where(self.dataset.masks[..., None], 255, 0).astype(np.uint8)
+        pictures = Pictures(np.repeat(gray, 3, 3), self._shape, self._preprocess)
+        return pictures[:][..., 0] > 128
+
     def __repr__(self) -> str:
         """One line."""
         return f"DatasetImages({len(self)} of {self.source})"
+
+
+def stored_shape(
+    image_shape: tuple[int, int, int], preprocess: Any
+) -> tuple[int, int, int]:
+    """Shape of the images that a network's preprocessing takes."""
+    if isinstance(preprocess, Preprocessing):
+        height, width, channels = preprocess.mean.shape
+        return height, width, channels
+    return image_shape
 
 
 class Pictures:
@@ -86,7 +105,7 @@ class Pictures:
         self._images = images
         # It takes images of the size of its mean, which it may resize.
         self._own = preprocess if isinstance(preprocess, Preprocessing) else None
-        self._shape = shape if self._own is None else self._own.mean.shape
+        self._shape = stored_shape(shape, preprocess)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -105,7 +124,7 @@ class Pictures:
         batch = self._images[indices]
         rows, columns, channels = self._shape
         if batch.shape[1:3] != (rows, columns):
-            batch = np.stack([fitted(x, (rows, columns)) for x in batch])
+            batch = np.stack([fit_photograph(x, (rows, columns)) for x in batch])
         if batch.shape[3] > channels:
             gray = [np.asarray(Image.fromarray(x).convert("L")) for x in batch]
             batch = np.stack(gray)[..., None]

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import dataclasses
 import os
-import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, Int, Int32, UInt8
 from PIL import Image, ImageOps
 
-from zfnet_jax.data.dataset import DataNotFoundError
-from zfnet_jax.data.preprocessing import Preprocessing, fitted
-from zfnet_jax.files import digest
+from zfnet_jax.data.preprocessing import Fit, Preprocessing, fit_photograph
+from zfnet_jax.files import DataNotFoundError, digest
 
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
 # running other programs (EPS), some by marks so weak that noise passes for one (TGA).
 _FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
-
-# 134 million: the largest of today's common sensors, and 400 MB as RGB.
-_MAX_PIXELS = 2**27
+_BITS, _COLORS, _PLANES = 258, 262, 284  # tags of TIFF
 
 
 class Photographs:
@@ -32,9 +28,7 @@ class Photographs:
 
     An index is an int for one image, or an integer array, list or slice for a batch.
     Nothing is kept in memory. The center of each photograph is resized to the size of
-    the network, and converted to gray for a network of one channel.
-
-    A folder without photographs of its own may have one subfolder per class.
+    the network (see `fit`), and converted to gray for a network of one channel.
 
     Attributes:
         names: File names; those in subfolders as "class/file".
@@ -48,13 +42,15 @@ class Photographs:
         path: str | os.PathLike[str],
         image_shape: tuple[int, int, int],
         preprocess: Callable[[Any], Any] | None,
+        fit: Fit = "crop",
     ) -> None:
         """List the photographs.
 
         Args:
-            path: A photograph or a folder.
+            path: A photograph, a folder of them, or a folder with one folder per class.
             image_shape: Rows, columns and channels (1 or 3) of the network's images.
             preprocess: From uint8[b, h, w, c] to the floats that the network takes.
+            fit: Treatment of another aspect ratio, as for `fit_photograph`.
 
         Raises:
             DataNotFoundError: There is no photograph.
@@ -71,17 +67,19 @@ class Photographs:
                 f"photographs are gray or RGB, but images {image_shape} have "
                 f"{image_shape[2]} channels"
             )
-        path = Path(path)
-        files, self.class_names = _list_files(path)
-        self.folder = path if path.is_dir() else path.parent
-        self.names = tuple(x.relative_to(self.folder).as_posix() for x in files)
+        files = find_photographs(path)
+        folder = Path(path) if Path(path).is_dir() else files[0].parent
+        self.names = tuple(_show(file.relative_to(folder).as_posix()) for file in files)
+        self._folder = _show(folder.resolve().name)
+        self.class_names: tuple[str, ...] | None = None
         self.labels: Int32[np.ndarray, " n"] | None = None
-        if self.class_names is not None:
-            labels = [self.class_names.index(file.parent.name) for file in files]
+        if files[0].parent != folder:
+            classes = [_show(file.parent.name) for file in files]
+            self.class_names = tuple(dict.fromkeys(classes))
+            labels = [self.class_names.index(name) for name in classes]
             self.labels = np.array(labels, np.int32)
         self.preprocess = preprocess
-        resize = preprocess if isinstance(preprocess, Preprocessing) else None
-        self.pictures = Pictures(self.folder, self.names, image_shape, resize)
+        self.pictures = Pictures(files, image_shape, preprocess, fit)
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -93,189 +91,183 @@ class Photographs:
         Raises:
             DataNotFoundError: A file is damaged or gone; the message names it.
             IndexError: There is no such photograph.
-            ValueError: `preprocess` does not give floats of the network's shape.
         """
-        batch, single = self.pictures.read(index)
-        images = np.asarray(self.preprocess(batch))
-        expected = (len(batch), *self.pictures.image_shape)
-        if images.shape != expected or images.dtype.kind in "iub":
-            raise ValueError(
-                f"preprocess gives {images.dtype}{list(images.shape)}, but the network "
-                f"takes floats {list(expected)}"
-            )
-        return images[0] if single else images
+        return self.pictures.decode(index, self.preprocess)
 
-    def take(self, indices: np.ndarray) -> Photographs:
+    @property
+    def source(self) -> str:
+        """Number of photographs and name of the folder."""
+        plural = "" if len(self) == 1 else "s"
+        return f"{len(self):,} photograph{plural} of {self._folder}"
+
+    def take(self, indices: Int[np.ndarray, " m"]) -> Photographs:
         """Select the photographs at `indices`, in that order."""
         part = copy.copy(self)
         part.names = tuple(self.names[index] for index in indices)
         part.labels = None if self.labels is None else self.labels[indices]
-        part.pictures = dataclasses.replace(self.pictures, names=part.names)
+        part.pictures = copy.copy(self.pictures)
+        part.pictures.files = [self.pictures.files[index] for index in indices]
         return part
 
-    @property
-    def source(self) -> str:
-        """Origin of the images, in one line."""
-        plural = "" if len(self) == 1 else "s"
-        return f"{len(self):,} photograph{plural} of {self.folder.name or '.'}"
-
     def digest(self) -> str:
-        """Compute the sha256, in hex, of the files."""
-        return digest(*(self.folder / name for name in self.names))
+        """Compute the sha256, in hex, of the names and contents of the files."""
+        return digest(self.names, *self.pictures.files)
 
     def __repr__(self) -> str:
         """One line."""
         shape = " x ".join(map(str, self.pictures.image_shape))
-        return f"Photographs({len(self)} of {str(self.folder)!r}, {shape})"
+        return f"Photographs({self.source}, {shape})"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
     """Photographs as uint8 pixels of a network's size; made by `Photographs`."""
 
-    folder: Path
-    names: Sequence[str]
-    image_shape: tuple[int, int, int]
-    # It takes pictures of the size of its mean image, which it may resize.
-    resize: Preprocessing | None
+    def __init__(
+        self,
+        files: Sequence[Path],
+        image_shape: tuple[int, int, int],
+        preprocess: Callable[[Any], Any],
+        fit: Fit,
+    ) -> None:
+        """Keep the paths and the size."""
+        self.files, self.image_shape, self._resize = files, image_shape, np.asarray
+        self._fit: Fit = fit
+        self._decoded_shape: tuple[int, ...] = image_shape
+        if isinstance(preprocess, Preprocessing):
+            # It takes pictures of the size of its mean image, and resizes them.
+            self._decoded_shape = preprocess.mean.shape
+            self._resize = preprocess.pictures
 
     def __len__(self) -> int:
         """Number of photographs."""
-        return len(self.names)
+        return len(self.files)
 
     def __getitem__(self, index: Any) -> UInt8[np.ndarray, ...]:
         """Decode one picture [h, w, c] or a batch [b, h, w, c]."""
-        batch, single = self.read(index)
-        if self.resize is not None:
-            batch = self.resize.pictures(batch)
-        return batch[0] if single else batch
+        return self.decode(index, self._resize)
 
-    def read(self, index: Any) -> tuple[UInt8[np.ndarray, "b h w c"], bool]:
-        """Decode a batch for `preprocess`; also whether the index was of one image."""
+    def decode(self, index: Any, convert: Callable[[Any], Any]) -> np.ndarray:
+        """Decode a batch and convert it; an int as index is a batch of one."""
         chosen = np.arange(len(self))[index]
-        shape = self.image_shape if self.resize is None else self.resize.mean.shape
-        batch = np.empty((chosen.size, *shape), np.uint8)
-        for row, place in zip(batch, chosen.flat, strict=True):
-            photograph = load_photograph(self.folder / self.names[int(place)])
-            pixels = fitted(photograph, shape[:2])
-            if shape[2] == 1:
+        height, width, channels = self._decoded_shape
+        batch = np.empty((chosen.size, height, width, channels), np.uint8)
+        for row, number in zip(batch, chosen.flat, strict=True):
+            photograph = load_photograph(self.files[int(number)])
+            pixels = fit_photograph(photograph, (height, width), self._fit)
+            if channels == 1:
                 pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
             row[...] = pixels
-        return batch, chosen.ndim == 0
+        images = np.asarray(convert(batch))
+        return images if chosen.ndim else images[0]
 
 
-def _list_files(path: Path) -> tuple[list[Path], tuple[str, ...] | None]:
-    """Photographs at a path, and the names of their classes if there are any."""
+def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
+    """List the photographs at a path, in the order of their names.
+
+    In a folder these are the files whose suffix is that of a photograph, or else those
+    in its subfolders. Hidden files and folders are left out.
+
+    Args:
+        path: A photograph or a folder.
+
+    Raises:
+        DataNotFoundError: There is no such file or folder, or no photograph in it.
+        OSError: The system refuses to read the folder.
+    """
+    path = Path(path)
     if not path.is_dir():
         if not path.exists():
             raise DataNotFoundError(f"there is no photograph or folder {path}")
-        return [path], None
-    folders = [x for x in sorted(path.iterdir()) if x.name[0] != "." and x.is_dir()]
-    if not _find(path) and (files := [x for folder in folders for x in _find(folder)]):
-        return files, tuple(dict.fromkeys(file.parent.name for file in files))
-    return find_photographs(path), None
+        return [path]
+    Image.init()
+    extensions = Image.registered_extensions().items()
+    suffixes = {suffix for suffix, name in extensions if name in _FORMATS}
+    for pattern in ("*", "*/*"):
+        files = [
+            file
+            for file in sorted(path.glob(pattern))
+            if file.suffix.lower() in suffixes
+            and file.is_file()
+            and not any(x.startswith(".") for x in file.relative_to(path).parts)
+        ]
+        if files:
+            return files
+    raise DataNotFoundError(f"{path} holds no images ({', '.join(_FORMATS)})")
 
 
 def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file as upright RGB pixels, 0 to 255.
 
-    The formats are AVIF (if Pillow has it), BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF
-    and WebP, up to 134 million (2**27) pixels. EXIF orientation is applied, color
-    profiles are not. Transparency becomes white, 16-bit levels are divided by 257, and
-    the first frame of an animation is taken.
+    The formats are AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PNM, TIFF and WebP. EXIF
+    orientation is applied, color profiles are not. Transparency becomes white, 16-bit
+    levels are divided by 257, and the first frame of an animation is taken.
 
     Raises:
         DataNotFoundError: There is no such file, or it is not an image, is damaged or
-            truncated, has too many pixels, or has values that are not gray levels
-            (floats, integers beyond 16 bits). The message names the file.
+            truncated, has too many pixels for Pillow, or has values that are not gray
+            levels (floats, integers beyond 16 bits). The message names the file.
         OSError: The system refuses to read the file.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataNotFoundError(f"there is no photograph {path}")
     # Reading a pipe or a device could wait, or go on, forever.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise DataNotFoundError(f"{path} is a folder or device, not a photograph")
-    with path.open("rb") as file, warnings.catch_warnings():
-        # Pillow warns of large pictures, broken EXIF and the like. Such files are read.
+    if not path.is_file():
+        raise DataNotFoundError(f"there is no photograph {path}")
+    with path.open("rb") as file, warnings.catch_warnings(), _quiet_stderr():
+        # Pillow warns of large pictures, broken EXIF and the like, and reads them.
         warnings.simplefilter("ignore")
-        Image.init()
-        formats = [name for name in _FORMATS if name in Image.OPEN]
         try:
-            image = Image.open(file, formats=formats)
-            width, height = image.size
-            if width * height > _MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels")
-            image.load()
-        except Image.UnidentifiedImageError as error:
-            raise DataNotFoundError(
-                f"{path} is not an image ({', '.join(formats)}), or is truncated or "
-                "damaged"
-            ) from error
-        except Image.DecompressionBombError as error:
-            raise DataNotFoundError(
-                f"{path} declares too large an image ({error}); the limit is "
-                f"{_MAX_PIXELS:,} pixels"
-            ) from error
+            return _decode(file)
         except MemoryError:
             raise
+        except Image.UnidentifiedImageError as error:
+            formats = ", ".join(_FORMATS)
+            raise DataNotFoundError(
+                f"{path} is not an image ({formats}), or is damaged"
+            ) from error
         # Each of Pillow's decoders has its own errors for damaged files.
         except Exception as error:
-            raise DataNotFoundError(
-                f"{path} is truncated or damaged: {error or type(error).__name__}"
-            ) from error
-        try:
-            return np.asarray(_to_rgb(_turn_upright(image)))
-        except ValueError as error:
-            raise DataNotFoundError(
-                f"{path} cannot be converted to RGB: {error}"
-            ) from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataNotFoundError(f"{path} cannot be read: {reason}") from error
 
 
-def find_photographs(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the files in a folder whose names are those of readable photographs.
-
-    Subfolders and hidden files are left out. The paths are in the order of their names.
-
-    Raises:
-        DataNotFoundError: There is no such folder, or no such file in it.
-        OSError: The system refuses to read the folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataNotFoundError(f"there is no folder {folder}")
-    files = _find(folder)
-    if not files:
-        raise DataNotFoundError(
-            f"the folder {folder} holds no images ({', '.join(_FORMATS)})"
-        )
-    return files
-
-
-def _find(folder: Path) -> list[Path]:
+def _decode(file: BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
     Image.init()
-    extensions = Image.registered_extensions().items()
-    suffixes = {suffix for suffix, name in extensions if name in _FORMATS}
-    paths = [x for x in sorted(folder.iterdir()) if x.suffix.lower() in suffixes]
-    return [x for x in paths if x.name[0] != "." and x.is_file()]
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # The EXIF block is broken; other software ignores it then, too.
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+    image = Image.open(file, formats=[x for x in _FORMATS if x in Image.OPEN])
+    image.load()
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS, ())
+    # Pillow would read them as if they were interleaved.
+    if len(bits) > 1 and max(bits) > 8 and tags.get(_PLANES) == 2:
+        raise ValueError("its 16-bit channels are in separate planes")
+    image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
         levels = np.asarray(image)
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65_535:
-            raise ValueError("it has values that are not gray levels of 16 bits")
+            raise ValueError("its values are not gray levels of 16 bits")
+        if tags.get(_COLORS) == 0:  # white is zero
+            levels = 65_535 - levels
         # Pillow's own conversion would clip at 255.
         image = Image.fromarray((levels / 257 + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Suppress what libtiff itself writes about a damaged file."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _show(name: str) -> str:
+    """A file name as text, with the bytes that are not UTF-8 escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -7,12 +7,17 @@ Images have one channel or three.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int, Shaped, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
+
+# Treatment of a photograph of another aspect ratio than the network's.
+Fit = Literal["crop", "pad", "stretch"]
+
+_Images = Shaped[np.ndarray | Array, "..."]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +52,6 @@ class Preprocessing:
     ) -> "Preprocessing":
         """Compute the mean image of at least one training image.
 
-        Args:
-            images: The training images.
-            scale: See the attribute.
-            size: See the attribute. The size of the images is the same as None.
-
         Raises:
             ValueError: There are no images.
         """
@@ -62,25 +62,15 @@ class Preprocessing:
         mean = (total / len(images)).astype(np.float32)
         return cls(mean, scale, None if size == mean.shape[:2] else size)
 
-    @overload
-    def __call__(
-        self, images: UInt8[np.ndarray, "b h w c"]
-    ) -> Float32[np.ndarray, "b H W c"]: ...
-    @overload
-    def __call__(
-        self, images: UInt8[Array, "b h w c"]
-    ) -> Float32[Array, "b H W c"]: ...
-    def __call__(
-        self, images: Shaped[np.ndarray | Array, "..."]
-    ) -> Float32[np.ndarray | Array, "b H W c"]:
+    def __call__(self, images: _Images) -> Any:
         """Preprocess a batch, of NumPy or of JAX, also under `jax.jit`.
 
         Args:
-            images: Pixels, 0 to 255, with the shape of the mean image.
+            images: uint8[b, h, w, c] with the shape of the mean image.
 
         Returns:
-            (images - mean) * scale, resized if the attribute `size` is not None, as an
-            array of the same library.
+            float32[b, H, W, c] of the same library: (images - mean) * scale, resized to
+            the attribute `size`.
 
         Raises:
             ValueError: The images are not uint8, or do not have the size and the
@@ -99,7 +89,7 @@ class Preprocessing:
         resized = self._resize(images.astype(np.float32))
         return np.rint(np.asarray(resized)).astype(np.uint8)
 
-    def _check(self, images: Shaped[np.ndarray | Array, "..."]) -> None:
+    def _check(self, images: _Images) -> None:
         if images.dtype != np.uint8:
             raise ValueError(
                 f"preprocessing takes uint8 pixels, 0 to 255, not {images.dtype}"
@@ -112,9 +102,7 @@ class Preprocessing:
                 f"{_size(self.mean.shape)} (rows x columns x channels)"
             )
 
-    def _resize(
-        self, values: Float32[np.ndarray | Array, "b h w c"]
-    ) -> Float32[np.ndarray | Array, "b H W c"]:
+    def _resize(self, values: _Images) -> Any:
         if self.size is None:
             return values
         shape = (len(values), *self.size, values.shape[-1])
@@ -159,16 +147,7 @@ def resize_shortest_side(
 
     Bilinear and antialiased, with the longer side rounded down, like the PyTorch
     pipelines that most published weights were measured with. The paper names no filter.
-
-    Args:
-        image: Pixels of one or three channels, 0 to 255.
-        side: Length of the shorter side of the result, in pixels.
-
-    Raises:
-        ValueError: `side` is not positive.
     """
-    if side < 1:
-        raise ValueError(f"side must be at least 1 pixel, not {side}")
     height, width = image.shape[:2]
     shorter = min(height, width)
     size = (side * width // shorter, side * height // shorter)
@@ -178,50 +157,36 @@ def resize_shortest_side(
     return resized.reshape(*resized.shape[:2], image.shape[2])
 
 
-@overload
-def center_crop(
-    image: Shaped[np.ndarray, "*b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray, "*b H W c"]: ...
-@overload
-def center_crop(
-    image: Shaped[Array, "*b h w c"], size: tuple[int, int]
-) -> Shaped[Array, "*b H W c"]: ...
-def center_crop(
-    image: Shaped[np.ndarray | Array, "*b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray | Array, "*b H W c"]:
-    """Cut the center out of an image or a batch, half a pixel up and left if uneven.
-
-    Args:
-        image: [..., h, w, c], of NumPy or of JAX.
-        size: Rows and columns to keep, in pixels.
-
-    Returns:
-        [..., size[0], size[1], c], in the dtype of `image`.
+def center_crop(image: _Images, size: tuple[int, int]) -> Any:
+    """Cut the center out of [..., h, w, c], half a pixel up and left if uneven.
 
     Raises:
         ValueError: The image is smaller than the crop.
     """
-    rows, cols = _margins(image.shape[-3:-1], size)
-    return image[
-        ..., rows // 2 : rows // 2 + size[0], cols // 2 : cols // 2 + size[1], :
-    ]
+    rows, cols = (margin // 2 for margin in _margins(image.shape[-3:-1], size))
+    return image[..., rows : rows + size[0], cols : cols + size[1], :]
 
 
-def fitted(
-    photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int]
+def fit_photograph(
+    photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int], fit: Fit = "crop"
 ) -> UInt8[np.ndarray, "H W c"]:
-    """The center of a photograph, resized to the size of a network.
+    """Bring a photograph to the size of a network.
 
-    The same as the paper's order, to resize the shortest side and then to crop, except
-    that a strip one pixel high stays small.
+    "crop" equals the paper's order, to resize the shortest side and then to crop, but a
+    strip one pixel high takes no more memory than any photograph.
 
     Args:
-        photograph: Pixels of one or three channels, 0 to 255.
-        size: Rows and columns of the result, in pixels.
-
-    Raises:
-        ValueError: `size` is not positive.
+        photograph: Pixels of one or three channels; "pad" and "stretch" take three.
+        size: Rows and columns of the result.
+        fit: Treatment of another aspect ratio: "crop" cuts the center out, "pad" adds
+            gray, "stretch" distorts.
     """
+    if fit != "crop":
+        image, bilinear = Image.fromarray(photograph), Image.Resampling.BILINEAR
+        shape = size[1], size[0]
+        if fit == "pad":
+            return np.asarray(ImageOps.pad(image, shape, bilinear, (128,) * 3))
+        return np.asarray(image.resize(shape, bilinear))
     side = min(photograph.shape[:2])
     square = resize_shortest_side(center_crop(photograph, (side, side)), max(size))
     return center_crop(square, size)
@@ -233,21 +198,13 @@ def ten_crop_size(size: tuple[int, int]) -> tuple[int, int]:
     return round(rows * 256 / 224), round(cols * 256 / 224)
 
 
-@overload
-def ten_crop(
-    images: Shaped[np.ndarray, "b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray, "b 10 H W c"]: ...
-@overload
-def ten_crop(
-    images: Shaped[Array, "b h w c"], size: tuple[int, int]
-) -> Shaped[Array, "b 10 H W c"]: ...
 def ten_crop(
     images: Shaped[np.ndarray | Array, "b h w c"], size: tuple[int, int]
-) -> Shaped[np.ndarray | Array, "b 10 H W c"]:
+) -> Any:
     """Cut out the four corners and the center, and mirror each (section 3).
 
     Args:
-        images: [b, h, w, c], of NumPy or of JAX.
+        images: Images of NumPy or of JAX.
         size: Rows and columns of a crop, in pixels.
 
     Returns:

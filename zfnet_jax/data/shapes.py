@@ -1,13 +1,9 @@
 """Ten shapes over textured backgrounds: images that are drawn, never downloaded.
 
-Each image shows one filled shape of random position, size, rotation and colour, over a
-coloured texture whose amplitude falls as 1/f, as that of natural images does (Field
+Each image shows one filled shape of random position, size, rotation and color, over a
+colored texture whose amplitude falls as 1/f, as that of natural images does (Field
 1987). The object's mask comes with it, so that an attribution can be checked against
 where the object is.
-
-Every random number is made from the raw 64-bit output of PCG64, which NumPy keeps
-stable, unlike its distributions; all arithmetic is in float64, far finer than the
-rounding to bytes. So the same seed gives the same bytes elsewhere and later.
 """
 
 from collections.abc import Callable
@@ -21,7 +17,7 @@ Coordinates = Float64[np.ndarray, "..."]
 
 # Radius of the circle that holds the object, as a share of the shorter side.
 _RADIUS = (0.26, 0.44)
-# Grey levels: mean of the background, its variation, and how far the object differs.
+# Gray levels: mean of the background, its variation, and how far the object differs.
 _BACKGROUND = (64.0, 192.0)
 _TEXTURE = (14.0, 30.0)
 _CONTRAST = (70.0, 110.0)
@@ -39,7 +35,7 @@ _CHUNK_PIXELS = 2**15
 def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> Dataset:
     """Draw a set of images, every ten of which hold each class once.
 
-    An image depends on the seed, its index and its size alone: a longer set begins
+    An image depends only on the seed, its index and its size, so a longer set begins
     with the shorter one. Use different seeds for training and test sets.
 
     Args:
@@ -48,7 +44,7 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
         seed: From 0 to 2**32 - 1.
 
     Returns:
-        The images, with `masks`: true where the centre of a pixel is inside the object.
+        The images, with `masks`: true where the center of a pixel is inside the object.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -77,20 +73,20 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
 def shape_parts(
     name: str, count: int, size: tuple[int, int] = (32, 32), seed: int = 0
 ) -> tuple[Int64[np.ndarray, " n"], dict[str, Int64[np.ndarray, "n 4"]]]:
-    """Where the named corners of one class are in the images of `make_shapes`.
+    """Locate the corners of one class in the images of `make_shapes`.
 
     A box is a square about a corner, its side half the radius of the circle that holds
     the object, cut off at the image's border.
 
     Args:
         name: A class of `CORNERS`.
-        count: As for `make_shapes`.
-        size: As for `make_shapes`.
-        seed: As for `make_shapes`.
+        count: Number of images, as for `make_shapes`, and so are `size` and `seed`.
+        size: Rows and columns of an image.
+        seed: Seed of the images.
 
     Returns:
-        Which of the images are of that class; and for each of them, by the corner's
-        name, its box: top, left, bottom, right in pixels, ends exclusive.
+        The indices of that class's images; and by the corner's name its box in each of
+        them: top, left, bottom, right in pixels, ends exclusive.
 
     Raises:
         ValueError: An argument is out of its range, or the class has no such corners.
@@ -110,7 +106,7 @@ def shape_parts(
         column = center_x + radius * (np.cos(turn) * x - np.sin(turn) * y)
         half = _CORNER * radius
         ends = np.stack([row - half, column - half, row + half, column + half], 1)
-        # The pixels whose centres, which lie at half-integers, are inside.
+        # The pixels whose centers, which lie at half-integers, are inside.
         boxes[corner] = np.ceil(ends - 0.5).astype(np.int64).clip(0, [*size, *size])
     return indices, boxes
 
@@ -196,11 +192,11 @@ SHAPES: dict[str, Callable[[Coordinates, Coordinates], Coordinates]] = {
     "arrow": _arrow,
     "hourglass": _hourglass,
 }
-"""The classes, in the order of their labels: how far a point lies outside the outline.
+"""Signed distances from the outlines of the classes, in the order of their labels.
 
-Each is a function of x and y, in units of the radius of a circle about the origin
-that holds the whole shape. It is negative inside, and close to the outline it is the
-distance to it, but for corners, which stay sharp.
+Each is a function of x and y, in units of the radius of a circle about the origin that
+holds the whole shape. It is negative inside, and exact near the outline except at the
+corners, which stay sharp.
 """
 
 CORNERS: dict[str, dict[str, tuple[float, float]]] = {
@@ -216,16 +212,15 @@ CORNERS: dict[str, dict[str, tuple[float, float]]] = {
         "tail": (-0.85, 0.0),
     },
 }
-"""The middles of the corners of a class, in the coordinates of `SHAPES`.
+"""Corners of the classes whose corners differ, in the coordinates of `SHAPES`.
 
-Of classes whose corners can be told apart however the object is turned. Left and right
-are those of the picture of a heart that stands on its tip, and of an arrow that flies
+Left and right are as seen in a heart that stands on its tip, or an arrow that flies
 upward.
 """
 
 
 def _labels(count: int, seed: int) -> np.ndarray:
-    """A permutation of the classes for each block: balanced, and in no fixed order."""
+    """Labels that are a random permutation of the classes in each block of ten."""
     classes = len(SHAPES)
     blocks = -(-count // classes)
     raw = [_raw(classes, seed, 0, block) for block in range(blocks)]
@@ -240,14 +235,14 @@ def _draw(
     spectrum = (_TEXTURES, height, width // 2 + 1)
     numbers = _PARAMETERS + int(np.prod(spectrum))
     raw = np.stack([_raw(numbers, seed, 1, index) for index in indices])
-    drawn = _uniform(raw[:, :_PARAMETERS])
-    radius, center_x, center_y, turn = _pose(drawn[:_POSE], size)
-    uniform = iter(drawn[_POSE:])
+    parameters = _uniform(raw[:, :_PARAMETERS])
+    radius, center_x, center_y, turn = _pose(parameters[:_POSE], size)
+    uniform = iter(parameters[_POSE:])
 
     def between(low: float, high: float) -> np.ndarray:
         return low + (high - low) * next(uniform)
 
-    # Pixel centres lie at half-integers.
+    # Pixel centers lie at half-integers.
     x = (np.arange(width) + 0.5 - center_x[:, None]) / radius[:, None]
     y = (np.arange(height) + 0.5 - center_y[:, None]) / radius[:, None]
     cos, sin = np.cos(turn)[:, None], np.sin(turn)[:, None]
@@ -261,15 +256,14 @@ def _draw(
         distance[chosen] = shape(x[chosen], y[chosen])
     coverage = np.clip(0.5 - distance * radius[:, None, None], 0, 1)
 
-    grey = between(*_BACKGROUND)
-    # Away from the nearer end of the range: a bright object over a bright background
-    # would be clipped to no contrast at all.
-    contrast = np.where(grey < 128, 1, -1) * between(*_CONTRAST)
+    gray = between(*_BACKGROUND)
+    # A bright object over a bright background would be clipped to no contrast at all.
+    contrast = np.where(gray < 128, 1, -1) * between(*_CONTRAST)
     hues = np.stack([between(-_CHROMA, _CHROMA) for _ in range(6)], 1)
     hues = hues.reshape(-1, 2, 3)
     hues -= hues.mean(axis=2, keepdims=True)
-    ground = grey[:, None] + hues[:, 0]
-    paint = np.clip((grey + contrast)[:, None] + hues[:, 1], 0, 255)
+    ground = gray[:, None] + hues[:, 0]
+    paint = np.clip((gray + contrast)[:, None] + hues[:, 1], 0, 255)
     strength = between(*_TEXTURE)
     tint = np.stack([between(-0.4, 0.4) for _ in range(3)], 1)
 
@@ -287,14 +281,14 @@ def _draw(
 
 
 def _uniform(raw: UInt64[np.ndarray, "n p"]) -> Float64[np.ndarray, "p n"]:
-    """The upper 53 bits make a float in [0, 1) with no rounding."""
+    """Numbers in [0, 1) from the upper 53 bits."""
     return (raw >> np.uint64(11)).T * 2.0**-53
 
 
 def _pose(
     uniform: Float64[np.ndarray, "4 n"], size: tuple[int, int]
 ) -> tuple[np.ndarray, ...]:
-    """Radius, x and y of the centre in pixels, turn in radians, clockwise as seen."""
+    """Radius, x and y of the center in pixels, turn in radians, clockwise as seen."""
     height, width = size
     radius = (_RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * uniform[0]) * min(size)
     center_x = radius + uniform[1] * (width - 2 * radius)

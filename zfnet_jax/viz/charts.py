@@ -37,7 +37,7 @@ def legend(names: Sequence[str], marks: bool = False) -> Box:
     def sample(index: int) -> Box:
         def draw(ax: Axes, x: Number, y: Number) -> None:
             style = line_style(index, marks)
-            ax.plot([x, x + 14, x + 28], [y + 8] * 3, **style)
+            ax.plot([x + 4, x + 14, x + 24], [y + 8] * 3, **style)
 
         return Box(28, SMALL + 4, draw)
 
@@ -65,6 +65,7 @@ def line_chart(
     x_ticks: Sequence[Number] | np.ndarray | Mapping[Number, str] | None = None,
     y_limits: tuple[Number | None, Number | None] = (None, None),
     percent: bool = False,
+    log: bool = False,
     marks: bool = False,
     size: tuple[Number, Number] = (320, 250),
 ) -> Box:
@@ -72,8 +73,8 @@ def line_chart(
 
     Args:
         x: Positions of the values.
-        curves: Values by the name of the curve; a row of several repeats is drawn as
-            its mean with a bar of one standard deviation.
+        curves: Values by the name of the curve, NaN where there is none; a row of
+            several repeats is drawn as its mean with a bar of one standard deviation.
         title: Quantity and unit, written above.
         x_label: Quantity and unit of `x`.
         bands: Half width of a band about each curve that has one.
@@ -82,6 +83,7 @@ def line_chart(
         x_ticks: Positions of the ticks, with their labels if those differ.
         y_limits: Range of the values; None fits it to them. Bands are clipped to it.
         percent: Show shares of 0 to 1 as percentages.
+        log: Use a logarithmic axis.
         marks: Tell curves apart by marks, for few points, and not by dashes.
         size: Width and height in pixels.
     """
@@ -99,7 +101,10 @@ def line_chart(
                 bar = {"capsize": 2, "elinewidth": 0.8}
                 ax.errorbar(x, values.mean(0), values.std(0), **style, **bar)
                 continue
-            ax.plot(x, values, **style)
+            known = np.isfinite(values)
+            if known.sum() == 1:  # a line of one point would be invisible
+                style = {"marker": "o", "markersize": 4} | style
+            ax.plot(np.asarray(x)[known], values[known], **style)
             if bands and name in bands:
                 half = bands[name]
                 edges = np.clip([values - half, values + half], low, high)
@@ -108,15 +113,22 @@ def line_chart(
             ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
             write_at(ax, name, 0.01, level)
         if isinstance(x_ticks, Mapping):
-            ax.set_xticks(list(x_ticks), list(x_ticks.values()))
+            style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            ax.set_xticks(list(x_ticks), labels, **(style if slant else {}))
         elif x_ticks is not None:
             ax.set_xticks(x_ticks)
+        if log:
+            ax.set_yscale("log")
         ax.set_ylim(low, None if high is None else high + 0.02 * (high - (low or 0)))
         ax.margins(x=0.02)
         ax.set_xlabel(x_label, color=FAINT, fontsize=points(SMALL))
         finish(ax, percent)
 
-    return column(text(title), plot(*size, draw), gap=2)
+    labels = list(x_ticks.values()) if isinstance(x_ticks, Mapping) else [""]
+    longest = max(map(text_width, labels))
+    slant = longest + GAP > size[0] / len(labels)
+    below = 36 + (longest * 0.7 if slant else 0)
+    return column(text(title), plot(*size, draw, below=below), gap=2)
 
 
 def bar_chart(
@@ -205,6 +217,7 @@ def interval_chart(
         width: Width of a panel in pixels.
     """
     height = len(rows) * row_height
+    has_legend = any(len(series) > 1 for series in panels.values())
 
     def panel(heading: str, first: bool) -> Box:
         def draw(ax: Axes) -> None:
@@ -226,13 +239,14 @@ def interval_chart(
             for place in range(len(rows)):
                 ax.axhline(place, color=LINE, linewidth=0.3)
 
-        names = legend(list(panels[heading]), marks=True)
+        names = [legend(list(panels[heading]), marks=True)] if has_legend else []
         body = plot(width, height + 28 + GAP, draw, left=GAP, below=28)
-        return column(text(heading), names, body, gap=4)
+        return column(text(heading), *names, body, gap=4)
 
     label = max(map(text_width, rows))
     names = [Box(label, row_height, text(name).draw) for name in rows]
-    above = space(height=2 * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
+    lines = 2 if has_legend else 1
+    above = space(height=lines * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
     labels = column(above, *names, gap=0)
     return row(labels, *(panel(heading, False) for heading in panels), gap=2 * GAP)
 
@@ -242,9 +256,8 @@ def write_at(ax: Axes, words: str, x: Number, y: Number, color: str = FAINT) -> 
     ax.annotate(
         words,
         (x, y),
-        (0, 2),
         xycoords=("axes fraction", "data"),
-        textcoords="offset pixels",
+        va="bottom",
         color=color,
         fontsize=points(SMALL),
         parse_math=False,

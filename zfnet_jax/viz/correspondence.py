@@ -1,4 +1,4 @@
-"""Figure 8 and Table 1 of the paper: masked parts, and how alike features change."""
+"""Fig. 8 and Table 1 of the paper: masked parts, and how alike features change."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from zfnet_jax.viz.sheet import (
+from zfnet_jax.viz.layout import (
     FAINT,
     GAP,
     INK,
-    MARGIN,
     SMALL,
-    AnyArray,
-    blank_sheet,
-    chart,
-    checked,
-    enlarged,
-    place,
+    Box,
+    column,
+    picture,
+    plot,
     points,
-    shortened,
+    row,
+    sheet,
+    shorten,
+    space,
+    table,
+    text,
     text_width,
-    write,
 )
 
-# Pictures are enlarged to about so many pixels.
 _SIDE = 96
+# Height of a part's row and width of a layer's plot.
 _ROW, _PLOT = 44, 360
 _MIXED = "mixed parts"
 
@@ -37,170 +37,116 @@ _MIXED = "mixed parts"
 def masked_images(
     title: str,
     names: Sequence[str],
-    pictures: UInt8[AnyArray, "n h w 3"],
-    masked: Mapping[str, UInt8[AnyArray, "n h w 3"]],
-    boxes: Mapping[str, Integer[AnyArray, "n 4"]],
-) -> tuple[Figure, Axes]:
-    """Draw images, and below each the same with one part after another masked (Fig. 8).
+    pictures: UInt8[np.ndarray, "n h w c"],
+    masked: Mapping[str, UInt8[np.ndarray, "n h w c"]],
+    boxes: Mapping[str, Integer[np.ndarray, "n 4"]],
+) -> Figure:
+    """Draw images, and below each the same image with one part after another masked.
 
     Args:
-        title: What the images are.
-        names: Of the images.
+        title: What is masked.
+        names: Names of the images.
         pictures: The images.
-        masked: By what is masked, the images with that.
-        boxes: By the same, which box: top, left, bottom, right in pixels, exclusive. It
-            is outlined.
-
-    Returns:
-        The figure and its axes, which hold a column for each image.
-
-    Raises:
-        ValueError: An argument is empty or does not fit the others.
+        masked: By part, the masked images.
+        boxes: By part, the masked box, which is outlined: top, left, bottom, right in
+            pixels.
     """
-    shown = checked("pictures", pictures, (None, None, None, 3), "uint8")
-    count, height, width = shown.shape[:3]
-    if len(names) != count:
-        raise ValueError(f"names must be {count}, as the pictures, got {len(names)}")
-    if not masked or masked.keys() != boxes.keys():
-        raise ValueError("masked and boxes must name the same parts, one at least")
-    rows: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"as it is": (shown, None)}
+    # Names of files differ at their ends.
+    heading = [text(shorten(x[::-1], _SIDE)[::-1], color=FAINT) for x in names]
+    rows = [
+        [space(), *heading],
+        [text("unmasked"), *(picture(image, _SIDE) for image in pictures)],
+    ]
     for part, images in masked.items():
-        rows[part] = (
-            checked(f"masked[{part!r}]", images, shown.shape, "uint8"),
-            checked(f"boxes[{part!r}]", boxes[part], (count, 4), "integer"),
-        )
-    size = enlarged(height, width, _SIDE)
-    label = max(text_width(row, SMALL) for row in rows) + GAP
-    line = SMALL + GAP
-    fig, ax, top = blank_sheet(
-        title,
-        "a frame of white and black surrounds what is masked",
-        line + len(rows) * (size[0] + GAP) - GAP,
-        label + count * (size[1] + GAP) - GAP,
-    )
-    for column, name in enumerate(names):
-        x = MARGIN + label + column * (size[1] + GAP)
-        # Names of files differ at their ends.
-        end = shortened(name[::-1], size[1], SMALL)[::-1]
-        write(ax, end, x, top, SMALL, color=FAINT)
-    scale = np.array([size[0] / height, size[1] / width] * 2)
-    for row, (part, (images, places)) in enumerate(rows.items()):
-        y = top + line + row * (size[0] + GAP)
-        write(ax, part, MARGIN, y, SMALL)
-        for column in range(count):
-            x = MARGIN + label + column * (size[1] + GAP)
-            place(ax, images[column], x, y, size)
-            if places is None:
-                continue
-            box = places[column] * scale
-            corner = x + box[1], y + box[0]
-            for color, thick in (("black", 3.0), ("white", 1.2)):
-                ax.add_patch(
-                    Rectangle(
-                        corner,
-                        box[3] - box[1],
-                        box[2] - box[0],
-                        fill=False,
-                        edgecolor=color,
-                        linewidth=points(thick),
-                    )
-                )
-    return fig, ax
+        pairs = zip(images, boxes[part].tolist(), strict=True)
+        cells = [picture(image, _SIDE, [box]) for image, box in pairs]
+        rows.append([text(part), *cells])
+    return sheet(title, table(rows), "A frame surrounds what is masked.")
 
 
 def correspondence_chart(
     title: str,
     parts: Sequence[str],
-    delta: Mapping[str, Float[AnyArray, " p"]],
-    spread: Mapping[str, Float[AnyArray, " p"]],
-    random: Mapping[str, Float[AnyArray, "p r"]],
-    mixed: Mapping[str, Float[AnyArray, " r"]],
-    p_values: Mapping[str, tuple[Float[AnyArray, " p"], Float[AnyArray, " p"]]],
-) -> tuple[Figure, np.ndarray]:
+    delta: Mapping[str, Float[np.ndarray, " p"]],
+    spread: Mapping[str, Float[np.ndarray, " p"]],
+    random: Mapping[str, Float[np.ndarray, "p r"]],
+    mixed: Mapping[str, Float[np.ndarray, " r"]],
+    p_values: Mapping[str, tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]],
+) -> Figure:
     """Draw each part's Δ above those of random boxes, and mixed parts, for each layer.
 
     Args:
         title: What is compared.
-        parts: Names.
+        parts: Names of the parts.
         delta: By layer, Δ of each part.
         spread: Its standard deviation over pairs of images.
         random: Δ of each draw of random boxes of its size.
-        mixed: Δ of each draw of one part or another in each image.
-        p_values: Of each part, against its random boxes and against mixed parts.
-
-    Returns:
-        The figure and the axes, one for each layer.
-
-    Raises:
-        ValueError: An argument is empty, not finite or does not fit the others.
+        mixed: Δ of each draw of mixed parts.
+        p_values: P-value of each part against random boxes, and against mixed parts.
     """
-    given = (spread, random, mixed, p_values)
-    if not delta or any(delta.keys() != x.keys() for x in given):
-        raise ValueError("all must be of the same layers, one at least")
-    shape = (len(parts),)
-    label = max(text_width(part, SMALL) for part in (*parts, _MIXED)) + GAP
     height = len(parts) * _ROW + _ROW // 2
-    fig, sheet, top = blank_sheet(
+    labels = [Box(text_width(name), _ROW, text(name).draw) for name in (*parts, _MIXED)]
+    charts = []
+    for layer in delta:
+
+        def draw(ax: Axes, layer: str = layer) -> None:
+            _draw_layer(
+                ax,
+                *(delta[layer], spread[layer], random[layer], mixed[layer]),
+                p_values[layer],
+            )
+            ax.set_ylim(height, 0)
+
+        body = plot(_PLOT, height + 36 + GAP, draw, left=0)
+        charts.append(column(text(layer), body, gap=0))
+    names = column(space(height=SMALL + 10 + GAP), *labels, gap=0)
+    return sheet(
         title,
-        "dot and bar: the part, and one standard deviation over pairs of images; "
-        "strokes: draws of random boxes of its size, or of one part or another in each "
-        "image, the long one their mean; p: of the part being no more alike than these",
-        SMALL + GAP + height + 48,
-        label + len(delta) * (_PLOT + 2 * GAP) - 2 * GAP,
+        row(names, *charts, gap=2 * GAP),
+        "Dot and bar: the part, and one standard deviation over pairs of images. "
+        "Strokes: draws of random boxes of its size, or of mixed parts, one or another "
+        "in each image; the long stroke is their mean. p: chance of a Δ as low as the "
+        "part's among these draws.",
     )
-    top += SMALL + GAP
-    for row, part in enumerate((*parts, _MIXED)):
-        write(sheet, part, MARGIN, top + row * _ROW + 6, SMALL)
-    axes = []
-    for column, layer in enumerate(delta):
-        middle = checked(f"delta[{layer!r}]", delta[layer], shape, "float")
-        around = checked(f"spread[{layer!r}]", spread[layer], shape, "float")
-        draws = checked(f"random[{layer!r}]", random[layer], (*shape, None), "float")
-        others = checked(f"mixed[{layer!r}]", mixed[layer], (None,), "float")
-        chances = [
-            checked(f"p_values[{layer!r}]", values, shape, "float")
-            for values in p_values[layer]
-        ]
-        left = MARGIN + label + column * (_PLOT + 2 * GAP)
-        ax = chart(sheet, left, top, _PLOT, height)
-        write(sheet, layer, left, top - SMALL - GAP, SMALL)
-        for row in range(len(parts)):
-            above, below = row * _ROW + 14, row * _ROW + 30
-            ends = middle[row] - around[row], middle[row] + around[row]
-            ax.plot(ends, [above, above], color=INK, linewidth=1.2)
-            ax.plot(middle[row], above, "o", color=INK, markersize=4)
-            _strokes(ax, draws[row], below)
-            for y, against, values in (
-                (above, "random", chances[0]),
-                (below, "mixed", chances[1]),
-            ):
-                ax.annotate(
-                    f"p {against} {values[row]:.2g}",
-                    (1, y),
-                    (-2, 0),
-                    xycoords=("axes fraction", "data"),
-                    textcoords="offset points",
-                    ha="right",
-                    va="center",
-                    color=FAINT,
-                    fontsize=points(SMALL),
-                )
-        _strokes(ax, others, len(parts) * _ROW + 12)
-        ax.set_ylim(height, 0)
-        ax.set_yticks([])
-        seen = np.concatenate([middle - around, middle + around, others, draws.ravel()])
-        low, high = float(seen.min()), float(seen.max())
-        # Room for the p-values at the right; no width at all if nothing differs.
-        room = (high - low) or 0.1
-        ax.set_xlim(low - 0.05 * room, high + 0.5 * room)
-        ax.set_xlabel(
-            "Δ, lower is more alike", color=FAINT, fontsize=points(SMALL), labelpad=3
-        )
-        ax.spines["left"].set_visible(False)
-        axes.append(ax)
-    return fig, np.array(axes)
 
 
-def _strokes(ax: Axes, values: np.ndarray, y: int) -> None:
+def _draw_layer(
+    ax: Axes,
+    delta: np.ndarray,
+    spread: np.ndarray,
+    random: np.ndarray,
+    mixed: np.ndarray,
+    p_values: tuple[np.ndarray, np.ndarray],
+) -> None:
+    for index, (middle, half, draws) in enumerate(
+        zip(delta, spread, random, strict=True)
+    ):
+        above, below = index * _ROW + 14, index * _ROW + 30
+        style = {"fmt": "o", "color": INK, "markersize": 4, "elinewidth": 1.2}
+        ax.errorbar(middle, above, xerr=half, **style)
+        _draw_strokes(ax, draws, below)
+        for y, control, chances in zip(
+            (above, below), ("random", "mixed"), p_values, strict=True
+        ):
+            ax.annotate(
+                f"p {control} {chances[index]:.2g}",
+                (1, y),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                color=FAINT,
+                fontsize=points(SMALL),
+            )
+    _draw_strokes(ax, mixed, len(delta) * _ROW + 12)
+    ends = np.concatenate([delta - spread, delta + spread, mixed, random.ravel()])
+    # Room for the p-values at the right; no width at all if nothing differs.
+    extent = float(np.ptp(ends)) or 0.1
+    ax.set_xlim(ends.min() - 0.05 * extent, ends.max() + 0.5 * extent)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("Δ (lower is more alike)", color=FAINT, fontsize=points(SMALL))
+
+
+def _draw_strokes(ax: Axes, values: np.ndarray, y: int) -> None:
     ax.vlines(values, y - 4, y + 4, color="#9A9A9A", linewidth=0.4)
     ax.vlines(values.mean(), y - 8, y + 8, color="#606060", linewidth=1.4)

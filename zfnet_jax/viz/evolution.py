@@ -1,163 +1,127 @@
-"""Figure 4 of the paper: features over training."""
+"""Fig. 4 of the paper: features over training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zfnet_jax.viz.projections import display_projections
-from zfnet_jax.viz.sheet import (
+from zfnet_jax.viz.charts import legend, line_chart
+from zfnet_jax.viz.layout import (
     FAINT,
-    GAP,
     INK,
-    MARGIN,
-    SMALL,
-    AnyArray,
-    blank_sheet,
-    chart,
-    checked,
-    enlarged,
-    place,
-    points,
-    text_width,
-    write,
+    Box,
+    Number,
+    column,
+    grid,
+    picture,
+    row,
+    sheet,
+    space,
+    text,
 )
+from zfnet_jax.viz.patches import Contrast, cut_patches, display_projections
 
-_SIDE = 80
-_MARKS = "osD^vPX<>*"
+# Least and greatest side of a patch; in between, a pixel is three screen pixels wide.
+_SMALL, _LARGE = 96, 128
 
 
 def evolution_grid(
     title: str,
     epochs: Sequence[int],
-    captions: Sequence[str],
-    projections: Float[AnyArray, "u e h w 3"],
-    patches: UInt8[AnyArray, "u e h w 3"],
+    units: Sequence[int],
+    activations: Float[np.ndarray, "u e"],
     jumps: Bool[np.ndarray, "u e"],
-) -> tuple[Figure, Axes]:
-    """Draw each unit's strongest activation at each checkpoint (Fig. 4 of the paper).
-
-    A row for each unit, a column for each checkpoint: the projection, each with its
-    own scale, and below it the patch that it saw. A bar stands before a picture of
-    another image than the one before.
+    pictures: UInt8[np.ndarray, "u e h w c"],
+    boxes: Integer[np.ndarray, "u e 4"],
+    projections: Float[np.ndarray, "u e H W c"],
+    contrast: Contrast = "99.5",
+) -> Figure:
+    """Draw each unit's strongest activation at each checkpoint.
 
     Args:
-        title: What the figure shows, such as the layer.
-        epochs: Of the checkpoints.
-        captions: What to write above each unit.
-        projections: Of the strongest activations.
-        patches: What each saw.
-        jumps: Where the image is another than at the checkpoint before.
-
-    Returns:
-        The figure and its axes, which hold for each unit and checkpoint the
-        projection, then the patch.
-
-    Raises:
-        ValueError: An argument is empty, not finite or does not fit the others.
+        title: The layer and the network.
+        epochs: Epochs of the checkpoints.
+        units: Numbers of the units.
+        activations: The strongest activation of each unit at each checkpoint.
+        jumps: Whether its image differs from the one at the checkpoint before.
+        pictures: Its image.
+        boxes: Its receptive field: top, left, bottom, right in pixels.
+        projections: The activations projected to these boxes.
+        contrast: Percentile of the magnitudes shown as black and white.
     """
-    pixels = checked("projections", projections, (None,) * 4 + (3,), "float")
-    units, count, height, width, _ = pixels.shape
-    seen = checked("patches", patches, pixels.shape, "uint8")
-    moved = checked("jumps", jumps, (units, count), "bool")
-    for name, given, wanted in (
-        ("epochs", epochs, count),
-        ("captions", captions, units),
-    ):
-        if len(given) != wanted:
-            raise ValueError(f"{name} must be {wanted}, got {len(given)}")
-    shown, _ = display_projections(
-        pixels.reshape(-1, height, width, 3), np.arange(units * count)
-    )
-    shown = shown.reshape(pixels.shape)
-    size = enlarged(height, width, _SIDE)
-    line = SMALL + 4
-    step = max(size[1], *(text_width(f"epoch {e}", SMALL) for e in epochs)) + GAP
-    row_height = line + 2 * size[0] + 2 + GAP
-    wide = max(count * step - GAP, *(text_width(text, SMALL) for text in captions))
-    fig, ax, top = blank_sheet(
+    shape = projections.shape
+    flat = projections.reshape(-1, *shape[2:])
+    shown, _ = display_projections(flat, np.arange(len(flat)), "patch", contrast)
+    shown = shown.reshape(*shape[:4], -1)
+    side = min(max(3 * max(shape[2:4]), _SMALL), _LARGE)
+    blocks = []
+    for index, unit in enumerate(units):
+        patches = cut_patches(pictures[index], boxes[index])
+        steps = [
+            column(
+                text(f"epoch {epoch}", color=FAINT),
+                text(f"activation {activation:.3g}", color=FAINT),
+                _mark_jump(column(picture(patch, side), picture(x, side), gap=2), jump),
+                gap=2,
+            )
+            for epoch, activation, jump, patch, x in zip(
+                epochs,
+                activations[index],
+                jumps[index].tolist(),
+                patches,
+                shown[index],
+                strict=True,
+            )
+        ]
+        blocks.append(column(text(f"unit {unit}"), row(*steps), gap=2))
+    return sheet(
         title,
-        "above the strongest activation over all images, projected, each with its own "
-        "scale and zero at mid-grey; below what it saw; a bar marks another image than "
-        "at the checkpoint before",
-        line + units * row_height - GAP,
-        wide,
+        grid(blocks, width=1400, gap=16),
+        "Strongest activation over all images at each epoch. Above: patch in its "
+        "receptive field. Below: its projection, each with its own scale; zero is "
+        "mid-gray. A bar marks a change of image.",
     )
-    for column, epoch in enumerate(epochs):
-        x = MARGIN + column * step
-        write(ax, f"epoch {epoch}", x, top, SMALL, color=FAINT)
-    for unit, caption in enumerate(captions):
-        y = top + line + unit * row_height
-        write(ax, caption, MARGIN, y, SMALL)
-        y += line
-        for column in range(count):
-            x = MARGIN + column * step
-            place(ax, shown[unit, column], x, y, size)
-            place(ax, seen[unit, column], x, y + size[0] + 2, size)
-            if moved[unit, column]:
-                bar = x - GAP / 2
-                ends = [y, y + 2 * size[0] + 2]
-                ax.plot([bar, bar], ends, color=INK, linewidth=1.5)
-    return fig, ax
+
+
+def _mark_jump(box: Box, is_jump: bool) -> Box:
+    """Put a bar at the left of a box, or leave room for it."""
+
+    def draw(ax: Axes, x: Number, y: Number) -> None:
+        ax.plot([x + 1, x + 1], [y, y + box.height], color=INK, linewidth=1.5)
+
+    bar = Box(3, box.height, draw) if is_jump else space(3)
+    return row(bar, box, gap=2)
 
 
 def motion_chart(
-    epochs: Sequence[int], motion: Mapping[str, Float[AnyArray, " e"]]
-) -> tuple[Figure, Axes]:
-    """Draw how far each layer's features move between checkpoints.
+    network: str,
+    epochs: Sequence[int],
+    motion: Mapping[str, Float[np.ndarray, " steps"]],
+) -> Figure:
+    """Draw how far each layer's features move from one checkpoint to the next.
 
     Args:
-        epochs: Of the checkpoints, one more than the steps between them.
-        motion: By layer, one number for each step.
-
-    Returns:
-        The figure and its axes, which hold a line for each layer.
-
-    Raises:
-        ValueError: `motion` is empty, not finite or does not fit `epochs`.
+        network: Name of the network.
+        epochs: Epochs of the checkpoints, one more than the steps between them.
+        motion: For each layer one number per step.
     """
-    if not motion:
-        raise ValueError("motion must hold one layer at least")
-    height, width = 360, 560
-    labels = max(text_width(layer, SMALL) for layer in motion)
-    fig, sheet, top = blank_sheet(
-        "How far features move between checkpoints",
-        "one minus the correlation of a unit's activations at two checkpoints, on "
-        "average over the units of a layer",
-        height,
-        width,
+    chart = line_chart(
+        epochs[1:],
+        motion,
+        title="motion: 1 minus the correlation with the checkpoint before",
+        x_label="epoch",
+        x_ticks=epochs[1:],
+        y_limits=(0, None),
+        marks=True,
+        size=(560, 340),
     )
-    inner = width - 40 - labels - GAP, height - 36
-    ax = chart(sheet, MARGIN + 40, top, *inner)
-    lines = {
-        layer: checked(f"motion[{layer!r}]", values, (len(epochs) - 1,), "float")
-        for layer, values in motion.items()
-    }
-    # Names stand at the ends of their lines, moved up where two would overlap.
-    most = max(float(heights.max()) for heights in lines.values()) * 1.05 or 1.0
-    line = most * (SMALL + 2) / inner[1]
-    names: dict[str, float] = {}
-    lowest = 0.0
-    for layer in sorted(lines, key=lambda layer: lines[layer][-1]):
-        names[layer] = max(float(lines[layer][-1]), lowest)
-        lowest = names[layer] + line
-    for index, (layer, heights) in enumerate(lines.items()):
-        shade = str(0.75 * index / max(len(motion) - 1, 1))
-        mark = _MARKS[index % len(_MARKS)]
-        ax.plot(epochs[1:], heights, color=shade, marker=mark, markersize=4)
-        ax.annotate(
-            layer,
-            (epochs[-1], names[layer]),
-            (GAP, 0),
-            textcoords="offset pixels",
-            va="center",
-            fontsize=points(SMALL),
-        )
-    ax.set_xlabel("epoch", fontsize=points(SMALL))
-    ax.set_ylim(0, max(most, lowest))
-    ax.set_xticks(list(epochs[1:]))
-    return fig, ax
+    return sheet(
+        f"How far features of {network} move between checkpoints",
+        column(legend(list(motion), marks=True), chart),
+        "Correlation of a unit's activations at two checkpoints, over all positions of "
+        "the same images; mean of the units of a layer.",
+    )

@@ -1,4 +1,4 @@
-"""Figure 6 of the paper: first-layer filters of several networks, side by side."""
+"""Fig. 6 of the paper: filters of the first layer, and what the second responds to."""
 
 from __future__ import annotations
 
@@ -6,155 +6,93 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from zfnet_jax.viz.sheet import (
-    FAINT,
-    GAP,
-    INK,
-    MARGIN,
-    PALETTE,
-    SMALL,
-    AnyArray,
-    blank_sheet,
-    chart,
-    checked,
-    display,
-    enlarged,
-    place,
-    points,
-    text_width,
-    write,
-)
+from zfnet_jax.viz.charts import bar_chart
+from zfnet_jax.viz.layout import FAINT, Box, column, grid, picture, sheet, table, text
+from zfnet_jax.viz.patches import display_projections, measure_scale, to_display
 
-_ACROSS, _SIDE = 8, 32
-_HATCHES = ("", "//", "..", "xx")
-_GROUP, _HEIGHT = 110, 220
+_SIDE, _ACROSS = 56, 16
 
 
 def filter_banks(
-    title: str, note: str, banks: Mapping[str, Float[AnyArray, "_ _ 3 _"]]
-) -> tuple[Figure, Axes]:
-    """Draw the filters of several first layers, each bank on one scale.
+    title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]], note: str = ""
+) -> Figure:
+    """Draw the filters of first layers, each bank on one scale, with their RMS.
 
     Args:
-        title: What the figure shows.
-        note: What a reader must know of it.
-        banks: Kernels that take RGB, by what is written above them.
-
-    Returns:
-        The figure and its axes, which hold the filters, bank by bank.
-
-    Raises:
-        ValueError: There is none, or a kernel is empty, not finite or not of RGB.
+        title: Statement of what the figure shows.
+        banks: HWIO kernels on RGB or gray pixels, by name.
+        note: What to add on how to read it.
     """
-    if not banks:
-        raise ValueError("banks must hold one at least")
-    kernels = {
-        name: checked(name, kernel, (None, None, 3, None), "float")
-        for name, kernel in banks.items()
-    }
-    sizes = [
-        enlarged(kernel.shape[0], kernel.shape[1], _SIDE) for kernel in kernels.values()
-    ]
-    rows = [-(-kernel.shape[3] // _ACROSS) for kernel in kernels.values()]
-    heights = [n * (size[0] + 2) for n, size in zip(rows, sizes, strict=True)]
-    widths = [
-        max(_ACROSS * (size[1] + 2), text_width(name, SMALL)) + 2 * GAP
-        for name, size in zip(kernels, sizes, strict=True)
-    ]
-    above = 2 * (SMALL + 6)
-    fig, ax, top = blank_sheet(
-        title,
-        "; ".join(
-            part
-            for part in (
-                "zero is mid-grey, white and black plus and minus the number above",
-                note,
-            )
-            if part
-        ),
-        max(heights) + above,
-        sum(widths),
-    )
-    left = MARGIN
-    for (name, kernel), size, width in zip(kernels.items(), sizes, widths, strict=True):
-        shown, scale = display(kernel)
-        write(ax, name, left, top, SMALL)
-        write(ax, f"± {scale:.3g}", left, top + SMALL + 6, SMALL, color=FAINT)
-        for index in range(kernel.shape[3]):
-            row, column = divmod(index, _ACROSS)
-            x, y = left + column * (size[1] + 2), top + above + row * (size[0] + 2)
-            place(ax, shown[..., index], x, y, size)
-        left += width
-    return fig, ax
-
-
-def shares_chart(
-    title: str,
-    note: str,
-    groups: Sequence[str],
-    series: Mapping[str, Float[AnyArray, "groups runs"]],
-    reference: Mapping[str, Sequence[float | None]] | None = None,
-) -> tuple[Figure, Axes]:
-    """Draw shares as groups of bars, a bar in each for every series.
-
-    Args:
-        title: What the figure shows.
-        note: What a reader must know of it.
-        groups: Names of the groups.
-        series: Shares from 0 to 1 by name, for each group and run, NaN where it is not
-            known; a bar is the mean, a line one standard deviation over several runs.
-        reference: By name, a share for each group that is drawn as a line across it;
-            None where there is none.
-
-    Returns:
-        The figure and the axes.
-
-    Raises:
-        ValueError: An argument is empty, infinite or does not fit the others.
-    """
-    if not groups or not 0 < len(series) <= len(_HATCHES):
-        raise ValueError(f"there must be a group, and 1 to {len(_HATCHES)} series")
-    bars = {}
-    for name, runs in series.items():
-        unknown = np.isnan(runs)
-        known = checked(name, np.where(unknown, 0, runs), (len(groups), None), "float")
-        bars[name] = np.ma.masked_array(known, unknown)
-    width = len(groups) * _GROUP
-    fig, sheet, top = blank_sheet(title, note, _HEIGHT + 90, width + 60)
-    ax = chart(sheet, MARGIN + 50, top + 50, width, _HEIGHT)
-    step = 0.8 / len(bars)
-    places = np.arange(len(groups))
-    for index, (name, runs) in enumerate(bars.items()):
-        ax.bar(
-            places + (index - (len(bars) - 1) / 2) * step,
-            runs.mean(1).filled(np.nan),
-            step,
-            yerr=runs.std(1).filled(np.nan) if runs.shape[1] > 1 else None,
-            color=PALETTE[index],
-            hatch=_HATCHES[index],
-            edgecolor="white",
-            linewidth=0.5,
-            error_kw={"elinewidth": 1},
-            label=name,
+    blocks = []
+    for name, kernel in banks.items():
+        scale = measure_scale(kernel)
+        filters = np.moveaxis(to_display(kernel, scale), 3, 0)
+        rms = np.sqrt(np.square(kernel).mean((0, 1, 2)))
+        captions = [f"{index}: {value:.3f}" for index, value in enumerate(rms)]
+        heading = (
+            f"{name}: {len(filters)} filters, black {-scale:.2g}, white {scale:.2g}"
         )
-    for name, levels in (reference or {}).items():
-        known = [(x, level) for x, level in enumerate(levels) if level is not None]
-        for x, level in known:
-            first = x == known[0][0]
-            ax.hlines(level, x - 0.45, x + 0.45, INK, "--", label=name if first else "")
-    ax.set_xticks(places, groups)
-    ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        frameon=False,
-        fontsize=points(SMALL),
-        labelcolor=INK,
+        blocks.append(_draw_bank(heading, filters, captions))
+    reading = "Below each filter its number and its RMS; mid-gray is 0."
+    return sheet(title, column(*blocks, gap=16), f"{reading} {note}".strip())
+
+
+def layer_2(title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]]) -> Figure:
+    """Draw the projection of the strongest activation of each unit of layer 2.
+
+    Args:
+        title: Statement of what the figure shows.
+        banks: Projections [units, h, w, c] by name.
+    """
+    blocks = []
+    for name, pixels in banks.items():
+        shown, _ = display_projections(pixels, np.arange(len(pixels)))
+        captions = [str(index) for index in range(len(pixels))]
+        blocks.append(_draw_bank(name, shown, captions))
+    return sheet(
+        title,
+        column(*blocks, gap=16),
+        "Projection of the strongest activation of each unit, each with its own scale; "
+        "plain gray: a unit that is never active.",
     )
-    return fig, ax
+
+
+def _draw_bank(heading: str, pictures: np.ndarray, captions: Sequence[str]) -> Box:
+    side = max(_SIDE, *pictures.shape[1:3])
+    cells = [
+        column(picture(x, side), text(caption, color=FAINT), gap=2)
+        for x, caption in zip(pictures, captions, strict=True)
+    ]
+    return column(text(heading), grid(cells, _ACROSS, gap=6), gap=4)
+
+
+def first_layer_numbers(
+    title: str,
+    numbers: Sequence[Sequence[str]],
+    charts: Mapping[str, tuple[Sequence[str], Mapping[str, Float[np.ndarray, "_ _"]]]],
+    note: str = "",
+) -> Figure:
+    """Draw a table, and shares as groups of bars with a bar for every network.
+
+    Args:
+        title: Statement of what the figure shows.
+        numbers: Cells of the table by row; the first row and column are headings.
+        charts: By heading, the names of the groups, and by network the shares, 0 to 1,
+            of each group and seed; NaN where a share is not known.
+        note: How to read it.
+    """
+    cells = [[text(cell) for cell in line] for line in numbers]
+    bars = []
+    for heading, (groups, series) in charts.items():
+        known = {name: np.ma.masked_invalid(x) for name, x in series.items()}
+        means = {name: x.mean(1).filled(np.nan) for name, x in known.items()}
+        spread = {
+            name: x.std(1).filled(np.nan) if x.shape[1] > 1 else np.full(len(x), np.nan)
+            for name, x in known.items()
+        }
+        bars.append(
+            bar_chart(groups, means, errors=spread, title=heading, percent=True)
+        )
+    return sheet(title, column(table(cells, gap=12), *bars, gap=16), note)

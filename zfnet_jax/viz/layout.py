@@ -60,16 +60,21 @@ def space(width: Number = 0, height: Number = 0) -> Box:
     return Box(width, height, lambda ax, x, y: None)
 
 
-def text(words: str, size: int = SMALL, color: str = INK) -> Box:
+def text(words: str, size: int = SMALL, color: str = INK, bold: bool = False) -> Box:
     """Write a line of text as it is, without interpreting mathematics."""
     words = _replace_unknown(words)
+    style = {
+        "fontsize": points(size),
+        "color": color,
+        "weight": "bold" if bold else "normal",
+    }
 
     def draw(ax: Axes, x: Number, y: Number) -> None:
-        ax.text(
-            x, y, words, fontsize=points(size), color=color, va="top", parse_math=False
-        )
+        ax.text(x, y, words, **style, va="top", parse_math=False)
 
-    return Box(text_width(words, size), size + 4, draw)
+    width = text_width(words, size)
+    # Bold type is wider.
+    return Box(width * 9 / 8 if bold else width, size + 4, draw)
 
 
 def paragraph(
@@ -178,11 +183,11 @@ def color_bar(low: Number, high: Number, width: Number = 160, **style: Any) -> B
 
     def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
-        for value, place in ((low, 0.0), (0.0, 0.5), (high, 1.0)):
-            if value or low < 0 < high:
-                label = f"{value:.3g}"
-                shift = text_width(label) * place
-                text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
+        middle = [(0.0, 0.5)] if low < 0 < high else []
+        for value, place in ((low, 0.0), *middle, (high, 1.0)):
+            label = f"{value:.3g}"
+            shift = text_width(label) * place
+            text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
 
     return Box(width, 14 + SMALL + 4, draw)
 
@@ -306,6 +311,7 @@ def points(pixels: Number) -> Number:
 def text_width(words: str, size: int = SMALL) -> int:
     """Measure a line of text in pixels."""
     font = FontProperties(size=size)
+    words = _replace_unknown(words)
     return math.ceil(text_to_path.get_text_width_height_descent(words, font, False)[0])
 
 

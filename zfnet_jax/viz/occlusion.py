@@ -1,194 +1,166 @@
-"""Figure 7 of the paper: what a square that slides over an image takes away."""
+"""Fig. 7 of the paper: responses of a network as a square slides over an image."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from zfnet_jax.viz.sheet import (
-    COLOR_BAR,
+from zfnet_jax.viz.layout import (
     FAINT,
-    GAP,
-    INK,
-    LINE,
-    MARGIN,
     PALETTE,
     SMALL,
-    AnyArray,
-    blank_sheet,
-    checked,
-    display,
-    enlarged,
-    place,
-    place_color_bar,
-    shortened,
-    write,
+    Box,
+    color_bar,
+    column,
+    picture,
+    row,
+    sheet,
+    shorten,
+    space,
+    table,
+    text,
 )
+from zfnet_jax.viz.patches import Contrast, display_projections
 
-_SIDE = 224
-_NUMBER_STEP = 28
+# Sides of a panel, and of the pictures in panel (c).
+_SIDE, _SMALL_SIDE = 288, 136
+_GAP = 24
 
 
 def occlusion_panels(
     title: str,
-    covered: UInt8[AnyArray, "h w 3"],
-    tops: Integer[AnyArray, " rows"],
-    lefts: Integer[AnyArray, " cols"],
-    size: int,
-    activity: Float[AnyArray, "rows cols"],
-    probability: Float[AnyArray, "rows cols"],
-    labels: Integer[AnyArray, "rows cols"],
+    covered: UInt8[np.ndarray, "h w c"],
+    boxes: Integer[np.ndarray, "rows cols 4"],
+    activity: Float[np.ndarray, "rows cols"],
+    probability: Float[np.ndarray, "rows cols"],
+    labels: Integer[np.ndarray, "rows cols"],
     class_names: Sequence[str],
     headings: tuple[str, str, str, str, str],
-    projections: Sequence[
-        tuple[str, UInt8[AnyArray, "H W 3"], Float[AnyArray, "H W 3"]]
-    ],
-) -> tuple[Figure, Axes]:
+    names: Sequence[str],
+    pictures: UInt8[np.ndarray, "n h w c"],
+    projections: Float[np.ndarray, "n h w c"],
+    contrast: Contrast = "99.5",
+) -> Figure:
     """Draw the five panels of Fig. 7 for one image.
 
-    Maps are drawn where the centres of the squares lie, so that they can be held
-    against the image; a frame shows its outline.
-
     Args:
-        title: What the figure shows.
-        covered: The picture that the network saw, with the square at one place.
-        tops: First row of each position of the square, in pixels.
-        lefts: First column.
-        size: Height and width of the square, in pixels.
-        activity: Total activity of a map of the top layer, panel (b).
-        probability: Of a class, panel (d).
-        labels: The most probable class, panel (e).
-        class_names: One for each class.
-        headings: Above the panels (a) to (e).
-        projections: For panel (c), of this image and others: a caption, the patch of
-            the image, the projection.
-
-    Returns:
-        The figure and its axes.
-
-    Raises:
-        ValueError: An argument is empty, not finite or does not fit the others.
+        title: What slides over which image.
+        covered: The image with the square at one place.
+        boxes: Each position of the square: top, left, bottom, right in pixels.
+        activity: Total activity of a feature map, panel (b).
+        probability: Probability of a class, panel (d).
+        labels: The most probable class, panel (e), as an index into `class_names`.
+        class_names: Names of these classes.
+        headings: Headings of the panels (a) to (e).
+        names: Names of the images of panel (c).
+        pictures: These images.
+        projections: Projections of the feature map in each of them.
+        contrast: Percentile of the magnitudes shown as black and white.
     """
-    picture = checked("covered", covered, (None, None, 3), "uint8")
-    rows = checked("tops", tops, (None,), "integer")
-    columns = checked("lefts", lefts, (None,), "integer")
-    shape = len(rows), len(columns)
-    strength = checked("activity", activity, shape, "float")
-    chances = checked("probability", probability, shape, "float")
-    classes = checked("labels", labels, shape, "integer")
-    if not (0 <= classes.min() and classes.max() < len(class_names)):
-        raise ValueError(f"labels must be below {len(class_names)}, the class names")
-
-    height, width = picture.shape[:2]
-    panel = enlarged(height, width, _SIDE)
-    zoom = panel[0] / height
-    across = panel[1] + 3 * GAP
-    below = GAP + COLOR_BAR + 6
-    # The most frequent classes have colours of their own.
-    kinds, counts = np.unique(classes, return_counts=True)
-    kinds = kinds[np.argsort(-counts, kind="stable")]
-    named, rest = kinds[: len(PALETTE) - 1], kinds[len(PALETTE) - 1 :]
-    legend = (len(named) + (len(rest) > 0)) * (SMALL + 6)
-    small = (panel[0] - GAP) // 2
-    strip = 4 * (SMALL + 6) + 2 * small
-    top_row = SMALL + 8 + panel[0] + below
-    fig, ax, top = blank_sheet(
+    image = picture(covered, _SIDE)
+    a, b, c, d, e = (
+        text(shorten(f"({letter}) {heading}", _SIDE))
+        for letter, heading in zip("abcde", headings, strict=True)
+    )
+    maps, bars = [], []
+    for values, high in ((activity, max(activity.max(), 1e-30)), (probability, 1.0)):
+        style = {"cmap": "viridis", "norm": Normalize(0, high)}
+        maps.append(_frame(spread_cells(values, boxes, covered.shape[:2]), **style))
+        bars.append(color_bar(0.0, float(high), image.width, **style))
+    upper = table([[a, b, d], [image, *maps], [space(), *bars]], gap=_GAP // 3)
+    strip = _draw_projections(names, pictures, projections, contrast)
+    classes = _draw_classes(labels, class_names, boxes, covered.shape[:2])
+    height, width = boxes[0, 0, 2:] - boxes[0, 0, :2]
+    return sheet(
         title,
-        f"square of {size} x {size} pixels; a cell of a map stands where the centre of "
-        "the square is, and the frame is the image's border",
-        top_row + max(SMALL + 8 + panel[0] + max(below, legend + GAP), strip),
-        3 * across,
+        column(upper, row(column(c, strip), column(e, classes), gap=_GAP), gap=_GAP),
+        f"The square has {height} x {width} pixels. A cell of a map lies where the "
+        "center of the square is; the frame is the border of the image.",
     )
 
-    def heading(text: str, x: int, y: int) -> None:
-        write(ax, shortened(text, across - GAP, SMALL), x, y, SMALL)
 
-    def cells(values: np.ndarray, x: int, y: int, **colors: Any) -> None:
-        ax.add_patch(
-            Rectangle((x, y), panel[1], panel[0], fill=False, edgecolor=LINE, lw=0.8)
+def spread_cells(
+    values: Float[np.ndarray, "rows cols *c"],
+    boxes: Integer[np.ndarray, "rows cols 4"],
+    image_hw: tuple[int, int],
+) -> Float[np.ndarray, "h w *c"]:
+    """Give each pixel of an image the value of the box with the nearest center.
+
+    Pixels farther outside the first and the last center than half a step are NaN, and
+    show as white.
+    """
+    places = []
+    for axis, extent in enumerate(image_hw):
+        line = boxes[:, 0] if axis == 0 else boxes[0]
+        centers = line[:, [axis, axis + 2]].mean(1)
+        pixels = np.arange(extent) + 0.5
+        distances = np.abs(np.subtract.outer(pixels, centers))
+        nearest = distances.argmin(1)
+        steps = np.diff(centers) if len(centers) > 1 else np.array([2.0 * extent])
+        reach = np.where(pixels < centers[0], steps[0], steps[-1]) / 2
+        places.append(np.where(distances.min(1) <= reach, nearest, -1))
+    # A row and a column of NaN at the end, where -1 points.
+    padding = [(0, 1), (0, 1)] + [(0, 0)] * (values.ndim - 2)
+    padded = np.pad(values.astype(float), padding, constant_values=np.nan)
+    return padded[np.ix_(*places)]
+
+
+def _frame(cells: np.ndarray, **style: Any) -> Box:
+    return picture(cells, _SIDE, [(0, 0, *cells.shape[:2])], **style)
+
+
+def _draw_projections(
+    names: Sequence[str],
+    pictures: np.ndarray,
+    projections: np.ndarray,
+    contrast: Contrast,
+) -> Box:
+    """Draw images above their projections, as wide as two panels."""
+    shown, scales = display_projections(
+        projections, np.arange(len(names)), contrast=contrast
+    )
+    columns = [
+        column(
+            text(shorten(name, _SMALL_SIDE)),
+            picture(image, _SMALL_SIDE),
+            picture(projection, _SMALL_SIDE),
+            text(f"zero ± {scale:.3g}" if scale else "all zero", color=FAINT),
+            gap=4,
         )
-        edges = [
-            _edges(first + size / 2, extent)
-            for first, extent in ((rows, height), (columns, width))
-        ]
-        ax.pcolormesh(x + zoom * edges[1], y + zoom * edges[0], values, **colors)
-
-    left, y = MARGIN, top + SMALL + 8
-    heading(f"(a) {headings[0]}", left, top)
-    place(ax, picture, left, y, panel)
-
-    for number, (text, values, end) in enumerate(
-        (
-            (f"(b) {headings[1]}", strength, max(float(strength.max()), 1e-30)),
-            (f"(d) {headings[3]}", chances, 1.0),
-        ),
-        1,
-    ):
-        x = left + number * across
-        colors = {"cmap": "viridis", "norm": Normalize(0, end)}
-        heading(text, x, top)
-        cells(values, x, y, **colors)
-        bar = y + panel[0] + GAP
-        place_color_bar(ax, 0.0, end, x, bar, panel[1], **colors)
-
-    second = top + top_row
-    heading(f"(c) {headings[2]}", left, second)
-    x, step = left, small + 2 * GAP
-    for caption, patch, projection in projections:
-        write(ax, shortened(caption, step - 4, SMALL), x, second + SMALL + 6, SMALL)
-        row = second + 2 * (SMALL + 6)
-        drawn = checked(caption, projection, (None, None, 3), "float")
-        place(ax, checked(caption, patch, drawn.shape, "uint8"), x, row, (small, small))
-        shown, scale = display(drawn)
-        place(ax, shown, x, row + small + GAP, (small, small))
-        note = f"± {scale:.3g}" if scale else "all 0"
-        write(ax, note, x, row + 2 * small + GAP + 4, SMALL, color=FAINT)
-        x += step
-
-    x, y = left + 2 * across, second + SMALL + 8
-    heading(f"(e) {headings[4]}", x, second)
-    index = np.full(classes.shape, len(named))
-    for number, kind in enumerate(named):
-        index[classes == kind] = number
-    palette = np.array(
-        [[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in PALETTE]
-    )
-    cells(palette[index], x, y)
-    spacing = [max(round(_NUMBER_STEP / (panel[k] / shape[k])), 1) for k in (0, 1)]
-    for i in range(spacing[0] // 2, shape[0], spacing[0]):
-        for j in range(spacing[1] // 2, shape[1], spacing[1]):
-            write(
-                ax,
-                str(index[i, j] + 1),
-                x + zoom * (columns[j] + size / 2),
-                y + zoom * (rows[i] + size / 2) - SMALL / 2,
-                SMALL,
-                color="white" if palette[index[i, j]].mean() < 0.55 else INK,
-                ha="center",
-            )
-    y += panel[0] + GAP
-    entries = [class_names[kind] for kind in named]
-    if len(rest):
-        entries.append(f"{len(rest)} other classes")
-    for number, name in enumerate(entries):
-        ax.add_patch(Rectangle((x, y), SMALL, SMALL, facecolor=PALETTE[number]))
-        share = (index == number).mean()
-        write(ax, f"{number + 1}  {name}, {share:.0%}", x + SMALL + 6, y, SMALL)
-        y += SMALL + 6
-    return fig, ax
+        for name, image, projection, scale in zip(
+            names, pictures, shown, scales, strict=True
+        )
+    ]
+    strip = row(*columns, gap=_GAP // 3)
+    width = max(2 * (_SIDE + _GAP // 3) - _GAP, strip.width)
+    return dataclasses.replace(strip, width=width)
 
 
-def _edges(centres: np.ndarray, extent: int) -> np.ndarray:
-    """Borders of cells around centres; of a single one those of the image."""
-    if len(centres) == 1:
-        return np.array([0.0, extent])
-    middles = (centres[1:] + centres[:-1]) / 2
-    first, last = centres[0] - middles[0], centres[-1] - middles[-1]
-    return np.array([centres[0] + first, *middles, centres[-1] + last])
+def _draw_classes(
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    boxes: np.ndarray,
+    image_hw: tuple[int, int],
+) -> Box:
+    """Draw the map of classes; the most frequent ones have colors of their own."""
+    order = np.argsort(-np.bincount(labels.ravel()), kind="stable")
+    ranks = np.argsort(order)[labels].clip(max=len(PALETTE) - 1)
+    names = [class_names[index] for index in order[: len(PALETTE) - 1]]
+    if rest := len(order) - len(names):
+        names.append(f"{rest} other classes")
+    colors = np.array([to_rgb(color) for color in PALETTE])
+    cells = np.nan_to_num(spread_cells(colors[ranks], boxes, image_hw), nan=1.0)
+    entries = [
+        row(
+            picture(np.array(to_rgb(color))[None, None], SMALL),
+            text(f"{name}, {(ranks == rank).mean():.0%}"),
+        )
+        for rank, (name, color) in enumerate(zip(names, PALETTE, strict=False))
+    ]
+    return column(_frame(cells), *entries, gap=4)

@@ -1,121 +1,86 @@
-"""What a classifier makes of images: its most probable classes beside each."""
+"""The most probable classes of images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxtyping import Float, Integer, UInt8
+import numpy as np
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from zfnet_jax.viz.sheet import (
+from zfnet_jax.viz.layout import (
     FAINT,
     GAP,
-    MARGIN,
     PALETTE,
-    SHEET_WIDTH,
     SMALL,
-    AnyArray,
-    blank_sheet,
-    checked,
-    enlarged,
-    grid_of,
-    place,
-    shortened,
-    text_width,
-    write,
+    Box,
+    Number,
+    column,
+    grid,
+    picture,
+    row,
+    sheet,
+    shorten,
+    space,
+    table,
+    text,
 )
 
-_SIDE, _ROW = 128, SMALL + 6
-_NAME, _BAR, _NUMBER, _TICK = 168, 96, 48, 16
-_BLUE, _GROUND = PALETTE[0], "#ECECEC"
+_SIDE, _NAME, _BAR, _NUMBER = 128, 168, 96, 48
+_CAPTION = _SIDE + _NAME + _BAR + _NUMBER
 
 
-def top_classes(
+def draw_predictions(
     title: str,
     note: str,
-    images: UInt8[AnyArray, "n h w 3"],
+    images: UInt8[np.ndarray, "n h w c"],
     captions: Sequence[str],
-    classes: Integer[AnyArray, "n k"],
-    probabilities: Float[AnyArray, "n k"],
-    class_names: Sequence[str],
-    labels: Integer[AnyArray, " n"] | None = None,
-) -> tuple[Figure, Axes]:
+    names: Sequence[Sequence[str]],
+    probabilities: Float[np.ndarray, "n k"],
+    truth: Sequence[str] | None = None,
+) -> Figure:
     """Draw images, each beside bars of the probabilities of a few classes.
 
-    Where the true class is known it stands above the picture, and its bar has a tick
-    and bold type.
-
     Args:
-        title: What the figure shows.
-        note: What else is to be known, such as which images these are.
-        images: RGB pictures.
-        captions: What each image is called.
-        classes: Of each image, in the order of the bars: indices into `class_names`.
-        probabilities: Their probabilities, from 0 to 1.
-        class_names: One name a class.
-        labels: True classes, if known.
-
-    Returns:
-        The figure and its axes, which hold `images` in order.
-
-    Raises:
-        ValueError: The arguments differ in length, a class has no name, or a
-            probability lies outside 0 to 1.
+        title: Statement of what the figure shows.
+        note: Which images these are.
+        images: Pictures.
+        captions: Name of each image.
+        names: Most probable classes of each image.
+        probabilities: Their probabilities.
+        truth: True class of each image, if known; its bar gets a tick and bold type.
     """
-    pictures = checked("images", images, (None, None, None, 3), "uint8")
-    count, height, width = pictures.shape[:3]
-    best = checked("classes", classes, (count, None), "integer")
-    bars = best.shape[1]
-    chances = checked("probabilities", probabilities, (count, bars), "float")
-    true = None if labels is None else checked("labels", labels, (count,), "integer")
-    if len(captions) != count:
-        raise ValueError(f"captions must be {count}, one an image, got {len(captions)}")
-    for name, values in (("classes", best), ("labels", best if true is None else true)):
-        if values.min() < 0 or values.max() >= len(class_names):
-            raise ValueError(
-                f"{name} must index the {len(class_names)} class_names, got values "
-                f"from {values.min()} to {values.max()}"
-            )
-    # A softmax in single precision may pass 1 by its rounding.
-    if chances.min() < 0 or chances.max() > 1 + 1e-5:
-        raise ValueError(
-            f"probabilities must lie in 0 to 1, got {chances.min()} to {chances.max()}"
-        )
-
-    size = enlarged(height, width, _SIDE)
-    line = SMALL + 4
-    head, indent = (line, 0) if true is None else (2 * line, _TICK)
-    names = {
-        label: shortened(class_names[label], _NAME, SMALL)
-        for label in map(int, best.ravel())
-    }
-    # Bold type is wider.
-    named = max(text_width(name, SMALL) for name in names.values()) * 9 // 8
-    wide = size[1] + GAP + indent + named + GAP + _BAR + GAP + _NUMBER
-    cell = head + max(size[0], bars * _ROW) + GAP, wide + 2 * GAP
-    grid = grid_of(count, cell, SHEET_WIDTH)
-    fig, ax, top = blank_sheet(title, note, grid.height, grid.width)
-    for index, (x, y) in enumerate(grid.corners(top, MARGIN)):
-        write(ax, shortened(captions[index], wide, SMALL), x, y, SMALL)
+    # Bars start at one place in all blocks.
+    distinct = {shorten(name, _NAME) for classes in names for name in classes}
+    width = max(text(name, bold=True).width for name in distinct)
+    blocks = []
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        true = None if truth is None else truth[index]
+        heading = [text(shorten(caption, _CAPTION))]
         if true is not None:
-            truth = shortened(f"true: {class_names[true[index]]}", wide, SMALL)
-            write(ax, truth, x, y + line, SMALL, color=FAINT)
-        place(ax, pictures[index], x, y + head, size)
-        left = x + size[1] + GAP + indent
-        start = left + named + GAP
-        for rank in range(bars):
-            label, chance = best[index, rank], min(float(chances[index, rank]), 1.0)
-            above = y + head + rank * _ROW
-            right = true is not None and label == true[index]
-            style = {"weight": "bold" if right else "normal"}
-            if right:
-                write(ax, "✓", left - _TICK, above, SMALL, **style)
-            write(ax, names[label], left, above, SMALL, **style)
-            for length, color in ((1.0, _GROUND), (chance, _BLUE)):
-                corner = start, above + 1
-                ax.add_patch(Rectangle(corner, length * _BAR, SMALL, color=color, lw=0))
-            end = start + _BAR + GAP + _NUMBER
-            write(ax, f"{chance:.1%}", end, above, SMALL, ha="right", **style)
-    return fig, ax
+            words = shorten(f"true: {true}", _CAPTION)
+            heading.append(text(words, color=FAINT))
+        chances = zip(names[index], probabilities[index].tolist(), strict=True)
+        bars = [_bar(name, width, chance, true) for name, chance in chances]
+        body = row(picture(image, _SIDE), table(bars, gap=4))
+        blocks.append(column(*heading, body, gap=2))
+    return sheet(title, grid(blocks, gap=2 * GAP), note)
+
+
+def _bar(name: str, width: float, chance: float, true: str | None) -> list[Box]:
+    """A row of the table: a tick, the class, a bar and a percentage."""
+    is_true = name == true
+    number = text(f"{chance:.1%}", bold=is_true)
+
+    def draw(ax: Axes, x: Number, y: Number) -> None:
+        for length, color in ((_BAR, "#ECECEC"), (chance * _BAR, PALETTE[0])):
+            ax.add_patch(Rectangle((x, y + 2), length, SMALL, color=color, lw=0))
+
+    return [
+        *([] if true is None else [text("✓" if is_true else "", bold=True)]),
+        Box(width, SMALL + 4, text(shorten(name, _NAME), bold=is_true).draw),
+        Box(_BAR, SMALL + 4, draw),
+        row(space(_NUMBER - number.width), number, gap=0),
+    ]

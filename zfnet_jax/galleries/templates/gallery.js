@@ -5,18 +5,15 @@ const byId = (id) => document.getElementById(id);
 
 // From any page to any unit: "conv3 17", "conv3", or on a layer's own pages "17".
 
-const widths = Object.fromEntries(JSON.parse(body.dataset.widths));
-
 function address(text) {
-  const words = text.trim().toLowerCase().split(/[\s/:,]+/).filter((word) => word !== "unit");
-  if (!words.length) throw Error(`say which unit, as in ${Object.keys(widths)[0]} 3`);
-  if (/^\d+$/.test(words[0]) && body.dataset.layer) words.unshift(body.dataset.layer);
-  const [layer, unit, ...more] = words;
-  if (more.length) throw Error(`“${text}” is more than a layer and a unit`);
-  if (!Object.hasOwn(widths, layer)) throw Error(`there is no layer ${layer}; the layers are ${Object.keys(widths).join(", ")}`);
-  if (unit === undefined) return `layers/${layer}/index.html`;
-  if (!/^\d+$/.test(unit) || Number(unit) >= widths[layer]) throw Error(`there is no unit ${unit}; ${layer} has the units 0 to ${widths[layer] - 1}`);
-  return `layers/${layer}/${Number(unit)}.html`;
+  const wanted = text.trim().toLowerCase();
+  const find = (name) => LAYERS.find((layer) => layer.name.toLowerCase() === name);
+  if (find(wanted)) return `layers/${find(wanted).slug}/index.html`;
+  const [, name, unit] = wanted.match(/^(?:(.*?)[\s/:,]+)??(?:unit\s+)?(\d+)$/) ?? [, wanted];
+  const layer = name === undefined ? LAYERS.find((x) => x.slug === body.dataset.layer) : find(name);
+  if (!layer) throw Error(`there is no layer ${name ?? unit}; the layers are ${LAYERS.map((x) => x.name).join(", ")}`);
+  if (Number(unit) >= layer.units) throw Error(`there is no unit ${unit}; ${layer.name} has the units 0 to ${layer.units - 1}`);
+  return `layers/${layer.slug}/${Number(unit)}.html`;
 }
 
 const jump = byId("jump");
@@ -39,7 +36,7 @@ const items = units ? [...units.children] : [];
 let matching = items;
 let first = 0;
 
-// "3, 17, 20-29" as a test of a number; null where it is not that.
+// "3, 17, 20-29" as a test of a unit's number; null where it is not that.
 function finder(text) {
   const ranges = text.split(",").map((part) => part.trim()).filter(Boolean).map((part) => part.match(/^(\d+)(?:\s*-\s*(\d+))?$/));
   if (ranges.includes(null)) return null;
@@ -57,21 +54,27 @@ const orders = {
 
 function show(start = 0) {
   const wanted = Object.fromEntries(new FormData(controls));
-  const found = finder(wanted.find);
-  controls.find.setCustomValidity(found ? "" : "numbers of units, as in 3, 17, 20-29");
+  const hasNumber = finder(wanted.find);
+  const named = hasNumber ? [] : items.filter((item) => item.dataset.name.includes(wanted.find.trim().toLowerCase()));
+  controls.find.setCustomValidity(hasNumber || named.length ? "" : "numbers of units, as in 3, 17, 20-29");
   const least = Number(wanted.least);
   const most = wanted.most === "" ? 100 : Number(wanted.most);
-  matching = items.filter(({ dataset: x }) =>
-    found?.(Number(x.unit)) &&
+  matching = (hasNumber ? items : named).filter(({ dataset: x }) =>
+    (!hasNumber || hasNumber(Number(x.unit))) &&
     (!wanted.class || x.class === wanted.class) &&
     (!wanted.state || x.state === wanted.state) &&
     Number(x.percent) >= least && Number(x.percent) <= most);
   const by = orders[wanted.sort];
   matching.sort((a, b) => by(a.dataset) - by(b.dataset) || a.dataset.unit - b.dataset.unit);
   units.dataset.view = wanted.view;
-  units.dataset.rule = controls.rule.selectedIndex;
   units.style.setProperty("--rule", controls.rule.selectedIndex);
+  setContrast(controls.contrast.selectedIndex);
   page(start < matching.length ? start : 0);
+}
+
+function setContrast(index) {
+  body.dataset.contrast = index;
+  body.style.setProperty("--contrast", index);
 }
 
 function page(start) {
@@ -119,8 +122,38 @@ if (controls) {
   byId("back").addEventListener("click", () => page(first - Number(body.dataset.atOnce)));
   byId("forth").addEventListener("click", () => page(first + Number(body.dataset.atOnce)));
   recall();
-} else {
-  for (const link of document.querySelectorAll("#up, .steps a")) link.hash = location.hash;
+}
+
+// A unit's page takes its contrast from the address, and takes the choices back.
+
+const contrast = byId("contrast")?.contrast;
+if (contrast) {
+  contrast.value = new URLSearchParams(location.hash.slice(1)).get("contrast") ?? contrast.value;
+  if (contrast.selectedIndex < 0) contrast.selectedIndex = 0;
+  contrast.addEventListener("input", carry);
+}
+
+function carry() {
+  const chosen = new URLSearchParams(location.hash.slice(1));
+  if (contrast) {
+    setContrast(contrast.selectedIndex);
+    contrast.selectedIndex ? chosen.set("contrast", contrast.value) : chosen.delete("contrast");
+    history.replaceState(null, "", `${chosen}` ? `#${chosen}` : location.pathname);
+  }
+  for (const link of document.querySelectorAll("#up, .steps a")) link.hash = `${chosen}`;
+}
+
+if (!controls) carry();
+
+// The layers before and after this one.
+
+const place = LAYERS.findIndex((layer) => layer.slug === body.dataset.layer);
+const neighbors = byId("neighbors");
+for (const [id, layer, text] of [["before", LAYERS[place - 1], "‹ "], ["after", LAYERS[place + 1], " ›"]]) {
+  if (!neighbors || place < 0 || !layer) continue;
+  const link = Object.assign(document.createElement("a"), { id, href: `../${layer.slug}/index.html` });
+  link.textContent = id === "before" ? text + layer.name : layer.name + text;
+  neighbors.append(link);
 }
 
 // Keys.
@@ -128,13 +161,13 @@ if (controls) {
 const follow = (selector) => document.querySelector(selector)?.click();
 
 function next(name) {
-  if (!controls) return;
-  const choice = controls.elements[name];
+  const choice = document.querySelector(`main select[name=${name}]`);
+  if (!choice) return;
   choice.selectedIndex = (choice.selectedIndex + 1) % choice.length;
-  show();
+  choice.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
-// The neighbour of what has the focus; in a grid, up and down keep the column.
+// The neighbor of what has the focus; in a grid, up and down keep the column.
 function move(key) {
   const stops = [...document.querySelectorAll("[data-stop]")].filter((stop) => stop.offsetParent);
   const at = stops.indexOf(document.activeElement);
@@ -164,8 +197,9 @@ const actions = {
   r: () => next("rule"),
   v: () => next("view"),
   u: () => follow("nav a:last-of-type"),
-  n: () => follow("#next"),
-  p: () => follow("#previous"),
+  c: () => next("contrast"),
+  n: () => follow("#next, #after"),
+  p: () => follow("#previous, #before"),
 };
 
 document.addEventListener("keydown", (event) => {

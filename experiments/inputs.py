@@ -1,0 +1,214 @@
+"""The network and the images of an experiment, as its command line names them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import zfnet_jax as zf
+from experiments.harness import Positive, Run, UserError
+from zfnet_jax.arch import ARCHITECTURES
+from zfnet_jax.data import DatasetImages, Photographs, load_dataset
+from zfnet_jax.data.preprocessing import Fit
+from zfnet_jax.files import digest
+from zfnet_jax.networks import Network
+from zfnet_jax.weights import find_weights
+
+Images = DatasetImages | Photographs
+
+
+@dataclasses.dataclass(kw_only=True)
+class NetworkRun(Run):
+    """A run on a network and images.
+
+    Attributes:
+        weights: Trained network: a shipped name, by default zfnet32-cifar10, or a
+            weight file.
+        arch: Architecture of a file of bare weights with PyTorch's names. Its images
+            are normalized as for torchvision's models.
+        num_classes: Classes in a file of bare weights, by default the architecture's.
+        model: Any JAX model, as module:function. The function returns a network, or a
+            model and its preprocessing; it is called with --weights if it takes an
+            argument.
+        image: Photograph, or folder of photographs, instead of a dataset. Subfolders
+            are classes.
+        fit: How to bring a photograph to the network's shape: crop to the center, pad
+            with gray, or stretch.
+        dataset: Source of the images, by default the one the network was trained on.
+        data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
+    """
+
+    weights: str | None = None
+    arch: Literal["zfnet", "zfnet-plain", "alexnet", "zfnet32"] | None = None
+    num_classes: Positive | None = None
+    model: str | None = None
+    image: Path | None = None
+    fit: Fit = "crop"
+    dataset: Literal["cifar10", "shapes"] | None = None
+    data_dir: Path | None = None
+
+    default_weights = "zfnet32-cifar10"
+
+    @functools.cached_property
+    def net(self) -> Network:
+        """The network of --model or --weights."""
+        if self.model is not None:
+            return self._call_model(self.model)
+        weights = self.weights or self.default_weights
+        self.digests["weights"] = digest(find_weights(weights))
+        return self._load(weights)
+
+    def _load(self, weights: str) -> Network:
+        """Load a file that describes itself, or with --arch one of bare weights."""
+        try:
+            net = zf.load(weights)
+        except ValueError as error:
+            if self.arch is None:
+                raise UserError(f"{error}; on the command line, give --arch") from error
+            arch = ARCHITECTURES[self.arch]
+            model = zf.load_weights(weights, arch, self.num_classes)
+            return zf.network(model, preprocess=normalize_as_torchvision)
+        if self.arch is not None or self.num_classes is not None:
+            # Its own preprocessing would be lost without notice.
+            raise UserError(
+                f"--weights {weights} describes its network: omit --arch and "
+                "--num-classes"
+            )
+        return net
+
+    def _call_model(self, name: str) -> Network:
+        module, _, function = name.partition(":")
+        try:
+            build = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"--model {name}: {error}; give module:function, importable from here"
+            ) from error
+        takes_weights = bool(inspect.signature(build).parameters)
+        if takes_weights and self.weights is None:
+            raise UserError(f"--model {name} takes weights: give --weights")
+        if self.weights is not None:
+            if not takes_weights:
+                raise UserError(f"--model {name} takes no weights: omit --weights")
+            self.digests["weights"] = digest(find_weights(self.weights))
+        built = build(self.weights) if takes_weights else build()
+        model, preprocess = built if isinstance(built, tuple) else (built, None)
+        return zf.network(model, preprocess=preprocess)
+
+    @property
+    def network_name(self) -> str:
+        """Name of the network for titles."""
+        arch = getattr(self.net.model, "arch", None)
+        return arch.name if arch is not None else str(self.model).rpartition(".")[2]
+
+    @property
+    def dataset_name(self) -> Literal["cifar10", "shapes"]:
+        """Name of the dataset: --dataset, or the one the network was trained on."""
+        if self.dataset is not None:
+            return self.dataset
+        metadata = getattr(self.net, "metadata", {})
+        return "shapes" if metadata.get("dataset") == "shapes" else "cifar10"
+
+    def images(
+        self,
+        limit: int | None = None,
+        split: Literal["train", "test"] = "test",
+    ) -> Images:
+        """Open the first images of --image or of a dataset.
+
+        Args:
+            limit: Images at most; None opens all.
+            split: Split of the dataset.
+        """
+        if self.image is not None and self.dataset is not None:
+            raise UserError("--image and --dataset both name the images: give one")
+        source = self.image
+        if source is None:
+            source = load_dataset(self.dataset_name, split, self.data_dir, limit)
+        images = self.net.load_images(source, self.fit)
+        if limit is not None and limit < len(images):
+            images = images.take(np.arange(limit))
+        self.digests["data"] = images.digest()
+        return images
+
+    def labeled_images(
+        self, limit: int | None = None, split: Literal["train", "test"] = "test"
+    ) -> Images:
+        """Open images as `images` does; their classes must be those of the network."""
+        images = self.images(limit, split)
+        if images.labels is None or not self.knows(images):
+            raise UserError(
+                f"the classes of {images.source} are not those of {self.network_name}: "
+                "choose another --dataset, or an --image folder with a subfolder for "
+                "each class"
+            )
+        return images
+
+    def knows(self, images: Images) -> bool:
+        """Tell whether the labels of some images are classes of the network."""
+        names = images.class_names
+        if names is None:
+            return False
+        if self.net.class_names is None:
+            return len(names) == self.net.num_classes
+        return names == self.net.class_names
+
+    def targets(self, images: Images) -> np.ndarray:
+        """Find each image's class: its label, or the prediction if that is unknown."""
+        if images.labels is not None and self.knows(images):
+            return images.labels
+        output = self.net.output
+        return self.net.activations(images, output)[output].argmax(-1).astype(np.int32)
+
+    def class_name(self, label: int) -> str:
+        """Name of a class of the network, or "class 7"."""
+        names = self.net.class_names
+        return names[label] if names is not None else f"class {label}"
+
+    def convolutions(self) -> tuple[str, ...]:
+        """Names of the network's convolutions; its result if there is none."""
+        kinds = self.net.layers.items()
+        names = tuple(name for name, layer in kinds if layer.kind == "conv")
+        return names or (self.net.output,)
+
+    def select_units(
+        self,
+        layers: Sequence[str],
+        units: Sequence[int],
+        count: int,
+        layer: str,
+        candidates: np.ndarray,
+    ) -> np.ndarray:
+        """Choose the units of a layer to draw: --units, or random candidates.
+
+        Args:
+            layers: All layers of the run; --units needs exactly one.
+            units: The value of --units.
+            count: Units at most, if --units is not given.
+            layer: The layer.
+            candidates: Units to choose from.
+        """
+        if units:
+            if len(layers) != 1:
+                raise UserError("--units needs exactly one --layers")
+            width = self.net.layer(layer).shape[-1]
+            for unit in units:
+                if not 0 <= unit < width:
+                    raise UserError(
+                        f"--units {unit}: {layer} has {width} units (0 to {width - 1})"
+                    )
+            return np.array(units)
+        return np.sort(self.rng.permutation(candidates)[:count])
+
+
+def normalize_as_torchvision(images: np.ndarray) -> np.ndarray:
+    """Convert uint8 [b, h, w, 3] to the float32 that torchvision's models take."""
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return ((images / 255 - mean) / deviation).astype(np.float32)

@@ -1,0 +1,227 @@
+"""Write a gallery: search, project and save what the units of a network respond to.
+
+    index.html              the layers, with previews
+    pages/layers/LAYER/     a page for the layer, a page and a picture for each unit
+    pages/sanity/           how much such pictures depend on the network
+
+Each of these folders is made under a temporary name and then renamed. Its record.json
+holds a key, the digest of all that the folder was computed from: one with the right key
+is complete, and is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from zfnet_jax.analysis.evolution import evolution
+from zfnet_jax.analysis.mining import top_activations
+from zfnet_jax.analysis.sanity import RULES
+from zfnet_jax.files import digest, slug, to_json, write_atomically
+from zfnet_jax.galleries import pages
+from zfnet_jax.galleries.checks import write_sanity
+from zfnet_jax.galleries.pictures import write_course, write_images, write_pictures
+from zfnet_jax.galleries.sources import (
+    Search,
+    digest_code,
+    digest_network,
+    open_source,
+)
+from zfnet_jax.networks import Network, as_network
+from zfnet_jax.relu_rules import Rule
+
+Report = Callable[[int, int], None]
+
+# Units that are projected together.
+_TOGETHER = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """A gallery that was written.
+
+    Attributes:
+        page: The first page, to be opened in a browser.
+        units: Number of units by layer.
+        dead: Number of units by layer that no image activates.
+    """
+
+    page: Path
+    units: Mapping[str, int]
+    dead: Mapping[str, int]
+
+
+def gallery(
+    net: Network | Any,
+    images: Any,
+    folder: str | Path,
+    *,
+    layers: Sequence[str] | str | None = None,
+    labels: Sequence[int] | np.ndarray | Array | None = None,
+    class_names: Sequence[str] | None = None,
+    pictures: Any = None,
+    k: int = 9,
+    rules: Sequence[Rule] = RULES,
+    epochs: tuple[Mapping[int, Network | Any], Any] | None = None,
+    sanity_images: int = 16,
+    title: str = "Units of a network",
+    progress: Callable[[str], Report] | None = None,
+) -> Gallery:
+    """Write a gallery of static pages, to be explored in a browser without a server.
+
+    It shows each unit's strongest activations, the patches that they saw and their
+    projections, and how much such pictures depend on the network. Layers that the
+    folder already holds, computed from the same inputs, are kept.
+
+    Args:
+        net: A `Network`, or any model that `zf.network` takes.
+        images: Preprocessed images [n, h, w, c], a source of them, or a path.
+        folder: The gallery folder: a new one, or that of an earlier gallery.
+        layers: Names of layers; all if None.
+        labels: Class of each image; by default those of the images, if they have any.
+        class_names: Name of each class; by default those of the images, or of `net`.
+        pictures: The images as uint8 [n, h, w, c]; by default those of the images.
+            Without any, each image is stretched from its least to its greatest value.
+        k: Activations per unit, each of another image.
+        rules: Backward rules for ReLUs.
+        epochs: Networks by epoch of training, and the images to search: the arguments
+            of `zf.evolution`.
+        sanity_images: Images of the sanity check; fewer than 2 leave it out.
+        title: Title of the pages.
+        progress: Called with the name of each task; the result is called with the work
+            done and its total.
+
+    Returns:
+        The first page, and the numbers of units.
+
+    Raises:
+        ValueError: The folder holds an `index.html` of something else, there is no such
+            layer, or images, labels or pictures do not fit.
+
+    Example:
+        >>> import tempfile, numpy as np, zfnet_jax as zf
+        >>> net = zf.load("zfnet32-cifar10")
+        >>> images = np.random.default_rng(0).normal(size=(20, 32, 32, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     zf.gallery(net, images, folder, layers="logits", sanity_images=0).units
+        {'logits': 10}
+    """
+    net, images = as_network(net, images)
+    names = net.select(layers)
+    source = training = open_source(net, images, labels, class_names, pictures)
+    networks: dict[int, Network] = {}
+    if epochs is not None:
+        for epoch, model in sorted(epochs[0].items()):
+            networks[epoch], images = as_network(model, epochs[1])
+        training = open_source(net, images)
+    k = min(k, len(source))
+    search = Search(net, source, k, tuple(rules), networks, training, title)
+    root = _claim(Path(folder))
+    progress = progress or (lambda task: lambda done, total: None)
+
+    inputs = digest_code(), digest_network(net), source.digest(), search.rules, title
+    check = None
+    if min(len(source), sanity_images) > 1 and len(net.layers[net.output].shape) == 1:
+        home, key = root / "sanity", digest(*inputs, sanity_images)
+        if _read_record(home).get("key") != key:
+            with _replace(root, home, key) as part:
+                write_sanity(part, search, sanity_images, progress)
+        check = _read_record(home)
+
+    weights = [digest_network(network) for network in networks.values()]
+    inputs += k, list(networks), weights, training.digest()
+    homes = {name: root / "layers" / slug(name) for name in names}
+    keys = {name: digest(*inputs, name) for name in names}
+    new = [name for name in names if _read_record(homes[name]).get("key") != keys[name]]
+    if new:
+        _write_layers(root, search, {x: (homes[x], keys[x]) for x in new}, progress)
+    records = {name: _read_record(homes[name]) for name in names}
+    page = pages.write_index(root, search, list(records.values()), check)
+    return Gallery(
+        page,
+        {name: record["units"] for name, record in records.items()},
+        {name: record["dead"] for name, record in records.items()},
+    )
+
+
+def _write_layers(
+    root: Path,
+    search: Search,
+    homes: Mapping[str, tuple[Path, str]],
+    progress: Callable[[str], Report],
+) -> None:
+    """Search some layers in one pass, then write one after the other."""
+    net, source, names = search.net, search.source, list(homes)
+    report = progress("searching")
+    tops = top_activations(
+        net, source.images, names, k=search.k, labels=source.labels, progress=report
+    )
+    courses = {}
+    if search.epochs:
+        report = progress("following")
+        training = search.training.images
+        courses = evolution(search.epochs, training, names, progress=report)
+    report = progress("projecting")
+    done, total = 0, sum(len(top.dead) for top in tops.values())
+    for name, (home, key) in homes.items():
+        with _replace(root, home, key) as part:
+            units = pages.describe_units(search, tops[name])
+            for start in range(0, len(units), _TOGETHER):
+                some = units[start : start + _TOGETHER]
+                write_pictures(part, search, tops[name], some)
+                if name in courses:
+                    write_course(part, search, courses[name], some)
+                done += len(some)
+                report(done, total)
+            write_images(
+                part, source, {x["image"] for unit in units for x in unit["tops"]}
+            )
+            pages.write_layer(part, search, name, units)
+
+
+def _claim(folder: Path) -> Path:
+    """Make the folder of the pages; refuse to replace a first page of something else.
+
+    Raises:
+        ValueError: The folder holds such a page.
+    """
+    page = folder / "index.html"
+    if page.exists() and pages.MARK not in page.read_text(errors="replace"):
+        raise ValueError(f"{page} is not a gallery's: choose another folder")
+    root = folder / "pages"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _read_record(home: Path) -> dict[str, Any]:
+    """Read the record of a folder; empty if there is none."""
+    file = home / "record.json"
+    return json.loads(file.read_bytes()) if file.exists() else {}
+
+
+@contextlib.contextmanager
+def _replace(root: Path, home: Path, key: str) -> Iterator[Path]:
+    """Make a folder under another name, and rename it once it is complete."""
+    part, old = root / ".part", root / ".old"
+    for folder in (part, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        record = json.loads((part / "record.json").read_bytes())
+        write_atomically(part / "record.json", to_json(record | {"key": key}))
+        home.parent.mkdir(exist_ok=True)
+        if home.exists():
+            home.rename(old)
+        part.rename(home)
+    finally:
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,229 @@
+"""The pages of a gallery, from templates."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from zfnet_jax.analysis.mining import TopActivations
+from zfnet_jax.files import slug, to_json, write_atomically
+from zfnet_jax.galleries.pictures import CONTRASTS, count_across, shrink
+from zfnet_jax.galleries.sources import Search
+
+# Every page holds it.
+MARK = '<meta name="generator" content="zfnet_jax">'
+
+# Units of a layer's page that are shown together.
+UNITS_AT_ONCE = 256
+# Units of a layer on the first page, and classes of a unit.
+_PREVIEWS, _CLASSES = 4, 20
+
+_KINDS = {
+    "conv": "convolution",
+    "dense": "dense layer",
+    "norm": "contrast normalization",
+    "max pool": "max pooling",
+    "mean pool": "mean pooling",
+    "relu": "ReLU",
+    "named": "named value",
+    "output": "result",
+}
+
+
+def describe_units(search: Search, top: TopActivations) -> list[dict[str, Any]]:
+    """Describe the units of a layer, each with its strongest activations above 0."""
+    selectivity = top.selectivity
+    return [
+        {
+            "unit": unit,
+            "name": search.name_unit(top.layer, unit),
+            "dead": bool(top.dead[unit]),
+            "active": float(top.active[unit]),
+            "mean": float(top.mean[unit]),
+            "favorite": int(top.favorite[unit]),
+            "selectivity": float(np.nan_to_num(selectivity[unit], nan=-1)),
+            "tops": _describe_tops(search, top, unit),
+            "classes": _describe_classes(search, top, unit),
+            "summary": _summarize_classes(search, top, unit),
+            "course": [],
+        }
+        for unit in range(len(top.dead))
+    ]
+
+
+def _describe_tops(
+    search: Search, top: TopActivations, unit: int
+) -> list[dict[str, Any]]:
+    field = search.net.layer(top.layer).receptive_field
+    height, width = search.net.image_shape[:2]
+    tops = []
+    for rank in np.flatnonzero(top.activations[unit] > 0):
+        image, position = int(top.images[unit, rank]), top.positions[unit, rank]
+        box = field.box(*position.tolist()) if field else (0, 0, height, width)
+        tops.append(
+            {
+                "activation": float(top.activations[unit, rank]),
+                "image": image,
+                "class": search.source.name_class(image),
+                "position": position.tolist(),
+                "frame": np.divide(box, (height, width) * 2).tolist(),
+            }
+        )
+    return tops
+
+
+def _describe_classes(
+    search: Search, top: TopActivations, unit: int
+) -> list[dict[str, Any]]:
+    """Describe a unit's activity by class, the highest mean first."""
+    labels = search.source.labels
+    if labels is None:
+        return []
+    sizes = np.bincount(labels, minlength=top.class_means.shape[1])
+    positive = top.activations[unit] > 0
+    counts = np.bincount(labels[top.images[unit, positive]], minlength=len(sizes))
+    means = top.class_means[unit]
+    order = [x for x in np.argsort(-means, kind="stable") if sizes[x]]
+    return [
+        {
+            "name": search.source.class_names[label],
+            "mean": float(means[label]),
+            "active": float(top.class_counts[unit, label] / sizes[label]),
+            "count": int(counts[label]),
+        }
+        for label in order[:_CLASSES]
+    ]
+
+
+def _summarize_classes(search: Search, top: TopActivations, unit: int) -> str:
+    """Name the class of most of the strongest; also another of the highest mean."""
+    labels, names = search.source.labels, search.source.class_names
+    if labels is None or top.dead[unit]:
+        return ""
+    images = top.images[unit, top.activations[unit] > 0]
+    ((label, count),) = collections.Counter(labels[images].tolist()).most_common(1)
+    summary, favorite = f"{count} of {len(images)} {names[label]}", top.favorite[unit]
+    if favorite == label:
+        return summary
+    return f"{summary}; highest mean: {names[favorite]}"
+
+
+def write_layer(
+    part: Path, search: Search, name: str, units: Sequence[dict[str, Any]]
+) -> None:
+    """Write the page of a layer, those of its units, and its record."""
+    layer, image = search.net.layer(name), search.net.image_shape[:2]
+    field = layer.receptive_field.size if layer.receptive_field else None
+    live = [unit for unit in units if not unit["dead"]]
+    record = {
+        "name": name,
+        "slug": slug(name),
+        "kind": _KINDS[layer.kind],
+        "rectified": layer.rectified and layer.kind != "relu",
+        "shape": layer.shape,
+        "field": field,
+        "units": len(units),
+        "dead": len(units) - len(live),
+        "active": float(np.median([unit["active"] for unit in live] or [0])),
+        "blocks": 1 + len(search.rules) * len(CONTRASTS),
+        "across": count_across(search.k),
+        "cell": shrink(field or image),
+        # A unit that few images activate is selective by chance.
+        "previews": sorted(
+            live, key=lambda unit: (-len(unit["tops"]), -unit["selectivity"])
+        )[:_PREVIEWS],
+    }
+    common = {
+        "search": search,
+        "layer": record,
+        "image": image,
+        "contrasts": CONTRASTS,
+        "root": "../../",
+    }
+    page = _render("layer.html", units=units, at_once=UNITS_AT_ONCE, **common)
+    (part / "index.html").write_text(page, encoding="utf-8")
+    for unit in units:
+        page = _render("unit.html", unit=unit, **common)
+        (part / f"{unit['unit']}.html").write_text(page, encoding="utf-8")
+    write_atomically(part / "record.json", to_json(record))
+
+
+def write_sanity(
+    part: Path, search: Search, record: dict[str, Any], tables: dict[str, Any]
+) -> None:
+    """Write the page of the sanity check and its record."""
+    page = _render(
+        "sanity.html", search=search, check=record, root="../", tables=tables
+    )
+    (part / "index.html").write_text(page, encoding="utf-8")
+    write_atomically(part / "record.json", to_json(record))
+
+
+def write_index(
+    root: Path,
+    search: Search,
+    records: Sequence[dict[str, Any]],
+    check: dict[str, Any] | None,
+) -> Path:
+    """Write the first page, and what all pages share.
+
+    Returns:
+        The first page.
+    """
+    for name in ("gallery.css", "gallery.js"):
+        text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+        write_atomically(root / name, text)
+    layers = [
+        {"name": printable(x["name"]), "slug": x["slug"], "units": x["units"]}
+        for x in records
+    ]
+    write_atomically(root / "layers.js", f"const LAYERS = {json.dumps(layers)};\n")
+    page = _render(
+        "index.html",
+        search=search,
+        layers=records,
+        check=check,
+        accuracy=getattr(search.net, "metadata", {}).get("test_accuracy"),
+        root="pages/",
+    )
+    return write_atomically(root.parent / "index.html", page)
+
+
+def printable(text: str) -> str:
+    """Replace control characters and marks of direction."""
+    return "".join(x if x.isprintable() or x == "\n" else "\ufffd" for x in text)
+
+
+def _render(template: str, **values: Any) -> str:
+    return _TEMPLATES.get_template(template).render(**values)
+
+
+def _format_percent(share: float) -> str:
+    """Write a share in percent; 0% and 100% are exact."""
+    if 0 < share < 0.001:
+        return "< 0.1%"
+    if 0.999 < share < 1:
+        return "> 99.9%"
+    return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    # Not markup, which holds names that have been through it.
+    finalize=lambda value: printable(value) if type(value) is str else value,
+)
+_TEMPLATES.filters |= {
+    "number": "{:.3g}".format,
+    "percent": _format_percent,
+    "correlation": "{:z.2f}".format,
+}

@@ -1,0 +1,132 @@
+"""The picture files of a gallery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from zfnet_jax.analysis.evolution import Evolution
+from zfnet_jax.analysis.mining import TopActivations
+from zfnet_jax.galleries.sources import Search, Source
+from zfnet_jax.viz.patches import Contrast, cut_patches, display_projections
+
+CONTRASTS: tuple[Contrast, ...] = ("99.5", "max")
+# Pictures up to the first side are saved without loss, larger than the second shrunk.
+_EXACT, _LARGEST = 64, 224
+
+
+def write_pictures(
+    part: Path,
+    search: Search,
+    top: TopActivations,
+    units: Sequence[dict[str, Any]],
+) -> None:
+    """Save a mosaic for each live unit: its patches, then projections by each rule."""
+    live = [unit for unit in units if unit["tops"]]
+    if not live:
+        return
+    numbers, k = [unit["unit"] for unit in live], top.activations.shape[1]
+    blocks, scales = [], []
+    for rule in search.rules:
+        x = top.project(search.net, search.source.images, numbers, rule=rule)
+        if not blocks:
+            blocks.append(cut_patches(search.source.read_pictures(x.images), x.boxes))
+        for contrast in CONTRASTS:
+            shown, scale = display_projections(x.pixels, x.units, "patch", contrast)
+            blocks.append(to_color(shown))
+            scales.append(scale)
+    across = count_across(k)
+    for index, unit in enumerate(live):
+        cells = {}
+        for rank, activation in enumerate(unit["tops"]):
+            row, column = divmod(rank, across)
+            place = index * k + rank
+            for block, pictures in enumerate(blocks):
+                cells[row, block * across + column] = pictures[place]
+            activation["scales"] = [float(scale[place]) for scale in scales]
+        save_mosaic(part / f"{unit['unit']}.webp", cells, across, across * len(blocks))
+
+
+def write_course(
+    part: Path, search: Search, course: Evolution, units: Sequence[dict[str, Any]]
+) -> None:
+    """Save each unit's strongest activation at each epoch: patches and projections."""
+    source, steps = search.training, len(course.epochs)
+    numbers = [unit["unit"] for unit in units]
+    x = course.project(search.epochs, source.images, numbers, rule=search.rules[0])
+    patches = cut_patches(source.read_pictures(x.images), x.boxes)
+    shown, scales = display_projections(x.pixels, x.units)
+    for index, unit in enumerate(units):
+        cells, unit["course"] = {}, []
+        for step, epoch in enumerate(course.epochs):
+            place = index * steps + step
+            cells[0, step], cells[1, step] = patches[place], to_color(shown[place])
+            unit["course"].append(
+                {
+                    "epoch": epoch,
+                    "dead": bool(course.dead[step, unit["unit"]]),
+                    "activation": float(x.activations[place]),
+                    "image": int(x.images[place]),
+                    "class": source.name_class(int(x.images[place])),
+                    "jump": bool(course.jumps[step, unit["unit"]]),
+                    "scale": float(scales[place]),
+                }
+            )
+        if not all(step["dead"] for step in unit["course"]):
+            save_mosaic(part / f"{unit['unit']}-epochs.webp", cells, 2, steps)
+
+
+def write_images(part: Path, source: Source, indices: Iterable[int]) -> None:
+    """Save whole images by their indices."""
+    (part / "images").mkdir()
+    for index in sorted(indices):
+        picture = source.read_pictures([index])[0]
+        _save(part / "images" / f"{index}.webp", picture, max(picture.shape))
+
+
+def save_mosaic(
+    path: Path,
+    cells: Mapping[tuple[int, int], UInt8[np.ndarray, "h w 3"]],
+    rows: int,
+    columns: int,
+) -> None:
+    """Save pictures by row and column, each with a transparent edge below and right."""
+    height, width = shrink(next(iter(cells.values())).shape[:2])
+    canvas = np.zeros((rows, height + 1, columns, width + 1, 4), np.uint8)
+    for (row, column), cell in cells.items():
+        if cell.shape[:2] != (height, width):
+            image = Image.fromarray(cell).resize((width, height), Image.Resampling.BOX)
+            cell = np.asarray(image)
+        canvas[row, :height, column, :width, :3] = cell
+        canvas[row, :height, column, :width, 3] = 255
+    whole = canvas.reshape(rows * (height + 1), columns * (width + 1), 4)
+    _save(path, whole, max(height, width))
+
+
+def shrink(size: Sequence[int]) -> tuple[int, int]:
+    """Find the height and width at which a picture of some size is saved."""
+    share = min(1, _LARGEST / max(size))
+    return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+
+
+def count_across(k: int) -> int:
+    """Count the rows, and the columns, of the square that k pictures fill."""
+    return math.ceil(math.sqrt(k))
+
+
+def to_color(shown: Shaped[np.ndarray, "*n h w c"]) -> UInt8[np.ndarray, "*n h w 3"]:
+    """Convert displayed projections to pixels of three channels."""
+    pixels = np.rint(255 * shown).astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+
+
+def _save(path: Path, pixels: UInt8[np.ndarray, "h w c"], side: int) -> None:
+    # The fastest method: stronger ones gain only a tenth.
+    exact = {"lossless": True, "quality": 0} if side <= _EXACT else {"quality": 90}
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "WEBP", method=0, **exact)

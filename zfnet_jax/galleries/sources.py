@@ -1,0 +1,165 @@
+"""What a gallery is computed from: networks and images, with their digests."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from zfnet_jax.files import digest
+from zfnet_jax.networks import Network
+from zfnet_jax.relu_rules import Rule
+
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Images to search, with what is known about them.
+
+    Attributes:
+        images: Preprocessed images or a source of them.
+        pictures: The same images as uint8 pixels, indexed by an array.
+        labels: Class of each image, an index into `class_names`; None if not known.
+        class_names: Names of the classes.
+        description: Origin of the images, in one line.
+    """
+
+    images: Any
+    pictures: Any
+    labels: Int[np.ndarray, " n"] | None
+    class_names: tuple[str, ...]
+    description: str
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def read_pictures(self, indices: Any) -> UInt8[np.ndarray, "b h w 3"]:
+        """Get pictures in color; other channel counts than 1 and 3 are averaged."""
+        pictures = np.asarray(self.pictures[np.asarray(indices)])
+        if pictures.shape[3] not in (1, 3):
+            pictures = pictures.mean(3, keepdims=True).astype(np.uint8)
+        return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
+
+    def name_class(self, index: int) -> str | None:
+        """Name the class of an image; None if it is not known."""
+        return None if self.labels is None else self.class_names[self.labels[index]]
+
+    def digest(self) -> str:
+        """Compute the sha256, in hex, of the images and all that is known of them."""
+        known = getattr(self.images, "digest", None)
+        if known is None:
+            parts = _digest_all(self.images), _digest_all(self.pictures)
+        else:  # and the first images, which show how they are preprocessed
+            first = np.arange(min(_BATCH, len(self)))
+            parts = known(), np.asarray(self.images[first])
+        return digest(*parts, self.labels, self.class_names, self.description)
+
+
+def open_source(
+    net: Network,
+    images: Any,
+    labels: Sequence[int] | np.ndarray | Array | None = None,
+    class_names: Sequence[str] | None = None,
+    pictures: Any = None,
+) -> Source:
+    """Find the labels, names and pictures of some images; arguments take precedence."""
+    if labels is None:
+        labels = getattr(images, "labels", None)
+    names = class_names or getattr(images, "class_names", None) or net.class_names or ()
+    if labels is not None:
+        labels = np.asarray(labels)
+        count = max(net.num_classes, labels.max(initial=-1) + 1)
+        names = names or [f"class {label}" for label in range(count)]
+        if labels.max(initial=-1) >= len(names):
+            raise ValueError(f"label {labels.max()}: there are {len(names)} classes")
+    if pictures is None:
+        pictures = getattr(images, "pictures", None)
+    if pictures is None:
+        pictures = _Stretched(images)
+    if len(pictures) != len(images):
+        raise ValueError(f"{len(pictures)} pictures for {len(images)} images")
+    shape = np.asarray(pictures[np.arange(1)]).shape[1:3]
+    if shape != net.image_shape[:2]:
+        raise ValueError(
+            f"pictures of {shape[0]} x {shape[1]} do not fit the network's images of "
+            f"{net.image_shape[0]} x {net.image_shape[1]}"
+        )
+    description = getattr(images, "source", None) or "an array"
+    return Source(images, pictures, labels, tuple(names), description)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stretched:
+    """Pictures of float images, each from its least to its greatest value."""
+
+    images: Any
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(
+        self, indices: Int[np.ndarray, " b"]
+    ) -> UInt8[np.ndarray, "b h w c"]:
+        batch = np.asarray(self.images[indices], np.float64)
+        low, high = (x((1, 2, 3), keepdims=True) for x in (batch.min, batch.max))
+        scaled = (batch - low) / np.where(high > low, high - low, 1)
+        return np.rint(255 * scaled).astype(np.uint8)
+
+
+def _digest_all(images: Any) -> str:
+    starts = range(0, len(images), _BATCH)
+    batches = (np.arange(x, min(x + _BATCH, len(images))) for x in starts)
+    return digest(*(digest(np.asarray(images[batch])) for batch in batches))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Search:
+    """A search of some images for what the units of a network respond to.
+
+    Attributes:
+        net: The network.
+        source: The images.
+        k: Activations per unit.
+        rules: Backward rules for their projections.
+        epochs: Networks at several epochs of training; empty for none.
+        training: The images to search with these.
+        title: Title of the pages.
+    """
+
+    net: Network
+    source: Source
+    k: int
+    rules: tuple[Rule, ...]
+    epochs: Mapping[int, Network]
+    training: Source
+    title: str
+
+    def name_unit(self, layer: str, unit: int) -> str:
+        """Name a unit: by its class in the classifier, else by its number."""
+        names = self.net.class_names
+        if layer == self.net.output and names is not None:
+            return names[unit]
+        return f"unit {unit}"
+
+
+def digest_network(net: Network) -> str:
+    """Compute the sha256, in hex, of a network's weights and its program."""
+    images = jax.ShapeDtypeStruct((1, *net.image_shape), np.float32)
+    program = jax.make_jaxpr(lambda net, x: net.features(x, [net.output]))(net, images)
+    text = re.sub("0x[0-9a-f]+", "", str(program))  # addresses differ between runs
+    leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(net))
+    return digest(*leaves, text, str(net), net.class_names)
+
+
+def digest_code() -> str:
+    """Compute the sha256, in hex, of this library's code and templates."""
+    files = sorted(Path(__file__).parents[1].rglob("*"))
+    return digest(*(file for file in files if file.suffix in (".py", ".html")))

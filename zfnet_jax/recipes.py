@@ -1,0 +1,213 @@
+"""Recipes for training as data: the paper's (section 3), and a fast one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from flax import nnx
+from jaxtyping import Array, PyTree
+
+from zfnet_jax.model import Initializer
+
+_MOMENTUM = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random views of the training images.
+
+    Attributes:
+        margin: Largest shift of a crop in pixels. Reflected pixels fill the border.
+        corners: Take only the four corners and the center, as in section 3, instead of
+            any shift.
+        cutout: Height and width of a random part of the network's input that is set to
+            the mean, as a fraction of the input's; 0 for none.
+    """
+
+    margin: int
+    corners: bool = False
+    cutout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything that decides how a network is trained.
+
+    Attributes:
+        name: Name on the command line.
+        epochs: Default number of passes over the training data.
+        batch_size: Default number of images per step.
+        scale: Factor of the pixels after the mean is subtracted.
+        init: Draws the kernels. Biases start at 0.
+        dropout: Probability of dropping a unit of a hidden dense layer.
+        augmentation: Random views of the images.
+        schedule: Builds the learning rate per step from the total number of steps.
+        optimizer: Builds the optax transformation from the learning rate per step.
+        label_smoothing: Fraction of the target that is spread over all classes.
+        average: Decay of the running average of the weights that is evaluated and
+            kept; 0 keeps the last weights.
+        validation: Default number of images split from the training data.
+        anneals: Whether a `Plateau` of the validation error lowers the learning rate.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    scale: float
+    init: Initializer
+    dropout: float
+    augmentation: Augmentation
+    schedule: Callable[[int], optax.Schedule]
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    label_smoothing: float = 0.0
+    average: float = 0.0
+    validation: int = 0
+    anneals: bool = False
+
+
+@dataclasses.dataclass
+class Plateau:
+    """Divides the learning rate by 10 when the validation error stalls (section 3).
+
+    Attributes:
+        factor: Factor of the learning rate at each stall.
+        patience: Number of epochs without a better error that make a stall.
+        least: Smallest scale.
+        scale: Current factor of the learning rate, read by `train`.
+        best: Lowest error so far.
+        waited: Number of epochs since then or since the last stall.
+
+    Example:
+        >>> plateau = Plateau(patience=2)
+        >>> for error in (0.5, 0.4, 0.4, 0.41):
+        ...     plateau.update(error)
+        >>> plateau.scale
+        0.1
+    """
+
+    factor: float = 0.1
+    patience: int = 5
+    least: float = 1e-3
+    scale: float = 1.0
+    best: float = 1.0
+    waited: int = 0
+
+    def update(self, error: float) -> None:
+        """Take the validation error after an epoch, 0 to 1, into account."""
+        if error < (1 - 1e-4) * self.best:
+            self.best, self.waited = error, 0
+        else:
+            self.waited += 1
+        if self.waited == self.patience:
+            self.scale = max(self.scale * self.factor, self.least)
+            self.waited = 0
+
+
+def limit_kernel_rms(limit: float = 0.1) -> optax.GradientTransformation:
+    """Scale convolution filters whose RMS passes `limit` back to it (section 3).
+
+    The last transformation of a chain: it changes the update so that the weights after
+    the step obey the limit. A filter is one output channel of an HWIO kernel.
+
+    Args:
+        limit: Largest root mean square of a filter.
+    """
+
+    def limit_kernel(change: Array, weight: Array) -> Array:
+        if weight.ndim != 4:
+            return change
+        after = weight + change
+        rms = jnp.sqrt(jnp.mean(jnp.square(after), axis=(0, 1, 2)))
+        factor = limit / jnp.maximum(rms, limit)
+        # Exact where nothing is scaled: weight + change - weight would round.
+        return jnp.where(factor < 1, after * factor - weight, change)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(limit_kernel, updates, params)
+    )
+
+
+def _sgd_with_limit(rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(optax.sgd(rate, _MOMENTUM), limit_kernel_rms())
+
+
+def _warm_up_and_decay(total: int) -> optax.Schedule:
+    """Build a rate that rises for 15% of all steps, then falls to 0."""
+    warm_up, peak = max(1, round(0.15 * total)), 0.03
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(peak / warm_up, peak, warm_up),
+            optax.linear_schedule(peak, 0.0, max(1, total - warm_up)),
+        ],
+        [warm_up],
+    )
+
+
+def _muon_and_sgd(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Build Muon (Jordan 2024) for hidden kernels, Nesterov SGD for all other weights.
+
+    Orthogonalized updates replace normalization layers: every direction of a kernel is
+    learned at the same pace.
+    """
+
+    def kind(path: tuple[Any, ...], weight: Array) -> str:
+        return "muon" if weight.ndim > 1 and path[0].name != "logits" else "sgd"
+
+    def as_matrix(weight: Array) -> optax.contrib.MuonDimensionNumbers:
+        last = weight.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=_MOMENTUM,
+            weight_dimension_numbers=lambda params: jax.tree.map(as_matrix, params),
+        ),
+        optax.add_decayed_weights(0.05),
+        optax.scale_by_learning_rate(rate),
+    )
+    sgd = optax.chain(
+        optax.clip_by_global_norm(2.0),
+        optax.sgd(lambda step: rate(step) * 4 / 3, _MOMENTUM, nesterov=True),
+    )
+
+    def kinds(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(kind, params)
+
+    return optax.partition({"muon": muon, "sgd": sgd}, kinds)
+
+
+PAPER = Recipe(
+    name="paper",
+    epochs=70,
+    batch_size=128,
+    scale=1.0,
+    init=nnx.initializers.normal(1e-2),
+    dropout=0.5,
+    augmentation=Augmentation(margin=2, corners=True),
+    schedule=lambda total: optax.constant_schedule(1e-2),
+    optimizer=_sgd_with_limit,
+    validation=5_000,
+    anneals=True,
+)
+
+FAST = Recipe(
+    name="fast",
+    epochs=6,
+    batch_size=256,
+    scale=1 / 64,
+    init=nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    dropout=0.2,
+    augmentation=Augmentation(margin=4, cutout=1 / 4),
+    schedule=_warm_up_and_decay,
+    optimizer=_muon_and_sgd,
+    label_smoothing=0.05,
+    average=0.99,
+)
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (PAPER, FAST)}
