@@ -189,19 +189,19 @@ def test_planted_parts_are_detected(linear):
 
 def test_boxes_keep_their_sizes_and_reach_every_place():
     boxes = np.array([[0, 0, 2, 3], [4, 4, 5, 5]])
-    drawn = draw_boxes(boxes, (5, 6), 4000, seed=1)
-    assert drawn.shape == (4000, 2, 4)
-    sizes = drawn[..., 2:] - drawn[..., :2]
+    places = draw_boxes(boxes, (5, 6), 4000, seed=1)
+    assert places.shape == (4000, 2, 4)
+    sizes = places[..., 2:] - places[..., :2]
     assert (sizes[:, 0] == [2, 3]).all() and (sizes[:, 1] == [1, 1]).all()
     for image, (rows, columns) in enumerate([(4, 4), (5, 6)]):
-        corners = drawn[:, image, 0] * columns + drawn[:, image, 1]
+        corners = places[:, image, 0] * columns + places[:, image, 1]
         counts = np.bincount(corners, minlength=rows * columns)
         assert len(counts) == rows * columns
         expected = 4000 / len(counts)
         # Six standard deviations.
         assert abs(counts - expected).max() < 6 * np.sqrt(expected)
-    np.testing.assert_array_equal(drawn, draw_boxes(boxes, (5, 6), 4000, seed=1))
-    assert (drawn != draw_boxes(boxes, (5, 6), 4000, seed=2)).any()
+    np.testing.assert_array_equal(places, draw_boxes(boxes, (5, 6), 4000, seed=1))
+    assert (places != draw_boxes(boxes, (5, 6), 4000, seed=2)).any()
 
 
 def test_masks_fill_their_boxes_and_no_more():
