@@ -20,7 +20,7 @@ WIDE = Architecture(
 
 
 @pytest.fixture(scope="module")
-def model(compiled_once) -> ConvNet:
+def model() -> ConvNet:
     return ConvNet(WIDE, rngs=nnx.Rngs(0))
 
 

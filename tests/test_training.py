@@ -27,8 +27,6 @@ from zfnet_jax.networks import network
 from zfnet_jax.recipes import FAST, PAPER, Augmentation, Plateau, Recipe
 from zfnet_jax.training import Epoch, NonFiniteLossError, split_validation
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 ROOT = Path(__file__).parents[1]
 
 TINY = Architecture(
@@ -147,7 +145,7 @@ def assert_same_run(one, other) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(compiled_once, tmp_path_factory):
+def whole(tmp_path_factory):
     """A run that nothing interrupts: its last epoch and its history."""
     return train_saving(tmp_path_factory.mktemp("whole"))
 
@@ -343,20 +341,16 @@ def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
 # Runs that stop.
 
 
-class Interruption(Exception):
-    pass
-
-
 @pytest.fixture(scope="module")
-def interrupted(compiled_once, tmp_path_factory) -> Path:
+def interrupted(tmp_path_factory) -> Path:
     """Checkpoints of epochs 2 and 3, left by a run that stops after the third."""
 
     def stop(epoch: Epoch) -> None:
         if epoch.number == 3:
-            raise Interruption
+            raise KeyboardInterrupt
 
     folder = tmp_path_factory.mktemp("interrupted")
-    with pytest.raises(Interruption):
+    with pytest.raises(KeyboardInterrupt):
         train_saving(folder, after_epoch=stop)
     assert checkpoint.steps(folder) == [2, 3]
     return folder
