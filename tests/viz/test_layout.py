@@ -80,6 +80,8 @@ def test_names_are_shown_as_text_whatever_they_hold():
     words = "$x^{ \x1b[31mred\u202e \n漢"
     figure = sheet(words, column(text(words), text(shorten(words * 9, 60))))
     figure_bytes(figure, "png")
+    chart = line_chart([0, 1], {"a": np.zeros(2)}, x_ticks={0: words, 1: "$_$"})
+    figure_bytes(sheet("title", chart), "png")
     title, line, short = (x.get_text() for x in figure.axes[0].texts)
     assert title == line == "$x^{ \ufffd[31mred\ufffd \ufffd\ufffd"
     assert text_width(short) <= 60 and short.endswith("…")

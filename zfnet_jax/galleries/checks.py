@@ -111,6 +111,4 @@ def draw_curves(randomized: Comparison) -> bytes:
         for name, heading in MEASURES.items()
     }
     title = "The picture of the class, as layers are randomized from the top"
-    # Tick labels are read as mathematics.
-    steps = [pages.printable(x).replace("$", r"\$") for x in randomized.columns]
-    return figure_bytes(similarity_curves(title, steps, curves), "png")
+    return figure_bytes(similarity_curves(title, randomized.columns, curves), "png")

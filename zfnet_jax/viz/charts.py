@@ -19,6 +19,7 @@ from zfnet_jax.viz.layout import (
     SMALL,
     Box,
     Number,
+    clean,
     column,
     plot,
     points,
@@ -113,8 +114,9 @@ def line_chart(
             ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
             write_at(ax, name, 0.01, level)
         if isinstance(x_ticks, Mapping):
-            style = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-            ax.set_xticks(list(x_ticks), labels, **(style if slant else {}))
+            slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+            style = slanted if slant else {}
+            ax.set_xticks(list(x_ticks), labels, parse_math=False, **style)
         elif x_ticks is not None:
             ax.set_xticks(x_ticks)
         if log:
@@ -124,7 +126,7 @@ def line_chart(
         ax.set_xlabel(x_label, color=FAINT, fontsize=points(SMALL))
         finish(ax, percent)
 
-    labels = list(x_ticks.values()) if isinstance(x_ticks, Mapping) else [""]
+    labels = [*map(clean, x_ticks.values())] if isinstance(x_ticks, Mapping) else [""]
     longest = max(map(text_width, labels))
     slant = longest + GAP > size[0] / len(labels)
     below = 36 + (longest * 0.7 if slant else 0)
@@ -172,7 +174,7 @@ def bar_chart(
         for name, level in (levels or {}).items():
             ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
             write_at(ax, name, 0.01, level)
-        ax.set_xticks(places, list(groups))
+        ax.set_xticks(places, [*map(clean, groups)], parse_math=False)
         ax.tick_params(axis="x", labelcolor=INK, length=0)
         finish(ax, percent)
 
@@ -254,7 +256,7 @@ def interval_chart(
 def write_at(ax: Axes, words: str, x: Number, y: Number, color: str = FAINT) -> None:
     """Write in a chart, at a share of its width and a value."""
     ax.annotate(
-        words,
+        clean(words),
         (x, y),
         xycoords=("axes fraction", "data"),
         va="bottom",

@@ -62,7 +62,7 @@ def space(width: Number = 0, height: Number = 0) -> Box:
 
 def text(words: str, size: int = SMALL, color: str = INK, bold: bool = False) -> Box:
     """Write a line of text as it is, without interpreting mathematics."""
-    words = _replace_unknown(words)
+    words = clean(words)
     style = {
         "fontsize": points(size),
         "color": color,
@@ -93,7 +93,7 @@ def paragraph(
 
 def shorten(words: str, width: Number, size: int = SMALL) -> str:
     """Cut a line of text short with an ellipsis where it is wider than `width`."""
-    words = _replace_unknown(words)
+    words = clean(words)
     if text_width(words, size) <= width:
         return words
     while words and text_width(f"{words}…", size) > width:
@@ -311,11 +311,11 @@ def points(pixels: Number) -> Number:
 def text_width(words: str, size: int = SMALL) -> int:
     """Measure a line of text in pixels."""
     font = FontProperties(size=size)
-    words = _replace_unknown(words)
+    words = clean(words)
     return math.ceil(text_to_path.get_text_width_height_descent(words, font, False)[0])
 
 
-def _replace_unknown(words: str) -> str:
-    """Mark control characters, marks of direction and what the font lacks."""
+def clean(words: str) -> str:
+    """Replace control characters, marks of direction and what the font lacks."""
     sign = get_font(findfont(FontProperties())).get_char_index
     return "".join(x if x.isprintable() and sign(ord(x)) else "\ufffd" for x in words)
