@@ -30,9 +30,9 @@ import numpy as np
 
 import zfnet_jax as zf
 from experiments import mini
-from experiments.harness import Metrics, Positive, main, plural
+from experiments.harness import Metrics, Positive, main
 from experiments.mini import TrainingRun, follow_one
-from experiments.progress import say
+from experiments.progress import plural, say
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
 from zfnet_jax.files import digest, to_json, write_atomically

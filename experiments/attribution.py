@@ -43,7 +43,7 @@ from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import Curves, deletion, importance, insertion, pointing_game
 from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
-from zfnet_jax.viz.patches import Contrast
+from zfnet_jax.viz.contrast import Contrast
 
 METHODS: dict[str, Rule] = {
     "saliency": "gradient",

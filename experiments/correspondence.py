@@ -36,10 +36,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, UserError, main, plural
-from experiments.inputs import NetworkRun
-from experiments.occlusion import make_cover
-from experiments.progress import say_table
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import NetworkRun, make_cover
+from experiments.progress import plural, say_table
 from zfnet_jax.analysis.correspondence import Correspondence, draw_boxes, mask_boxes
 from zfnet_jax.analysis.correspondence import correspondence as compare
 from zfnet_jax.data import (

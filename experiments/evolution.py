@@ -22,13 +22,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.harness import Metrics, Positive, UserError, main
 from experiments.inputs import Images, NetworkRun
+from experiments.progress import plural
 from zfnet_jax.analysis.evolution import Evolution, motion
 from zfnet_jax.analysis.evolution import evolution as follow
 from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.relu_rules import Rule
-from zfnet_jax.viz.patches import Contrast
+from zfnet_jax.viz.contrast import Contrast
 
 
 def evolution(
@@ -65,7 +66,7 @@ def evolution(
     }
     networks = {epoch: step.net for epoch, step in jobs.items()}
     last = jobs[max(jobs)]
-    names = last.net.select(layers or last.convolutions())
+    names = last.net.select(layers or last.default_layers())
     images = last.images(limit, split)
     job.digests |= {
         f"epoch {epoch}": step.digests["weights"] for epoch, step in jobs.items()

@@ -37,7 +37,7 @@ def feature_maps(
     from zfnet_jax.viz.feature_maps import draw_maps
 
     net, images = run.net, run.images(1)
-    names = net.select(layers or run.convolutions())
+    names = net.select(layers or run.default_layers())
     has_maps = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
     for name in names:
         if name not in has_maps:

@@ -33,9 +33,10 @@ import jax
 import numpy as np
 import optax
 
-from experiments.harness import Metrics, Positive, main, plural
+from experiments.harness import Metrics, Positive, main
 from experiments.inputs import Images
 from experiments.mini import MINI, TrainingRun, follow_one
+from experiments.progress import plural
 from zfnet_jax.analysis.first_layer import (
     BANDS,
     aliasing,

@@ -65,8 +65,8 @@ def gallery(
             for epoch, file in files.items()
         }
         if networks:
-            epochs = networks, session.images(evolution_limit, "train")
-            session.digests["training data"] = session.digests["data"]
+            training = session.images(evolution_limit, "train", "training data")
+            epochs = networks, training
     net, images = session.net, session.images(limit, split)
     result = zf.gallery(
         net,
@@ -90,7 +90,7 @@ def gallery(
             for layer, units in result.units.items()
         },
     )
-    session.close()
+    session.end_progress()
     say(f"open file://{result.page.resolve()}")
 
 

@@ -1,4 +1,4 @@
-"""The harness of all experiments: command line, inputs, progress and result folder.
+"""The command line, result folder and exit codes of an experiment.
 
 An experiment is a generator of metrics. Its module's docstring is the help, its
 parameters are the options, and the class of its first parameter says which options it
@@ -99,7 +99,7 @@ class Run:
     dpi: Positive = 256
 
     def __post_init__(self) -> None:
-        """Start without inputs."""
+        """Check the seed."""
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed}: give a number from 0 to 2**32 - 1")
         self.digests: dict[str, str] = {}
@@ -116,17 +116,6 @@ class Run:
         """The source of random numbers."""
         return np.random.default_rng(self.seed)
 
-    def open(self) -> None:
-        """Create the result folder, or say why it cannot be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / ".probe", bytes(1 << 16)).unlink()
-        except OSError as error:
-            raise UserError(
-                f"--out {self.path} cannot be written ({error.strerror}): choose "
-                "another folder"
-            ) from error
-
     def figure(self, name: str, figure: Figure) -> None:
         """Write a figure as NAME.png and NAME.pdf; NAME may contain subfolders."""
         from zfnet_jax.viz.layout import figure_bytes
@@ -139,20 +128,15 @@ class Run:
 
     def progress(self, task: str) -> Progress:
         """Show a task's progress: call the result with (done, total, **values)."""
-        self.close()
+        self.end_progress()
         self._progress = Progress(task)
         return self._progress
 
-    def close(self) -> None:
+    def end_progress(self) -> None:
         """Leave the progress of the last task as it stands."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None
-
-
-def plural(number: int, noun: str) -> str:
-    """Write a number with its noun, as in "1 layer" and "2 layers"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # The command line.
@@ -185,7 +169,7 @@ def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) 
         return _fail(code, message)
     finally:
         if run is not None:
-            run.close()
+            run.end_progress()
     return 0
 
 
@@ -249,9 +233,9 @@ def _execute(
     except (RuntimeError, AssertionError) as error:  # jax raises either
         wanted = jax.config.values["jax_platforms"]
         raise UserError(f"JAX_PLATFORMS={wanted}: there is no such device") from error
-    run.open()
+    _create_folder(run.path)
     metrics = dict(experiment(run, **options))
-    run.close()
+    run.end_progress()
     fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
     packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
     manifest = {
@@ -275,6 +259,17 @@ def _execute(
     for name, value in files.items():
         write_atomically(run.path / f"{name}.json", f"{to_json(value)}\n")
     say(f"results in {run.path}  (file://{run.path.resolve()})")
+
+
+def _create_folder(path: Path) -> None:
+    """Create the result folder, or say why it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / ".probe", bytes(1 << 16)).unlink()
+    except OSError as error:
+        raise UserError(
+            f"--out {path} cannot be written ({error.strerror}): choose another folder"
+        ) from error
 
 
 def command() -> str:
@@ -327,7 +322,7 @@ def _explain(error: Exception) -> tuple[int | None, str]:
 
 
 def _origin(error: Exception) -> str:
-    """Top-level package of the code that raised."""
+    """Top-level package of the innermost Python frame of an error."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0]
 

@@ -15,13 +15,22 @@ import numpy as np
 import zfnet_jax as zf
 from experiments.harness import Positive, Run, UserError
 from zfnet_jax.arch import ARCHITECTURES
-from zfnet_jax.data import DatasetImages, Photographs, load_dataset
+from zfnet_jax.data import (
+    Dataset,
+    DatasetImages,
+    Photographs,
+    Preprocessing,
+    load_dataset,
+)
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
 from zfnet_jax.networks import Network
 from zfnet_jax.weights import find_weights
 
 Images = DatasetImages | Photographs
+Fill = Literal["gray", "mean", "black", "white"]
+
+_LEVELS = {"gray": 128, "mean": 128, "black": 0, "white": 255}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -120,12 +129,14 @@ class NetworkRun(Run):
         self,
         limit: int | None = None,
         split: Literal["train", "test"] = "test",
+        record_as: str = "data",
     ) -> Images:
         """Open the first images of --image or of a dataset.
 
         Args:
             limit: Images at most; None opens all.
             split: Split of the dataset.
+            record_as: Name of their digest in manifest.json.
         """
         if self.image is not None and self.dataset is not None:
             raise UserError("--image and --dataset both name the images: give one")
@@ -135,7 +146,7 @@ class NetworkRun(Run):
         images = self.net.load_images(source, self.fit)
         if limit is not None and limit < len(images):
             images = images.take(np.arange(limit))
-        self.digests["data"] = images.digest()
+        self.digests[record_as] = images.digest()
         return images
 
     def labeled_images(
@@ -143,7 +154,7 @@ class NetworkRun(Run):
     ) -> Images:
         """Open images as `images` does; their classes must be those of the network."""
         images = self.images(limit, split)
-        if images.labels is None or not self.knows(images):
+        if not self.has_labels_for(images):
             raise UserError(
                 f"the classes of {images.source} are not those of {self.network_name}: "
                 "choose another --dataset, or an --image folder with a subfolder for "
@@ -151,18 +162,17 @@ class NetworkRun(Run):
             )
         return images
 
-    def knows(self, images: Images) -> bool:
-        """Tell whether the labels of some images are classes of the network."""
-        names = images.class_names
-        if names is None:
+    def has_labels_for(self, images: Images) -> bool:
+        """Tell whether some images have labels, which are classes of the network."""
+        if images.labels is None or images.class_names is None:
             return False
         if self.net.class_names is None:
-            return len(names) == self.net.num_classes
-        return names == self.net.class_names
+            return len(images.class_names) == self.net.num_classes
+        return images.class_names == self.net.class_names
 
     def targets(self, images: Images) -> np.ndarray:
         """Find each image's class: its label, or the prediction if that is unknown."""
-        if images.labels is not None and self.knows(images):
+        if images.labels is not None and self.has_labels_for(images):
             return images.labels
         output = self.net.output
         return self.net.activations(images, output)[output].argmax(-1).astype(np.int32)
@@ -172,8 +182,8 @@ class NetworkRun(Run):
         names = self.net.class_names
         return names[label] if names is not None else f"class {label}"
 
-    def convolutions(self) -> tuple[str, ...]:
-        """Names of the network's convolutions; its result if there is none."""
+    def default_layers(self) -> tuple[str, ...]:
+        """Names of the network's convolutions; its output if it has none."""
         kinds = self.net.layers.items()
         names = tuple(name for name, layer in kinds if layer.kind == "conv")
         return names or (self.net.output,)
@@ -212,3 +222,15 @@ def normalize_as_torchvision(images: np.ndarray) -> np.ndarray:
     """Convert uint8 [b, h, w, 3] to the float32 that torchvision's models take."""
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return ((images / 255 - mean) / deviation).astype(np.float32)
+
+
+def make_cover(net: Network, fill: Fill) -> tuple[np.ndarray, np.ndarray]:
+    """Make the image that covers others: preprocessed, and as a picture."""
+    picture = np.full(net.image_shape, _LEVELS[fill], np.uint8)
+    if fill == "mean" and isinstance(net.preprocess, Preprocessing):
+        picture = np.rint(net.preprocess.mean).astype(np.uint8)
+    blank = Dataset(picture[None], np.zeros(1, np.int32), ("cover",), "cover")
+    image = net.load_images(blank)
+    # After preprocessing the mean image is 0.
+    cover = np.zeros(net.image_shape, np.float32) if fill == "mean" else image[0]
+    return cover, image.pictures[0]

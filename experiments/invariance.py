@@ -66,6 +66,7 @@ def invariance(
     if amounts and transform == "all":
         raise UserError("--amounts needs a single --transform")
     net, images = run.net, run.images(limit)
+    shown = min(shown, 5, len(images))
     targets = run.targets(images)
     yield "network", run.network_name
     yield "data", images.source
@@ -86,7 +87,7 @@ def invariance(
             border=border,
             progress=run.progress(name),
         )
-        draw(run, images, targets, name, border, result, min(shown, 5, len(images)))
+        draw(run, images, targets, name, border, result, shown)
         transforms[name] = describe(name, result, shown)
         if name == "rotate" and _is_full_turn(result.amounts):
             transforms[name]["periodicity"] = measure_periods(result)
@@ -171,7 +172,7 @@ def describe(transform: Transform, result: Invariance, shown: int) -> dict[str, 
 
 
 def _is_full_turn(amounts: np.ndarray) -> bool:
-    """Tell whether the amounts show how features repeat during a rotation."""
+    """Tell whether the amounts are even steps of a full turn, enough for all folds."""
     return (
         len(amounts) > 2 * max(_FOLDS)
         and amounts[-1] - amounts[0] == 360
@@ -180,12 +181,12 @@ def _is_full_turn(amounts: np.ndarray) -> bool:
 
 
 def measure_periods(
-    result: Invariance, images: Any = slice(None)
+    result: Invariance, which: Any = slice(None)
 ) -> dict[str, dict[str, float]]:
-    """Measure the share of some images' mean curve that repeats, by layer and folds."""
+    """Measure how much of the mean curve of some images repeats, by layer and fold."""
     return {
         layer: {
-            str(fold): periodicity(curves[images, :-1].mean(0), fold) for fold in _FOLDS
+            str(fold): periodicity(curves[which, :-1].mean(0), fold) for fold in _FOLDS
         }
         for layer, curves in result.distances.items()
     }

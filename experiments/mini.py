@@ -13,8 +13,8 @@ import optax
 from flax import nnx
 
 import zfnet_jax as zf
-from experiments.harness import Positive, Run, UserError, plural
-from experiments.progress import Progress
+from experiments.harness import Positive, Run, UserError
+from experiments.progress import Progress, plural
 from zfnet_jax.arch import Architecture
 from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.networks import Network

@@ -23,31 +23,27 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, UserError, main, say
-from experiments.inputs import Images, NetworkRun
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import Fill, Images, NetworkRun, make_cover
+from experiments.progress import say
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, drop_on_objects, share_on
 from zfnet_jax.analysis.occlusion import occlusion as measure
 from zfnet_jax.data import (
-    Dataset,
     DatasetImages,
     Photographs,
-    Preprocessing,
     load_dataset,
 )
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import write_atomically
 from zfnet_jax.metrics import spearman
 from zfnet_jax.networks import Network
-from zfnet_jax.viz.patches import Contrast
+from zfnet_jax.viz.contrast import Contrast
 
-Fill = Literal["gray", "mean", "black", "white"]
-
-_LEVELS = {"gray": 128, "mean": 128, "black": 0, "white": 255}
 # Share of an image's pixels where a projection counts as strong.
 _STRONG = 0.25
 # Images classified at a time, until enough of them are correct.
@@ -152,7 +148,7 @@ def choose_images(
         )
     if indices:
         return np.array(indices)
-    if pool.labels is None or not run.knows(pool):
+    if pool.labels is None or not run.has_labels_for(pool):
         return np.arange(min(limit, count))
     correct = np.zeros(0, int)
     for start in range(0, count, _BATCH_SIZE):
@@ -167,18 +163,6 @@ def choose_images(
             "--indices"
         )
     return correct[:limit]
-
-
-def make_cover(net: Network, fill: Fill) -> tuple[np.ndarray, np.ndarray]:
-    """Make the image that covers others: preprocessed, and as a picture."""
-    picture = np.full(net.image_shape, _LEVELS[fill], np.uint8)
-    if fill == "mean" and isinstance(net.preprocess, Preprocessing):
-        picture = np.rint(net.preprocess.mean).astype(np.uint8)
-    blank = Dataset(picture[None], np.zeros(1, np.int32), ("cover",), "cover")
-    image = net.load_images(blank)
-    # After preprocessing the mean image is 0.
-    cover = np.zeros(net.image_shape, np.float32) if fill == "mean" else image[0]
-    return cover, image.pictures[0]
 
 
 def describe(

@@ -27,9 +27,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, main, plural
+from experiments.harness import Metrics, Positive, main
 from experiments.inputs import Images, NetworkRun
-from experiments.progress import say
+from experiments.progress import plural, say
 from zfnet_jax.data import ten_crop_size
 from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.photographs import Photographs
@@ -72,7 +72,7 @@ def predict(
         batch_size: Images per batch.
     """
     images = run.labeled_images(limit) if run.image is None else run.images(limit)
-    is_known = images.labels is not None and run.knows(images)
+    is_known = run.has_labels_for(images)
     view: View = "ten_crop" if ten_crop else "one_view"
     views: set[View] = {view, "one_view"} if is_known else {view}
     skipped: list[dict[str, str]] = []
@@ -87,7 +87,7 @@ def predict(
     rows = describe(run, images, best)
     content = {"images": rows, "skipped": skipped}
     write_atomically(run.path / "predictions.json", f"{to_json(content)}\n")
-    run.close()
+    run.end_progress()
     report(images, rows, accuracies)
     yield "network", run.network_name
     yield "data", images.source

@@ -25,8 +25,9 @@ import numpy as np
 from flax import nnx
 
 import zfnet_jax as zf
-from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.harness import Metrics, Positive, UserError, main
 from experiments.inputs import NetworkRun
+from experiments.progress import plural
 from zfnet_jax.analysis.probe import (
     PENALTIES,
     Classifier,
@@ -107,7 +108,7 @@ def probe(
         logits = net.activations(pixels[-parts[2] :], net.output)[net.output]
         accuracies.append((logits.argmax(1) == classes[-parts[2] :]).mean())
     levels = {"chance": 1 / len(names)}
-    if run.knows(images):
+    if run.has_labels_for(images):
         levels["the network itself"] = float(np.mean(accuracies))
     draw(run, probes, levels)
     yield "network", run.network_name
@@ -116,7 +117,7 @@ def probe(
     yield "repeats", repeats
     yield "penalties", penalties
     yield "chance", levels["chance"]
-    yield "network_accuracy_of_each", accuracies if run.knows(images) else None
+    yield "network_accuracy_of_each", accuracies if run.has_labels_for(images) else None
     yield "probes", {which: describe(each) for which, each in probes.items()}
     yield "paper_percent", TABLE_7
 

@@ -42,6 +42,11 @@ def say_table(rows: Sequence[Sequence[str]]) -> None:
         say("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
+def plural(number: int, noun: str) -> str:
+    """Write a number with its noun, as in "1 layer" and "2 layers"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Progress:
     """Progress of a task, reported by calling it with (done, total, **values)."""
 

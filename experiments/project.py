@@ -32,7 +32,7 @@ from zfnet_jax.data.photographs import Photographs, load_photograph
 from zfnet_jax.files import slug
 from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
-from zfnet_jax.viz.patches import Contrast, Scale, display_projections
+from zfnet_jax.viz.contrast import Contrast, Scale, display_projections
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -56,7 +56,7 @@ def project(
         contrast: Percentile of the magnitudes that is shown as black and white.
     """
     net, images = run.net, run.images(1)
-    names = net.select(layers or run.convolutions()[-1])
+    names = net.select(layers or run.default_layers()[-1])
     progress = run.progress("projecting")
     activations = net.activations(images, names)
     results = {}
@@ -160,7 +160,7 @@ def measure_image(images: Images) -> tuple[int, ...]:
 
 def describe_image(run: NetworkRun, images: Images) -> str:
     """Name the first image, with its class or what the network takes it for."""
-    is_known = images.labels is not None and run.knows(images)
+    is_known = run.has_labels_for(images)
     label = run.class_name(run.targets(images)[0])
     return f"{name_image(images)} ({'' if is_known else 'predicted '}{label})"
 

@@ -56,7 +56,7 @@ def quickstart(
         layers=_GALLERY_LAYERS,
         progress=run.progress,
     )
-    run.close()
+    run.end_progress()
     say(f"gallery: file://{gallery.page.resolve()}")
     say_next(run)
 

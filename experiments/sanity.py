@@ -33,7 +33,7 @@ from experiments.progress import say, say_table
 from zfnet_jax.analysis.sanity import Comparison, controls
 from zfnet_jax.analysis.sanity import sanity as randomize
 from zfnet_jax.files import slug
-from zfnet_jax.viz.patches import Contrast
+from zfnet_jax.viz.contrast import Contrast
 
 MEASURES = {
     "signed": "Rank correlation of signed values",
@@ -57,7 +57,7 @@ def sanity(
         shown: Images to draw at most.
         contrast: Percentile of the magnitudes that is shown as black and white.
     """
-    names = run.net.select(layers or run.convolutions()[-1])
+    names = run.net.select(layers or run.default_layers()[-1])
     images = run.images(limit)
     targets = run.targets(images)
     options: dict[str, Any] = {"seed": run.seed, "shown": shown}

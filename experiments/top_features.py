@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, UserError, main, plural
+from experiments.harness import Metrics, Positive, UserError, main
 from experiments.inputs import Images, NetworkRun
+from experiments.progress import plural
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.relu_rules import Rule
-from zfnet_jax.viz.patches import Contrast, Scale
+from zfnet_jax.viz.contrast import Contrast, Scale
 
 
 def top_features(
@@ -49,9 +50,9 @@ def top_features(
         contrast: Percentile of the magnitudes that is shown as black and white.
         split: Split of the dataset to search.
     """
-    names = run.net.select(layers or run.convolutions())
+    names = run.net.select(layers or run.default_layers())
     images = run.images(limit, split)
-    labels = images.labels if run.knows(images) else None
+    labels = images.labels if run.has_labels_for(images) else None
     tops = top_activations(
         run.net, images, names, k=k, labels=labels, progress=run.progress("searching")
     )

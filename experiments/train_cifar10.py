@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.harness import Metrics, Positive, Run, UserError, command, main, plural
-from experiments.progress import say
+from experiments.harness import Metrics, Positive, Run, UserError, command, main
+from experiments.progress import plural, say
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
 from zfnet_jax.data import Dataset, load_dataset
@@ -270,7 +270,7 @@ def report(run: Run, epoch: Epoch, log: Log, images: Dataset, test: Dataset) -> 
     net = zf.network(
         epoch.model, preprocess=epoch.preprocess, class_names=test.class_names
     )
-    run.close()
+    run.end_progress()
     logits = evaluate(net, test.images)
     loss, accuracy = loss_and_accuracy(logits, test.labels)
     measured = {"test_accuracy": accuracy, "test_images": len(test)}

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zfnet_jax import deconvnet
-from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule, check_rule
 
@@ -91,7 +90,7 @@ def _attribute(
     def start(logits: Array) -> Array:
         return jax.nn.one_hot(labels, net.num_classes, dtype=logits.dtype)
 
-    if isinstance(net.model, ConvNet):
+    if net.is_convnet:
         logits, trace = deconvnet.forward(net.model, images, net.output)
         return deconvnet.backward(net.model, trace, start(logits), rule)
     logits, pull = deconvnet.pull_back(net, images, net.output, rule, strict)

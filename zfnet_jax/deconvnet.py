@@ -1,9 +1,10 @@
 """The deconvnet: from activations back to pixels (Zeiler & Fergus 2013, section 2.1).
 
-`forward` runs the network and keeps what the way back needs; `backward` goes down
-through the same layers by unpooling, rectification and filtering with the transposed
-kernels. Guided backpropagation and the gradient are the same way down with another rule
-at the ReLUs.
+`forward` runs the network and keeps what the backward pass needs. `backward` sends a
+signal back through the same layers: unpool, rectify, filter with the transposed kernels.
+Guided backpropagation and the gradient differ only in `rectify`. `windows.backward`
+computes the same for single activations; `relu_rules` gives the same rules to networks
+that are not a `ConvNet`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def backward(
             case Dense():
                 kernel = getattr(model, layer.name).kernel[...].astype(signal.dtype)
                 signal = (signal @ kernel.T).reshape(below.shape)
-            case ContrastNorm() if rule == "gradient":
+            case ContrastNorm() if rule == "gradient":  # else it passes unchanged
                 x = below.astype(signal.dtype)
                 normalize = functools.partial(ops.contrast_norm, spec=layer)
                 (signal,) = jax.vjp(normalize, x)[1](signal)
@@ -139,7 +140,7 @@ def backproject(
 def _backproject(
     net: Network, images: Array, signal: Array, layer: str, rule: Rule, strict: bool
 ) -> Array:
-    if isinstance(net.model, ConvNet):
+    if net.is_convnet:
         _, trace = forward(net.model, images, layer)
         dtype = jnp.promote_types(net.model.dtype, jnp.float32)
         return backward(net.model, trace, signal.astype(dtype), rule)

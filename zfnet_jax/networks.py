@@ -91,6 +91,11 @@ class Network:
         return list(self.layers)[-1]
 
     @property
+    def is_convnet(self) -> bool:
+        """Whether the exact engine for a `ConvNet` serves the tools."""
+        return isinstance(self.model, ConvNet)
+
+    @property
     def num_classes(self) -> int:
         """Width of the result."""
         return self.layers[self.output].shape[-1]

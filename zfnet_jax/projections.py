@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 _BATCH_SIZE = 16
 # Projections that `show` draws.
 _SHOWN = 64
-# Activations that go down in one program.
+# Activations whose backward passes share a program.
 _POINTS = 64
-# Numbers of the largest layer that stay in a CPU's cache on the way down.
+# Numbers of the largest layer that stay in a CPU's cache.
 _CACHED = 1 << 18
 
 
@@ -146,7 +146,7 @@ def project(
     shape = len(images) * per_image, *(field.size if crop else image_hw), channels
     pixels, parts = np.zeros(0), []
     for start, batch, count in net.batches(images, _batch_size(net)):
-        activations, send_down = _start(net, batch, layer, rule, strict)
+        activations, backward = _start(net, batch, layer, rule, strict)
         chosen = slice(start, start + count)
         points = _choose(
             np.asarray(activations)[:count],
@@ -159,7 +159,7 @@ def project(
             pixels = np.zeros(shape, points.activations.dtype)
         corners = _corners(field, points.positions).tolist()
         pictures = pixels[start * per_image :]
-        for rows, patches, places in send_down(points):
+        for rows, patches, places in backward(points):
             for row, patch, place in zip(rows, patches, places.tolist(), strict=True):
                 _paste(patch, place, pictures[row], corners[row] if crop else (0, 0))
     points = windows.Points(*map(np.concatenate, zip(*parts, strict=True)))
@@ -177,15 +177,15 @@ Pixels = Iterator[
 def _start(
     net: Network, images: np.ndarray, layer: str, rule: Rule, strict: bool
 ) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
-    """Activations of a layer, and what sends points down, in parts."""
-    if isinstance(net.model, ConvNet):
+    """Activations of a layer, and a function that projects points, in parts."""
+    if net.is_convnet:
         trace = windows.forward(net.model, images, layer, rule)
-        send_down = functools.partial(_send_windows, net.model, trace, layer, rule)
-        return trace.activations, send_down
+        backward = functools.partial(_backward_windows, net.model, trace, layer, rule)
+        return trace.activations, backward
     if (crop := find_crop(net, layer)) is not None:
         activations = net.activations(images, layer, batch_size=len(images))[layer]
-        send_down = functools.partial(_send_crops, net, crop, images, rule, strict)
-        return activations, send_down
+        backward = functools.partial(_backward_crops, net, crop, images, rule, strict)
+        return activations, backward
     return _start_whole(net, images, layer, rule, strict)
 
 
@@ -194,10 +194,10 @@ def _start_whole(
 ) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
     together = _fit(net, len(images), _POINTS)
     activations, pull = pull_back(net, images, layer, rule, strict)
-    return activations, functools.partial(_send_images, pull, activations, together)
+    return activations, functools.partial(_backward_images, pull, activations, together)
 
 
-def _send_windows(
+def _backward_windows(
     model: ConvNet,
     trace: windows.Trace,
     layer: str,
@@ -216,7 +216,7 @@ def _send_windows(
         yield part, pixels[: len(part)], places[: len(part)]
 
 
-def _send_crops(
+def _backward_crops(
     net: Network,
     crop: Crop,
     images: np.ndarray,
@@ -238,13 +238,13 @@ def _send_crops(
         if not np.allclose(values, chosen.activations, rtol=1e-3, atol=1e-5):
             # The network depends on the position in the image, as a map of
             # coordinates does.
-            _, send_down = _start_whole(net, images, crop.layer, rule, strict)
-            yield from send_down(points)
+            _, backward = _start_whole(net, images, crop.layer, rule, strict)
+            yield from backward(points)
             return
         yield part, np.asarray(pixels)[: len(part)], corners[part]
 
 
-def _send_images(
+def _backward_images(
     pull: Callable[[Array], tuple[Array]],
     activations: Array,
     together: int,
@@ -281,13 +281,13 @@ def _pull_points(
 
 
 def _batch_size(net: Network) -> int:
-    if isinstance(net.model, ConvNet):
+    if net.is_convnet:
         return _BATCH_SIZE
     return _fit(net, 1, _BATCH_SIZE)
 
 
 def _fit(net: Network, images: int, most: int) -> int:
-    """Signals that go down together: on the CPU those that stay in its cache."""
+    """Count the signals of one program: on the CPU those that stay in its cache."""
     if jax.default_backend() != "cpu":
         return most
     largest = max(math.prod(layer.shape) for layer in net.layers.values())

@@ -128,8 +128,9 @@ def train(
         resume: The `state` of an epoch or of a `checkpoint.Restored`. Its epoch is
             yielded first, with an empty record; then the run goes on as if it had never
             stopped.
-        progress: Called about ten times per epoch as `progress(done, total, **values)`
-            with epochs, of which `done` may be a fraction, and running values.
+        progress: Called at most ten times per epoch as `progress(done, total,
+            **values)` with epochs, of which `done` may be a fraction, and running
+            values.
 
     Raises:
         ValueError: The arguments don't fit each other.

@@ -36,7 +36,7 @@ from zfnet_jax.arch import (
 from zfnet_jax.model import Affine, ConvNet
 from zfnet_jax.relu_rules import Rule
 
-# Activations go down together while what they compute fits this part of the cache.
+# Activations share a program while what they compute fits this part of the cache.
 _CACHE_BYTES = 1 << 23
 
 
@@ -152,11 +152,11 @@ class Windows:
         return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], patches, 0)
 
 
-# Projection: windows grow on the way down from one activation.
+# Projection: windows grow in the backward pass from one activation.
 
 
 class Trace(NamedTuple):
-    """A forward pass, as far as the way back needs it; dicts are by layer name.
+    """A forward pass, as far as the backward pass needs it; dicts are by layer name.
 
     Attributes:
         activations: Output of the layer to project.
@@ -212,7 +212,7 @@ def backward(
     A receptive field of as many pixels as the image gives the whole image instead.
     """
 
-    def descend(
+    def run_layers(
         layers: Sequence[tuple[Layer, Shape, Shape]],
         signal: Array,
         windows: Windows,
@@ -222,13 +222,15 @@ def backward(
             below = _below(spec, inputs, windows)
             together = _count_in_cache(spec, inputs[-1], windows, below)
             if len(images) > together:
-                # Windows grow on the way down, so fewer and fewer go on together.
+                # Windows grow towards the pixels, so fewer and fewer share a program.
                 groups = jax.tree.map(
                     lambda x, size=together: x.reshape(-1, size, *x.shape[1:]),
                     (signal, windows, images),
                 )
                 rest = layers[index:]
-                pixels = lax.map(lambda group, rest=rest: descend(rest, *group), groups)
+                pixels = lax.map(
+                    lambda group, rest=rest: run_layers(rest, *group), groups
+                )
                 return pixels.reshape(-1, *pixels.shape[2:])
             signal = step(spec, inputs, signal, windows, below, images)
             windows = below
@@ -282,7 +284,7 @@ def backward(
         bounds = (0, shape[0] - 1), (0, shape[1] - 1)
         windows = Windows(points.positions, (1, 1), map_hw(shape), bounds)
         signal = signal[:, None, None]
-    return descend(layers, signal, windows, points.images)
+    return run_layers(layers, signal, windows, points.images)
 
 
 def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:
@@ -313,7 +315,7 @@ def _count_in_cache(
     return 1 << (max(1, room).bit_length() - 1)
 
 
-# Occlusion: windows of what a square changes grow on the way up.
+# Occlusion: windows of what a square changes grow in the forward pass.
 
 
 class Stage(NamedTuple):

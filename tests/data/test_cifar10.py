@@ -255,9 +255,8 @@ def test_datasets_by_name(prepared):
         load_dataset("shapes", split, limit=20) for split in ("train", "test")
     )
     assert len(train) == len(test) == 20 and train.digest() != test.digest()
-    with pytest.raises(ValueError, match=r"limit 2001: shapes test has 2,000 images"):
-        load_dataset("shapes", "test", limit=2001)
-    with pytest.raises(ValueError, match=r"limit 0: cifar10 train has 50,000 images"):
+    assert len(load_dataset("shapes", "test", limit=9999)) == 2000
+    with pytest.raises(ValueError, match=r"limit must be at least 1, not 0"):
         load_dataset("cifar10", "train", limit=0)
     with pytest.raises(ValueError, match="'val'"):
         load_cifar10("val")

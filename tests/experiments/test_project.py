@@ -8,7 +8,7 @@ import zfnet_jax as zf
 from experiments.project import RULES, project
 from tests.networks import small_network
 from zfnet_jax.data import load_photograph
-from zfnet_jax.viz.patches import measure_scale
+from zfnet_jax.viz.contrast import measure_scale
 
 
 @pytest.fixture(scope="module")

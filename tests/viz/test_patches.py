@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 
-from zfnet_jax.viz.patches import (
-    cut_patches,
-    display_projections,
-    measure_scale,
-    to_display,
-)
+from zfnet_jax.viz.contrast import display_projections, measure_scale, to_display
+from zfnet_jax.viz.patches import cut_patches
 
 
 def test_zero_is_mid_gray_and_the_scale_black_and_white():

@@ -162,7 +162,7 @@ def aliasing(
             `dense_feature`.
     """
     net, images = as_network(net, images)
-    if not isinstance(net.model, ConvNet):
+    if not net.is_convnet:
         raise ValueError(
             "aliasing needs a ConvNet: the strides of other networks are not known"
         )

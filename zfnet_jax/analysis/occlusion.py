@@ -139,7 +139,7 @@ def occlusion(
     chosen = _check_units(units, layer, net.layer(layer).shape[-1], len(images))
     labels = net.targets(targets, len(images))
     stages, count = None, len(squares.corners)
-    if isinstance(net.model, ConvNet):
+    if net.is_convnet:
         ends = squares.corners + squares.size
         stages = windows.plan_occlusion(net.model.arch, squares.corners, ends)
     responses: list[_Response] = []

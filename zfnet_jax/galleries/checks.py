@@ -19,8 +19,8 @@ from zfnet_jax.galleries.pictures import (
     write_images,
 )
 from zfnet_jax.galleries.sources import Search
+from zfnet_jax.viz.contrast import display_projections
 from zfnet_jax.viz.layout import figure_bytes
-from zfnet_jax.viz.patches import display_projections
 from zfnet_jax.viz.sanity import similarity_curves
 
 MEASURES = {

@@ -14,7 +14,8 @@ from PIL import Image
 from zfnet_jax.analysis.evolution import Evolution
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.galleries.sources import Search, Source
-from zfnet_jax.viz.patches import Contrast, cut_patches, display_projections
+from zfnet_jax.viz.contrast import Contrast, display_projections
+from zfnet_jax.viz.patches import cut_patches
 
 CONTRASTS: tuple[Contrast, ...] = ("99.5", "max")
 # Pictures up to the first side are saved without loss, larger than the second shrunk.

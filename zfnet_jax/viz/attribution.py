@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from zfnet_jax.viz.contrast import Contrast, display_projections, measure_scale
 from zfnet_jax.viz.layout import (
     FAINT,
     color_bar,
@@ -21,7 +22,6 @@ from zfnet_jax.viz.layout import (
     table,
     text,
 )
-from zfnet_jax.viz.patches import Contrast, display_projections, measure_scale
 
 _SIDE = 160
 _COLORS = "PuOr_r"

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.charts import legend, line_chart
+from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
     INK,
@@ -23,7 +24,7 @@ from zfnet_jax.viz.layout import (
     space,
     text,
 )
-from zfnet_jax.viz.patches import Contrast, cut_patches, display_projections
+from zfnet_jax.viz.patches import cut_patches
 
 # Least and greatest side of a patch; in between, a pixel is three screen pixels wide.
 _SMALL, _LARGE = 96, 128

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.charts import bar_chart
+from zfnet_jax.viz.contrast import display_projections, measure_scale, to_display
 from zfnet_jax.viz.layout import FAINT, Box, column, grid, picture, sheet, table, text
-from zfnet_jax.viz.patches import display_projections, measure_scale, to_display
 
 _SIDE, _ACROSS = 56, 16
 

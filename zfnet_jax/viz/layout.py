@@ -27,7 +27,7 @@ WIDTH = 1024
 GAP = 8
 MARGIN = 16
 
-# Heights of type.
+# Font sizes.
 TITLE, SMALL = 17, 12
 
 INK, FAINT, LINE = "#222222", "#5F5F5F", "#C8C8C8"
@@ -183,7 +183,7 @@ def color_bar(low: Number, high: Number, width: Number = 160, **style: Any) -> B
 
     def draw(ax: Axes, x: Number, y: Number) -> None:
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
-        middle = [(0.0, 0.5)] if low < 0 < high else []
+        middle = [(0.0, -low / (high - low))] if low < 0 < high else []
         for value, place in ((low, 0.0), *middle, (high, 1.0)):
             label = f"{value:.3g}"
             shift = text_width(label) * place
@@ -246,7 +246,7 @@ def grid(
 ) -> Box:
     """Fill rows from the left, by default with as many boxes as fit a width.
 
-    Columns are reduced where that fills the last row without adding another.
+    Fewer columns are used if that evens out the rows without adding one.
     """
     if columns is None:
         widest = max((box.width for box in boxes), default=1)
@@ -271,7 +271,7 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
         parts.append(paragraph(note, width))
     whole = column(column(*parts, gap=2), body, gap=12)
     across, down = whole.width + 2 * MARGIN, whole.height + 2 * MARGIN
-    with house_style():
+    with default_style():
         figure = Figure((across / DPI, down / DPI), dpi=DPI, facecolor="white")
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_axis_off()
@@ -284,7 +284,7 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
 
 
 @contextlib.contextmanager
-def house_style() -> Iterator[None]:
+def default_style() -> Iterator[None]:
     """Draw with matplotlib's defaults, whatever the user's own settings are."""
     with matplotlib.style.context("default"):
         yield
@@ -297,7 +297,7 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
     buffer = io.BytesIO()
-    with house_style():
+    with default_style():
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=omitted[kind])
     return buffer.getvalue()
 

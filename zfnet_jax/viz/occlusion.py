@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer, UInt8
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
+from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
     PALETTE,
@@ -26,7 +27,6 @@ from zfnet_jax.viz.layout import (
     table,
     text,
 )
-from zfnet_jax.viz.patches import Contrast, display_projections
 
 # Sides of a panel, and of the pictures in panel (c).
 _SIDE, _SMALL_SIDE = 288, 136

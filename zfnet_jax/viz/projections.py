@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib.figure import Figure
 
+from zfnet_jax.viz.contrast import SCALES, Contrast, Scale, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
     GAP,
@@ -20,13 +21,7 @@ from zfnet_jax.viz.layout import (
     table,
     text,
 )
-from zfnet_jax.viz.patches import (
-    SCALES,
-    Contrast,
-    Scale,
-    cut_patches,
-    display_projections,
-)
+from zfnet_jax.viz.patches import cut_patches
 
 _SIDE, _WIDTH = 128, 2100
 

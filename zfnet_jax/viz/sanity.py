@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from zfnet_jax.viz.charts import legend, line_chart
+from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
     GAP,
@@ -21,7 +22,6 @@ from zfnet_jax.viz.layout import (
     table,
     text,
 )
-from zfnet_jax.viz.patches import Contrast, display_projections
 
 _SIDE = 112
 

@@ -9,14 +9,9 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib.figure import Figure
 
+from zfnet_jax.viz.contrast import SCALES, Contrast, Scale, display_projections
 from zfnet_jax.viz.layout import FAINT, Box, column, grid, picture, row, sheet, text
-from zfnet_jax.viz.patches import (
-    SCALES,
-    Contrast,
-    Scale,
-    cut_patches,
-    display_projections,
-)
+from zfnet_jax.viz.patches import cut_patches
 
 # Least and greatest side of a patch; in between, a pixel is three screen pixels wide.
 _SMALL, _LARGE = 64, 144
