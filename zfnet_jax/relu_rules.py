@@ -1,8 +1,9 @@
 """Another backward rule for every ReLU of any function: a JAX transformation.
 
-Section 2.1 of Zeiler & Fergus 2013 rectifies the backward signal of a network; the gradient would mask it by the forward ReLU instead. Springenberg et al.
-2015 (arXiv 1412.6806, section 3.4) compare the two and their combination, guided
-backpropagation: three backward rules of one ReLU. A function is traced, and its
+Section 2.1 of Zeiler & Fergus 2013 rectifies the backward signal of a network; the
+gradient would mask it by the forward ReLU instead. Springenberg et al. 2015 (arXiv
+1412.6806, section 3.4) compare the two and their combination, guided backpropagation:
+three backward rules of one ReLU. A function is traced, and its
 equations are run again with the chosen rule for each ReLU. The model is neither hooked
 nor changed, and `jax.vjp` does the rest.
 """
