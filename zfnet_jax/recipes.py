@@ -52,7 +52,6 @@ class Recipe:
         label_smoothing: Fraction of the target that is spread over all classes.
         average: Decay of the running average of the weights that is evaluated and
             kept; 0 keeps the last weights.
-        validation: Default number of images split from the training data.
         anneals: Whether a `Plateau` of the validation error lowers the learning rate.
     """
 
@@ -67,7 +66,6 @@ class Recipe:
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
     label_smoothing: float = 0.0
     average: float = 0.0
-    validation: int = 0
     anneals: bool = False
 
 
@@ -192,7 +190,6 @@ PAPER = Recipe(
     augmentation=Augmentation(margin=2, corners=True),
     schedule=lambda total: optax.constant_schedule(1e-2),
     optimizer=_sgd_with_limit,
-    validation=5_000,
     anneals=True,
 )
 
