@@ -42,6 +42,7 @@ from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import write_atomically
 from zfnet_jax.metrics import spearman
 from zfnet_jax.networks import Network
+from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast
 
 # Share of an image's pixels where a projection counts as strong.
@@ -274,7 +275,7 @@ def draw(
         [run.class_name(kind) for kind in kinds],
         (
             "square that lowers the probability most",
-            f"activity of {layer}, map {unit} (uncovered {activity:.3g})",
+            f"activity of map {unit} (uncovered {spell(activity)})",
             f"{layer}, map {unit}, projected to pixels",
             f"probability of {name} "
             f"(uncovered {responses.clean_probability[index]:.2f})",

@@ -32,6 +32,7 @@ from zfnet_jax.data.photographs import Photographs, load_photograph
 from zfnet_jax.files import slug
 from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
+from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast, Scale, display_projections
 
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -109,7 +110,7 @@ def draw(
     ):
         name = f"unit {unit}" if layer != run.net.output else run.class_name(unit)
         place = " at row {}, column {}".format(*position) if len(shape) == 3 else ""
-        captions.append((name, f"activation {activation:.3g}{place}"))
+        captions.append((name, f"activation {spell(activation)}{place}"))
     figure = draw_projections(
         f"{layer} of {run.network_name}: {len(captions)} of {shape[-1]:,} units on "
         f"{describe_image(run, images)}",

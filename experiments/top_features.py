@@ -21,6 +21,7 @@ from experiments.inputs import Images, NetworkRun
 from experiments.progress import plural
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.relu_rules import Rule
+from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast, Scale
 
 
@@ -107,7 +108,9 @@ def describe_activity(top: TopActivations, unit: int) -> str:
     if top.dead[unit]:
         return "dead: never active"
     (first, last), share = top.activations[unit, [0, -1]], top.active[unit]
-    return f"activation {first:.3g} to {last:.3g}, active in {share:.0%} of images"
+    return (
+        f"activation {spell(first)} to {spell(last)}, active in {share:.0%} of images"
+    )
 
 
 def describe(images: Images, top: TopActivations, units: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 import numpy as np
@@ -28,3 +28,9 @@ def _summarize(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{k!r}: {_summarize(v)}' for k, v in value.items())}}}"
     return repr(value)
+
+
+def spell(value: SupportsFloat) -> str:
+    """Write a number with three digits, or all those before the point."""
+    number = float(value)
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"

@@ -20,6 +20,11 @@ def test_cells_lie_where_the_centers_of_the_squares_are():
     wide = spread_cells(values, boxes + 2, (10, 11))
     np.testing.assert_array_equal(wide[2:8, 2:9], expected)
     assert np.isnan(wide[:2]).all() and np.isnan(wide[:, 9:]).all()
+    # The last square is moved back to the border: centers at 2, 6 and 7 of 9.
+    lines = np.array([[0, 4], [4, 8], [5, 9]])
+    uneven = np.stack([np.concatenate([x, x])[[0, 2, 1, 3]] for x in lines])[:, None]
+    column = spread_cells(values[:, :1], uneven, (9, 9))[:, 5]
+    np.testing.assert_array_equal(column, [0, 0, 0, 0, 2, 2, 2, 4, np.nan])
     # A single square stands for the whole image.
     one = spread_cells(values[:1, :1], boxes[:1, :1], (6, 7))
     assert (one == 0).all()

@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
+from zfnet_jax.results import spell
+
 # A power of two, so that sizes in pixels survive the division into inches exactly.
 DPI = 128
 WIDTH = 1024
@@ -185,7 +187,7 @@ def color_bar(low: Number, high: Number, width: Number = 160, **style: Any) -> B
         ax.imshow(pixels, extent=(x, x + width, y + 12, y), aspect="auto", **style)
         middle = [(0.0, -low / (high - low))] if low < 0 < high else []
         for value, place in ((low, 0.0), *middle, (high, 1.0)):
-            label = f"{value:.3g}"
+            label = spell(value)
             shift = text_width(label) * place
             text(label, color=FAINT).draw(ax, x + width * place - shift, y + 14)
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Integer, UInt8
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
+from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
@@ -100,11 +101,10 @@ def spread_cells(
         line = boxes[:, 0] if axis == 0 else boxes[0]
         centers = line[:, [axis, axis + 2]].mean(1)
         pixels = np.arange(extent) + 0.5
-        distances = np.abs(np.subtract.outer(pixels, centers))
-        nearest = distances.argmin(1)
+        nearest = np.abs(np.subtract.outer(pixels, centers)).argmin(1)
         steps = np.diff(centers) if len(centers) > 1 else np.array([2.0 * extent])
-        reach = np.where(pixels < centers[0], steps[0], steps[-1]) / 2
-        places.append(np.where(distances.min(1) <= reach, nearest, -1))
+        first, last = centers[0] - steps[0] / 2, centers[-1] + steps[-1] / 2
+        places.append(np.where((pixels < first) | (pixels > last), -1, nearest))
     # A row and a column of NaN at the end, where -1 points.
     padding = [(0, 1), (0, 1)] + [(0, 0)] * (values.ndim - 2)
     padded = np.pad(values.astype(float), padding, constant_values=np.nan)
@@ -130,7 +130,7 @@ def _draw_projections(
             text(shorten(name, _SMALL_SIDE)),
             picture(image, _SMALL_SIDE),
             picture(projection, _SMALL_SIDE),
-            text(f"zero ± {scale:.3g}" if scale else "all zero", color=FAINT),
+            text(f"zero ± {spell(scale)}" if scale else "all zero", color=FAINT),
             gap=4,
         )
         for name, image, projection, scale in zip(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib.figure import Figure
 
+from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import SCALES, Contrast, Scale, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
@@ -62,7 +63,7 @@ def draw_projections(
             columns.append((["patch"] * count, [picture(x, _SIDE) for x in patches]))
     for rule, pixels in projections.items():
         shown, scales = display_projections(pixels, units, scale, contrast)
-        labels = [f"{rule} ± {x:.3g}" if x else f"{rule} all zero" for x in scales]
+        labels = [f"{rule} ± {spell(x)}" if x else f"{rule} all zero" for x in scales]
         columns.append((labels, [picture(x, _SIDE) for x in shown]))
     blocks = []
     for index, (name, activity) in enumerate(captions):
