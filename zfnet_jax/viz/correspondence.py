@@ -41,16 +41,7 @@ def masked_images(
     masked: Mapping[str, UInt8[np.ndarray, "n h w c"]],
     boxes: Mapping[str, Integer[np.ndarray, "n 4"]],
 ) -> Figure:
-    """Draw images, and below each the same image with one part after another masked.
-
-    Args:
-        title: What is masked.
-        names: Names of the images.
-        pictures: The images.
-        masked: By part, the masked images.
-        boxes: By part, the masked box, which is outlined: top, left, bottom, right in
-            pixels.
-    """
+    """Draw images, and below each the same image with one part after another masked."""
     # Names of files differ at their ends.
     heading = [text(shorten(x[::-1], _SIDE)[::-1], color=FAINT) for x in names]
     rows = [
@@ -75,14 +66,8 @@ def correspondence_chart(
 ) -> Figure:
     """Draw each part's Δ above those of random boxes, and mixed parts, for each layer.
 
-    Args:
-        title: What is compared.
-        parts: Names of the parts.
-        delta: By layer, Δ of each part.
-        spread: Its standard deviation over pairs of images.
-        random: Δ of each draw of random boxes of its size.
-        mixed: Δ of each draw of mixed parts.
-        p_values: P-value of each part against random boxes, and against mixed parts.
+    `spread` is the standard deviation over pairs of images; `p_values` are against
+    random boxes, and against mixed parts.
     """
     height = len(parts) * _ROW + _ROW // 2
     labels = [Box(text_width(name), _ROW, text(name).draw) for name in (*parts, _MIXED)]

@@ -18,13 +18,7 @@ _SIDE, _ACROSS = 56, 16
 def filter_banks(
     title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]], note: str = ""
 ) -> Figure:
-    """Draw the filters of first layers, each bank on one scale, with their RMS.
-
-    Args:
-        title: Statement of what the figure shows.
-        banks: HWIO kernels on RGB or gray pixels, by name.
-        note: What to add on how to read it.
-    """
+    """Draw HWIO kernels of first layers, each bank on one scale, with their RMS."""
     blocks = []
     for name, kernel in banks.items():
         scale = measure_scale(kernel)
@@ -40,12 +34,7 @@ def filter_banks(
 
 
 def layer_2(title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]]) -> Figure:
-    """Draw the projection of the strongest activation of each unit of layer 2.
-
-    Args:
-        title: Statement of what the figure shows.
-        banks: Projections [units, h, w, c] by name.
-    """
+    """Draw the projection of the strongest activation of each unit of layer 2."""
     blocks = []
     for name, pixels in banks.items():
         shown, _ = display_projections(pixels, np.arange(len(pixels)))
@@ -92,7 +81,5 @@ def first_layer_numbers(
             name: x.std(1).filled(np.nan) if x.shape[1] > 1 else np.full(len(x), np.nan)
             for name, x in known.items()
         }
-        bars.append(
-            bar_chart(groups, means, errors=spread, title=heading, percent=True)
-        )
+        bars.append(bar_chart(heading, groups, means, spread))
     return sheet(title, column(table(cells, gap=12), *bars, gap=16), note)

@@ -258,13 +258,7 @@ def grid(
 
 
 def sheet(title: str, body: Box, note: str = "") -> Figure:
-    """Make a figure of a title, a note below it and a body.
-
-    Args:
-        title: Statement of what the figure shows, in sentence case.
-        body: What it shows.
-        note: How to read it.
-    """
+    """Make a figure of a title, a note on how to read it, and a body."""
     width = max(body.width, text_width(title, TITLE), 400)
     parts = [text(title, TITLE)]
     if note:

@@ -51,8 +51,8 @@ def occlusion_panels(
 
     Args:
         title: What slides over which image.
-        covered: The image with the square at one place.
-        boxes: Each position of the square: top, left, bottom, right in pixels.
+        covered: The image with the square at one place, panel (a).
+        boxes: Each position of the square.
         activity: Total activity of a feature map, panel (b).
         probability: Probability of a class, panel (d).
         labels: The most probable class, panel (e), as an index into `class_names`.
@@ -61,7 +61,7 @@ def occlusion_panels(
         names: Names of the images of panel (c).
         pictures: These images.
         projections: Projections of the feature map in each of them.
-        contrast: Percentile of the magnitudes shown as black and white.
+        contrast: Percentile of the magnitudes.
     """
     image = picture(covered, _SIDE)
     a, b, c, d, e = (

@@ -42,14 +42,13 @@ def draw_projections(
     Args:
         title: The layer and the network.
         captions: Name of each unit, and how strongly it is active.
-        projections: By the name of the rule, projections to the whole image or to the
-            receptive fields.
+        projections: By rule, projections to the whole image or to receptive fields.
         units: The unit of each.
         scale: Projections of a rule that share a display scale; it never spans rules,
             whose magnitudes have nothing in common.
-        contrast: Percentile of the magnitudes shown as black and white.
+        contrast: Percentile of the magnitudes.
         image: The image as the network sees it; None draws projections alone.
-        boxes: Receptive fields in the image: top, left, bottom, right in pixels.
+        boxes: Receptive fields in the image.
         note: Origin of the image.
     """
     columns: list[tuple[list[str], list[Box]]] = []

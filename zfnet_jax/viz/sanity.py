@@ -33,11 +33,8 @@ def similarity_curves(
 ) -> Figure:
     """Draw how alike pictures still are after each of some steps.
 
-    Args:
-        title: What is done at the steps.
-        steps: Names of the steps, each added to those before it. The last is the edges
-            of the image, which owe nothing to the others and stand apart.
-        curves: By measure and backward rule, the similarity of each image's picture.
+    `curves` are by measure and backward rule. The last step is the edges of the image,
+    which owe nothing to the others and stand apart.
     """
     places = np.append(np.arange(len(steps)), len(steps))
     ticks = dict(zip([*places[:-2], places[-1]], steps, strict=True))
@@ -79,16 +76,8 @@ def compared_pictures(
 ) -> Figure:
     """Draw signed pictures of some images, each beside what it is compared with.
 
-    Args:
-        title: What the pictures are of.
-        measure: Short name of the similarity.
-        images: The images as the network sees them.
-        names: Their names.
-        columns: Names of the pictures in a row.
-        pictures: By backward rule.
-        similarity: By rule, of each picture to the first in its row, for these images
-            and perhaps more.
-        contrast: Percentile of the magnitudes shown as black and white.
+    `pictures` are by backward rule, and so is `similarity` to the first picture in a
+    row; `measure` is its short name. It may be known of more images than are drawn.
     """
     rows = [[space(), space(), *(text(name, color=FAINT) for name in columns)]]
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
