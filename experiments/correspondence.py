@@ -107,9 +107,7 @@ def correspondence(
     )
     draw(run, parts, by_layer)
     print_table(by_layer)
-    yield "network", run.network_name
-    yield "data", parts.images.source
-    yield "images", len(parts.images)
+    yield from run.describe_data(parts.images)
     yield "draws", draws
     yield (
         "boxes",

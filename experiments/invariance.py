@@ -68,9 +68,7 @@ def invariance(
     net, images = run.net, run.images(limit)
     shown = min(shown, 5, len(images))
     targets = run.targets(images)
-    yield "network", run.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from run.describe_data(images)
     yield "border", border
     transforms = {}
     for name in get_args(Transform):

@@ -89,10 +89,8 @@ def predict(
     write_atomically(run.path / "predictions.json", f"{to_json(content)}\n")
     run.end_progress()
     report(images, rows, accuracies)
-    yield "network", run.network_name
-    yield "data", images.source
+    yield from run.describe_data(images)
     yield "view", view
-    yield "images", len(images)
     yield "skipped", len(skipped)
     yield from accuracies.items()
 

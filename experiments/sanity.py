@@ -69,9 +69,7 @@ def sanity(
         run, "randomized_pictures", title, images, targets, comparison, contrast
     )
     print_table("layers randomized from the top", comparison)
-    yield "network", run.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from run.describe_data(images)
     yield "randomization", describe(comparison)
     by_layer = {}
     for layer in names:
