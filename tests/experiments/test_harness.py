@@ -133,13 +133,6 @@ def test_an_out_that_cannot_be_written_is_refused_first(tmp_path, refuse):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_refused(tmp_path, capsys):
-    tmp_path.chmod(0o500)
-    assert main(toy, ["--out", str(tmp_path / "below")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
 def network(run: NetworkRun) -> Metrics:
     """Name the network."""
     yield "layers", list(run.net.layers)
@@ -157,16 +150,8 @@ def test_a_model_is_given_as_module_and_function(measure, refuse):
 
 def test_the_list_of_commands_is_complete():
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    rest = {
-        "__init__",
-        "__main__",
-        "harness",
-        "inputs",
-        "mini",
-        "progress",
-        "squeezenet",
-    }
-    assert set(list_commands()) == files - rest
+    parts = "__init__ __main__ harness inputs mini progress squeezenet"
+    assert set(list_commands()) == files - set(parts.split())
     assert all(list_commands().values())
 
 

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from experiments.harness import main
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
 from zfnet_jax.data import load_dataset
-from zfnet_jax.files import digest, to_json
+from zfnet_jax.files import digest
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 
 ROOT = Path(__file__).parents[2]
@@ -167,23 +167,18 @@ def test_a_target_ends_the_run(whole, tmp_path, undrawn):
 # Runs that stop and go on.
 
 
-def strike_in_epoch(number: int, monkeypatch, strike: Callable[[], object]) -> None:
-    """Make something happen after the steps of an epoch, before it is saved."""
-    measure = train_cifar10.measure_validation
-
-    def strike_and_measure(epoch, validation):
-        if epoch.number == number:
-            strike()
-        return measure(epoch, validation)
-
-    monkeypatch.setattr(train_cifar10, "measure_validation", strike_and_measure)
-
-
 def test_sigterm_names_resume_and_a_resumed_run_is_the_same(
     whole, tmp_path, monkeypatch, capsys
 ):
+    measure = train_cifar10.measure_validation
+
+    def strike(epoch, validation):
+        if epoch.number == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return measure(epoch, validation)
+
     with monkeypatch.context() as patch:
-        strike_in_epoch(3, patch, lambda: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(train_cifar10, "measure_validation", strike)
         assert train(tmp_path, *PAPER, "--epochs", 3) == 130
     assert capsys.readouterr().err == "error: interrupted; add --resume to continue\n"
     assert checkpoint.steps(tmp_path / "checkpoints") == [1, 2]
@@ -196,41 +191,18 @@ def test_sigterm_names_resume_and_a_resumed_run_is_the_same(
     assert_same_results(whole, tmp_path)
 
 
-def test_a_full_disk_ends_with_1_and_the_run_resumes(
-    whole, tmp_path, monkeypatch, capsys
-):
-    usage = shutil.disk_usage(tmp_path)._replace(free=0)
-    with monkeypatch.context() as patch:
-        full = {"target": shutil, "name": "disk_usage", "value": lambda path: usage}
-        strike_in_epoch(3, patch, lambda: patch.setattr(**full))
-        assert train(tmp_path, *PAPER, "--epochs", 3) == 1
-    line = capsys.readouterr().err
-    assert "No space left on device" in line and line.count("\n") == 1
-    assert checkpoint.steps(tmp_path / "checkpoints") == [1, 2]
-    assert not list(tmp_path.rglob(".*"))
-    assert train(tmp_path, *PAPER, "--epochs", 3, "--resume") == 0
-    assert_same_results(whole, tmp_path)
+def damage(step: Path) -> None:
+    """Flip a byte."""
+    largest = max(step.rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
 
 
-def damage(step: Path, kind: str) -> None:
-    """Flip a byte, or write wrong content under right digests."""
-    if kind == "flipped byte":
-        largest = max(step.rglob("*"), key=lambda path: path.stat().st_size)
-        content = bytearray(largest.read_bytes())
-        content[len(content) // 2] ^= 1
-        largest.write_bytes(content)
-        return
-    metadata = json.loads((step / "metadata.json").read_text())
-    del metadata["history"]
-    (step / "metadata.json").write_text(to_json(metadata))
-    (step / "digests.json").write_text(to_json(checkpoint._digests(step)))
-
-
-@pytest.mark.parametrize("kind", ["flipped byte", "no history"])
 def test_a_damaged_checkpoint_is_named_and_the_results_are_the_same(
-    whole, copy, capsys, kind
+    whole, copy, capsys
 ):
-    damage(copy / "checkpoints/step_00000003", kind)
+    damage(copy / "checkpoints/step_00000003")
     assert train(copy, *PAPER, "--epochs", 3, "--resume") == 0
     line = capsys.readouterr().err
     assert line.startswith("skipped a damaged checkpoint: step 3 is damaged: ")
@@ -240,7 +212,7 @@ def test_a_damaged_checkpoint_is_named_and_the_results_are_the_same(
 
 def test_when_every_checkpoint_is_damaged_the_code_is_4(copy, capsys):
     for step in (copy / "checkpoints").iterdir():
-        damage(step, "flipped byte")
+        damage(step)
     assert train(copy, *PAPER, "--epochs", 3, "--resume") == 4
     line = capsys.readouterr().err
     assert f"every checkpoint in {copy / 'checkpoints'} is damaged" in line

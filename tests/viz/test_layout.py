@@ -11,7 +11,6 @@ from zfnet_jax.viz.ablation import ablation_chart
 from zfnet_jax.viz.charts import line_chart
 from zfnet_jax.viz.layout import (
     GAP,
-    MARGIN,
     Box,
     column,
     figure_bytes,
@@ -137,9 +136,3 @@ def test_variants_have_their_mean_spread_and_reference():
     assert {"none", "less", "train"} <= {x.get_text() for x in page.texts}
     first, second = (ax.transData.transform((0, y))[1] for y in (0, 1))
     assert first > second, "the first row is the upper one"
-
-
-def test_a_sheet_is_as_large_as_its_content():
-    figure = sheet("", picture(np.zeros((10, 600, 3)), 600))
-    width, _ = figure.get_size_inches() * figure.dpi
-    assert width == 600 + 2 * MARGIN
