@@ -32,7 +32,7 @@ import zfnet_jax as zf
 from experiments import mini
 from experiments.harness import Metrics, Positive, main
 from experiments.mini import TrainingRun, follow_one
-from experiments.progress import plural, say
+from experiments.progress import plural, say_table
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
 from zfnet_jax.files import digest, to_json, write_atomically
@@ -136,7 +136,7 @@ def ablation(run: TrainingRun, seeds: Positive | None = None) -> Metrics:
         for base in (ALEXNET_MINI, ZFNET_MINI)
     }
     draw(run, results, f"{len(train):,} images, {plural(run.passes, 'epoch')}")
-    say(format_results(results))
+    print_table(results)
     yield "data", train.source
     yield "train_images", len(train)
     yield "validation_images", len(validation)
@@ -204,18 +204,18 @@ def draw(run: TrainingRun, results: Mapping[str, Any], size: str) -> None:
     run.figure("ablation", figure)
 
 
-def format_results(results: Mapping[str, Any]) -> str:
-    """Format errors, mean and spread over several seeds, beside the paper's."""
-    headings = "".join(f"{heading:>18}  paper" for heading in _ERRORS.values())
-    lines = [f"{'error in percent':40}{headings}"]
+def print_table(results: Mapping[str, Any]) -> None:
+    """Print errors, mean and spread over several seeds, beside the paper's."""
+    rows = [["error in percent"]]
+    for heading in _ERRORS.values():
+        rows[0] += [heading, "paper"]
     for name, row in results.items():
-        line = f"{name:40}"
+        rows.append([name])
         for kind, errors in row["errors"].items():
             spread = f" ± {np.std(errors):.1f}" if len(errors) > 1 else ""
-            line += f"{np.mean(errors):.1f}{spread}".rjust(18)
-            line += f"{row['paper'][kind]:7.1f}"
-        lines.append(line)
-    return "\n".join(lines)
+            mean = f"{np.mean(errors):.1f}{spread}"
+            rows[-1] += [mean, f"{row['paper'][kind]:.1f}"]
+    say_table(rows)
 
 
 if __name__ == "__main__":

@@ -300,7 +300,6 @@ def test_the_seed_decides_everything(whole, tmp_path):
     [
         ({"epochs": 0}, "0 epochs of 64 images in batches of 16 hold no step"),
         ({"batch_size": 65}, "batches of 65 hold no step"),
-        ({"batch_size": 0}, "batches of 0 hold no step"),
         ({"resume": [np.zeros(3)]}, "the state is of another architecture or recipe"),
     ],
 )
