@@ -31,7 +31,7 @@ import numpy as np
 import zfnet_jax as zf
 from experiments import mini
 from experiments.harness import Metrics, Positive, main
-from experiments.mini import TrainingRun, follow_one
+from experiments.mini import TrainingRun
 from experiments.progress import plural, say_table
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
@@ -122,8 +122,7 @@ def ablation(run: TrainingRun, seeds: Positive | None = None) -> Metrics:
     for done, (row, seed) in enumerate(work):
         file = run.path / "runs" / f"{choose_key(run, row, seed)}.json"
         if not file.exists():
-            follow = follow_one(progress, done, len(work))
-            net = run.train(row.arch, train, seed, follow)
+            net = run.train(row.arch, train, seed, progress, done, len(work))
             errors = measure_errors(net, train, validation)
             file.parent.mkdir(exist_ok=True)
             write_atomically(file, to_json({"row": row.name, "errors": errors}))

@@ -36,7 +36,7 @@ import optax
 
 from experiments.harness import Metrics, Positive, main
 from experiments.inputs import Images, average_known
-from experiments.mini import MINI, TrainingRun, follow_one
+from experiments.mini import MINI, TrainingRun
 from experiments.progress import plural
 from zfnet_jax.analysis.first_layer import (
     BANDS,
@@ -104,8 +104,8 @@ def first_layer(
     progress = run.progress("training")
     for done, (seed, base, limit) in enumerate(work):
         name, arch = f"{base}, {limit}", _BASES[size][base]
-        follow = follow_one(progress, done, len(work))
-        net = run.train(arch, train, seed, follow, _RECIPES[limit])
+        how = done, len(work), _RECIPES[limit]
+        net = run.train(arch, train, seed, progress, *how)
         images = net.load_images(others)
         tops = top_activations(net, images, _CONVOLUTIONS, k=1)
         results.setdefault(name, []).append(measure(net, images, tops))
