@@ -43,14 +43,9 @@ from zfnet_jax.networks import Network
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of Table 3 from one of the two networks.
+    """A row of Table 3: a change of a network, with the paper's errors in percent.
 
-    Attributes:
-        change: The paper's name for the change.
-        base: The network that is changed.
-        paper: Training top-1, validation top-1 and validation top-5 error in percent.
-        remove: Layers to remove.
-        widths: Layers to resize, to a quarter of the paper's widths.
+    Widths are those of the table, divided by four.
     """
 
     change: str

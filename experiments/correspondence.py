@@ -59,13 +59,7 @@ _DRAWN, _SHAPES = 10, 20
 
 
 class Parts(NamedTuple):
-    """Images of one kind and the boxes of their parts.
-
-    Attributes:
-        names: Name of each image.
-        images: The images.
-        boxes: By the part's name, its box in each image, in pixels of the network.
-    """
+    """Images of one kind, their names, and by part the box in each in pixels."""
 
     names: list[str]
     images: DatasetImages

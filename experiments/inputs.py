@@ -192,12 +192,7 @@ class NetworkRun(Run):
     ) -> np.ndarray:
         """Choose the units of a layer to draw: --units, or random candidates.
 
-        Args:
-            layers: All layers of the run; --units needs exactly one.
-            units: The value of --units.
-            count: Units at most, if --units is not given.
-            layer: The layer.
-            candidates: Units that are sometimes active.
+        --units needs a single one of the `layers` of the run; `candidates` are alive.
         """
         if units:
             if len(layers) != 1:
