@@ -50,7 +50,7 @@ def ablation_chart(
             ax.spines["left"].set_visible(False)
             ax.margins(x=0.06)
             ax.grid(axis="x", color=LINE, linewidth=0.3)
-            for place in places:
+            for place in range(len(rows)):
                 ax.axhline(place, color=LINE, linewidth=0.3)
 
         body = plot(_PANEL, len(rows) * _ROW + 28 + GAP, draw, left=GAP, below=28)
