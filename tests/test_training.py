@@ -41,11 +41,11 @@ TINY = Architecture(
 EPOCHS, BATCH = 4, 16
 
 
-def make_colors(count: int, seed: int, side: int = 8) -> Dataset:
+def make_colors(count: int, seed: int) -> Dataset:
     """Noise that is brighter in red, in green, in blue, or in none of them."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int32) % 4
-    images = rng.integers(0, 128, (count, side, side, 3))
+    images = rng.integers(0, 128, (count, 8, 8, 3))
     images += 100 * (np.arange(3) == labels[:, None])[:, None, None, :]
     names = ("red", "green", "blue", "gray")
     return Dataset(images.astype(np.uint8), labels, names, "colors")
@@ -248,14 +248,6 @@ def test_the_paper_starts_from_normal_weights_zero_biases_and_half_dropout():
     assert kernel.std() == pytest.approx(1e-2, rel=0.06)
     # Beyond two standard deviations: 4.6% of a normal, none of one that is cut there.
     assert 0.02 < (abs(kernel) > 2e-2).mean() < 0.08
-
-
-def test_images_of_another_size_are_resized():
-    dataset = make_colors(BATCH, seed=0, side=12)
-    epoch = next(run(dataset, epochs=1))
-    net = network(epoch.model, preprocess=epoch.preprocess)
-    assert net.image_shape == (8, 8, 3)
-    assert evaluate(net, dataset.images).shape == (BATCH, 4)
 
 
 # Whole runs.

@@ -6,11 +6,10 @@ enlarged by whole factors with hard edges, so every pixel of a patch is a square
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,7 +264,8 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
         parts.append(paragraph(note, width))
     whole = column(column(*parts, gap=2), body, gap=12)
     across, down = whole.width + 2 * MARGIN, whole.height + 2 * MARGIN
-    with default_style():
+    # Whatever the user's own settings are.
+    with matplotlib.style.context("default"):
         figure = Figure((across / DPI, down / DPI), dpi=DPI, facecolor="white")
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_axis_off()
@@ -277,13 +277,6 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
     return figure
 
 
-@contextlib.contextmanager
-def default_style() -> Iterator[None]:
-    """Draw with matplotlib's defaults, whatever the user's own settings are."""
-    with matplotlib.style.context("default"):
-        yield
-
-
 def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
     """Render a figure as a "png" or "pdf" file that names no date and no version."""
     omitted: dict[str, dict[str, None]] = {
@@ -291,7 +284,7 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
     buffer = io.BytesIO()
-    with default_style():
+    with matplotlib.style.context("default"):
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=omitted[kind])
     return buffer.getvalue()
 
