@@ -16,7 +16,7 @@ _SIDE, _ACROSS = 56, 16
 
 
 def filter_banks(
-    title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]], note: str = ""
+    title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]]
 ) -> Figure:
     """Draw HWIO kernels of first layers, each bank on one scale, with their RMS."""
     blocks = []
@@ -29,8 +29,8 @@ def filter_banks(
             f"{name}: {len(filters)} filters, black {-scale:.2g}, white {scale:.2g}"
         )
         blocks.append(_draw_bank(heading, filters, captions))
-    reading = "Below each filter its number and its RMS; mid-gray is 0."
-    return sheet(title, column(*blocks, gap=16), f"{reading} {note}".strip())
+    note = "Below each filter its number and its RMS; mid-gray is 0."
+    return sheet(title, column(*blocks, gap=16), note)
 
 
 def layer_2(title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]]) -> Figure:
@@ -65,12 +65,8 @@ def first_layer_numbers(
 ) -> Figure:
     """Draw a table, and shares as groups of bars with a bar for every network.
 
-    Args:
-        title: Statement of what the figure shows.
-        numbers: Cells of the table by row; the first row and column are headings.
-        charts: By heading, the names of the groups, and by network the shares, 0 to 1,
-            of each group and seed; NaN where a share is not known.
-        note: How to read it.
+    Charts are, by heading, the names of the groups, and by network the shares, 0 to 1,
+    of each group and seed; NaN where a share is not known.
     """
     cells = [[text(cell) for cell in line] for line in numbers]
     bars = []

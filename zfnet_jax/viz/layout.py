@@ -76,18 +76,16 @@ def text(words: str, size: int = SMALL, color: str = INK, bold: bool = False) ->
     return Box(width * 9 / 8 if bold else width, size + 4, draw)
 
 
-def paragraph(
-    words: str, width: Number = WIDTH, size: int = SMALL, color: str = FAINT
-) -> Box:
-    """Write text, wrapped to a width."""
+def paragraph(words: str, width: Number) -> Box:
+    """Write faint text, wrapped to a width."""
     lines = [""]
     for word in words.split():
         longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and text_width(longer, size) > width:
+        if lines[-1] and text_width(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
-    return column(*(text(line, size, color) for line in lines), gap=2)
+    return column(*(text(line, color=FAINT) for line in lines), gap=2)
 
 
 def shorten(words: str, width: Number, size: int = SMALL) -> str:
