@@ -112,7 +112,6 @@ def draw_pictures(
     shown = len(next(iter(comparison.pictures.values())))
     figure = compared_pictures(
         title,
-        "correlation",
         images.pictures[:shown],
         [run.class_name(label) for label in targets[:shown]],
         comparison.columns,

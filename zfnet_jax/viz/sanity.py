@@ -66,7 +66,6 @@ def similarity_curves(
 
 def compared_pictures(
     title: str,
-    measure: str,
     images: UInt8[np.ndarray, "shown h w c"],
     names: Sequence[str],
     columns: Sequence[str],
@@ -77,7 +76,7 @@ def compared_pictures(
     """Draw signed pictures of some images, each beside what it is compared with.
 
     `pictures` are by backward rule, and so is `similarity` to the first picture in a
-    row; `measure` is its short name. It may be known of more images than are drawn.
+    row, which may be known of more images than are drawn.
     """
     rows = [[space(), space(), *(text(name, color=FAINT) for name in columns)]]
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
@@ -86,7 +85,7 @@ def compared_pictures(
             flat, each = by_image[index], np.arange(len(columns))
             shown, _ = display_projections(flat, each, contrast=contrast)
             numbers = similarity[rule][index]
-            notes = ["", *(f"{measure} {value:z.2f}" for value in numbers[1:])]
+            notes = ["", *(f"correlation {value:z.2f}" for value in numbers[1:])]
             cells = [
                 column(picture(pixels, _SIDE), text(note, color=FAINT), gap=2)
                 for pixels, note in zip(shown, notes, strict=True)
@@ -103,6 +102,6 @@ def compared_pictures(
     return sheet(
         title,
         table(rows),
-        f"Below each picture: its {measure} with the first of its row. Every picture "
+        "Below each picture: its correlation with the first of its row. Every picture "
         "has its own scale; zero is mid-gray.",
     )
