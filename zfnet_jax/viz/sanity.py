@@ -24,17 +24,22 @@ from zfnet_jax.viz.layout import (
 )
 
 _SIDE = 112
+_MEASURES = (
+    "rank correlation of signed values",
+    "rank correlation of magnitudes",
+    "SSIM of magnitudes",
+)
 
 
 def similarity_curves(
     title: str,
     steps: Sequence[str],
-    curves: Mapping[str, Mapping[str, Float[np.ndarray, "n steps"]]],
+    similarity: Mapping[str, tuple[Float[np.ndarray, "n steps"], ...]],
 ) -> Figure:
     """Draw how alike pictures still are after each of some steps.
 
-    `curves` are by measure and backward rule. The last step is the edges of the image,
-    which owe nothing to the others and stand apart.
+    `similarity` has three measures for each backward rule. The last step is the edges
+    of the image, which owe nothing to the others and stand apart.
     """
     places = np.append(np.arange(len(steps)), len(steps))
     ticks = dict(zip([*places[:-2], places[-1]], steps, strict=True))
@@ -45,20 +50,19 @@ def similarity_curves(
     charts = [
         line_chart(
             places,
-            {rule: split(values.mean(0)) for rule, values in by_rule.items()},
-            bands={rule: split(values.std(0)) for rule, values in by_rule.items()},
+            {rule: split(x[index].mean(0)) for rule, x in similarity.items()},
+            bands={rule: split(x[index].std(0)) for rule, x in similarity.items()},
             title=measure,
             x_ticks={float(place): step for place, step in ticks.items()},
             marks=True,
             size=(400, 280),
         )
-        for measure, by_rule in curves.items()
+        for index, measure in enumerate(_MEASURES)
     ]
-    rules = next(iter(curves.values()))
-    count = len(next(iter(rules.values())))
+    count = len(next(iter(similarity.values()))[0])
     return sheet(
         title,
-        column(legend(list(rules), marks=True), row(*charts), gap=GAP),
+        column(legend(list(similarity), marks=True), row(*charts), gap=GAP),
         f"Mean of {count:,} images and one standard deviation. Each step adds to those "
         "before it; the edges of the image depend on no network.",
     )
