@@ -143,11 +143,9 @@ class NetworkRun(Run):
         self.digests[record_as] = images.digest()
         return images
 
-    def labeled_images(
-        self, limit: int | None = None, split: Literal["train", "test"] = "test"
-    ) -> Images:
+    def labeled_images(self, limit: int | None) -> Images:
         """Open images as `images` does; their classes must be those of the network."""
-        images = self.images(limit, split)
+        images = self.images(limit)
         if not self.has_labels_for(images):
             raise UserError(
                 f"the classes of {images.source} are not those of {self.network_name}: "
