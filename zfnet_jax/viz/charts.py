@@ -142,13 +142,9 @@ def line_chart(
 
 
 def bar_chart(title: str, groups: Sequence[str], shares: Values, errors: Values) -> Box:
-    """Draw grouped bars.
+    """Draw shares, 0 to 1, as a bar for each series in each group.
 
-    Args:
-        title: Quantity, written above.
-        groups: Names of the groups, from the left.
-        shares: One share, 0 to 1, for each group, by the name of the series.
-        errors: Half length of an error bar for each share.
+    `errors` are half lengths of error bars; both are by the name of the series.
     """
     hatches = ("", "////", "....", "xxxx", "\\\\\\\\")
 
