@@ -31,8 +31,8 @@ import numpy as np
 import zfnet_jax as zf
 from experiments import mini
 from experiments.harness import Metrics, Positive, main
-from experiments.mini import TrainingRun, follow_one
-from experiments.progress import plural, say
+from experiments.mini import TrainingRun
+from experiments.progress import plural, say_table
 from zfnet_jax.arch import ALEXNET_MINI, ZFNET_MINI, Architecture, ablate
 from zfnet_jax.data import Dataset
 from zfnet_jax.files import digest, to_json, write_atomically
@@ -43,14 +43,9 @@ from zfnet_jax.networks import Network
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of Table 3 from one of the two networks.
+    """A row of Table 3: a change of a network, with the paper's errors in percent.
 
-    Attributes:
-        change: The paper's name for the change.
-        base: The network that is changed.
-        paper: Training top-1, validation top-1 and validation top-5 error in percent.
-        remove: Layers to remove.
-        widths: Layers to resize, to a quarter of the paper's widths.
+    Widths are those of the table, divided by four.
     """
 
     change: str
@@ -122,8 +117,7 @@ def ablation(run: TrainingRun, seeds: Positive | None = None) -> Metrics:
     for done, (row, seed) in enumerate(work):
         file = run.path / "runs" / f"{choose_key(run, row, seed)}.json"
         if not file.exists():
-            follow = follow_one(progress, done, len(work))
-            net = run.train(row.arch, train, seed, follow)
+            net = run.train(row.arch, train, seed, progress, done, len(work))
             errors = measure_errors(net, train, validation)
             file.parent.mkdir(exist_ok=True)
             write_atomically(file, to_json({"row": row.name, "errors": errors}))
@@ -136,7 +130,7 @@ def ablation(run: TrainingRun, seeds: Positive | None = None) -> Metrics:
         for base in (ALEXNET_MINI, ZFNET_MINI)
     }
     draw(run, results, f"{len(train):,} images, {plural(run.passes, 'epoch')}")
-    say(format_results(results))
+    print_table(results)
     yield "data", train.source
     yield "train_images", len(train)
     yield "validation_images", len(validation)
@@ -204,18 +198,18 @@ def draw(run: TrainingRun, results: Mapping[str, Any], size: str) -> None:
     run.figure("ablation", figure)
 
 
-def format_results(results: Mapping[str, Any]) -> str:
-    """Format errors, mean and spread over several seeds, beside the paper's."""
-    headings = "".join(f"{heading:>18}  paper" for heading in _ERRORS.values())
-    lines = [f"{'error in percent':40}{headings}"]
+def print_table(results: Mapping[str, Any]) -> None:
+    """Print errors, mean and spread over several seeds, beside the paper's."""
+    rows = [["error in percent"]]
+    for heading in _ERRORS.values():
+        rows[0] += [heading, "paper"]
     for name, row in results.items():
-        line = f"{name:40}"
+        rows.append([name])
         for kind, errors in row["errors"].items():
             spread = f" ± {np.std(errors):.1f}" if len(errors) > 1 else ""
-            line += f"{np.mean(errors):.1f}{spread}".rjust(18)
-            line += f"{row['paper'][kind]:7.1f}"
-        lines.append(line)
-    return "\n".join(lines)
+            mean = f"{np.mean(errors):.1f}{spread}"
+            rows[-1] += [mean, f"{row['paper'][kind]:.1f}"]
+    say_table(rows)
 
 
 if __name__ == "__main__":

@@ -99,15 +99,14 @@ def attribution(
     }
     rankings = {name: np.asarray(importance(signed)) for name, signed in maps.items()}
     rankings |= make_baselines(masks.shape, run.rng)
-    methods, progress = {}, run.progress("measuring")
-    for done, (name, ranking) in enumerate(rankings.items(), 1):
+    methods = {}
+    for name, ranking in run.track("measuring", rankings.items()):
         methods[name] = {
             "on_object": count_hits(pointing_game(ranking, masks)),
             "near_object": count_hits(pointing_game(ranking, masks, tolerance)),
             "insertion": average(insertion(net, images, labels, ranking, steps=steps)),
             "deletion": average(deletion(net, images, labels, ranking, steps=steps)),
         }
-        progress(done, len(rankings))
     draw(run, images, logits, maps, shown, contrast)
     print_table(methods, len(images), tolerance)
     yield "network", run.network_name

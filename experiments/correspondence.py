@@ -32,7 +32,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -59,13 +59,7 @@ _DRAWN, _SHAPES = 10, 20
 
 
 class Parts(NamedTuple):
-    """Images of one kind and the boxes of their parts.
-
-    Attributes:
-        names: Name of each image.
-        images: The images.
-        boxes: By the part's name, its box in each image, in pixels of the network.
-    """
+    """Images of one kind, their names, and by part the box in each in pixels."""
 
     names: list[str]
     images: DatasetImages
@@ -107,28 +101,11 @@ def correspondence(
     )
     draw(run, parts, by_layer)
     print_table(by_layer)
-    yield "network", run.network_name
-    yield "data", parts.images.source
-    yield "images", len(parts.images)
+    yield from run.describe_data(parts.images)
     yield "draws", draws
-    yield (
-        "boxes",
-        {
-            part: dict(zip(parts.names, rows, strict=True))
-            for part, rows in parts.boxes.items()
-        },
-    )
-    yield (
-        "layers",
-        {
-            layer: {
-                "parts": describe(x),
-                "mixed": x.mixed.mean(),
-                "mixed_spread_over_draws": x.mixed.std(),
-            }
-            for layer, x in by_layer.items()
-        },
-    )
+    by_part = parts.boxes.items()
+    yield "boxes", {x: dict(zip(parts.names, y, strict=True)) for x, y in by_part}
+    yield "layers", {layer: describe(x) for layer, x in by_layer.items()}
 
 
 def load_parts(run: NetworkRun, file: Path, limit: int | None) -> Parts:
@@ -213,17 +190,16 @@ def draw(run: NetworkRun, parts: Parts, by_layer: Mapping[str, Correspondence]) 
     figure = correspondence_chart(
         f"How alike hiding a part changes {count}, {run.network_name}",
         list(parts.boxes),
-        {layer: x.delta for layer, x in by_layer.items()},
-        {layer: x.spread for layer, x in by_layer.items()},
-        {layer: x.random for layer, x in by_layer.items()},
-        {layer: x.mixed for layer, x in by_layer.items()},
-        {layer: (x.p_random, x.p_mixed) for layer, x in by_layer.items()},
+        {
+            layer: (x.delta, x.spread, x.random, x.mixed, x.p_random, x.p_mixed)
+            for layer, x in by_layer.items()
+        },
     )
     run.figure("correspondence", figure)
 
 
-def describe(result: Correspondence) -> dict[str, dict[str, float]]:
-    """Summarize a layer by part for metrics.json."""
+def describe(result: Correspondence) -> dict[str, Any]:
+    """Summarize a layer for metrics.json."""
     columns = {
         "delta": result.delta,
         "spread_over_pairs": result.spread,
@@ -234,9 +210,12 @@ def describe(result: Correspondence) -> dict[str, dict[str, float]]:
         "p_random": result.p_random,
         "p_mixed": result.p_mixed,
     }
+    rows = zip(*columns.values(), strict=True)
+    parts = zip(result.parts, rows, strict=True)
     return {
-        part: {name: float(column[index]) for name, column in columns.items()}
-        for index, part in enumerate(result.parts)
+        "parts": {part: dict(zip(columns, row, strict=True)) for part, row in parts},
+        "mixed": result.mixed.mean(),
+        "mixed_spread_over_draws": result.mixed.std(),
     }
 
 
@@ -246,7 +225,7 @@ def print_table(by_layer: Mapping[str, Correspondence]) -> None:
     rows = [[str(name) for name in heading.split(",")]]
     for layer, result in by_layer.items():
         mixed = f"{result.mixed.mean():.3f} ± {result.mixed.std():.3f}"
-        for part, x in describe(result).items():
+        for part, x in describe(result)["parts"].items():
             delta = f"{x['delta']:.3f} ± {x['spread_over_pairs']:.3f}"
             random = f"{x['random']:.3f} ± {x['random_spread_over_draws']:.3f}"
             by_random, by_mixed = f"{x['p_random']:.3f}", f"{x['p_mixed']:.3f}"

@@ -57,6 +57,8 @@ def evolution(
         contrast: Percentile of the magnitudes that is shown as black and white.
         split: Split of the dataset to search; the paper searches the training images.
     """
+    from zfnet_jax.viz.evolution import motion_chart
+
     if job.weights is not None:
         raise UserError("--weights: the weights are those of --run; omit it")
     files = list_epochs(run)
@@ -77,23 +79,15 @@ def evolution(
     compared = images[np.arange(min(sample, len(images)))]
     motions = motion(networks, compared, names)
     moved = {layer: average_motion(values) for layer, values in motions.items()}
-    progress = job.progress("projecting")
     results = {}
-    for done, (layer, course) in enumerate(courses.items(), 1):
+    for layer, course in job.track("projecting", courses.items()):
         alive = np.flatnonzero(~course.dead.any(0))
-        if not (units or alive.size):
-            raise UserError(f"no unit of {layer} is alive at every checkpoint")
         chosen = last.select_units(names, units, count, layer, alive)
         figure = draw(last, networks, images, course, chosen, rule, contrast)
         job.figure(f"evolution_{layer}", figure)
         results[layer] = describe(course, chosen) | {"motion": moved[layer]}
-        progress(done, len(courses))
-    from zfnet_jax.viz.evolution import motion_chart
-
     job.figure("motion", motion_chart(last.network_name, list(networks), moved))
-    yield "network", last.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from last.describe_data(images)
     yield "epochs", list(networks)
     yield "rule", rule
     yield "layers", results
@@ -135,17 +129,15 @@ def draw(
     from zfnet_jax.viz.evolution import evolution_grid
 
     projections = course.project(networks, images, units, rule=rule)
-    shape = len(units), len(course.epochs)
-    pictures = images.pictures[projections.images]
     return evolution_grid(
         f"{course.layer} of {last.network_name} during training",
         course.epochs,
         units.tolist(),
         course.activations[:, units].T,
         course.jumps[:, units].T,
-        pictures.reshape(*shape, *pictures.shape[1:]),
-        projections.boxes.reshape(*shape, 4),
-        projections.pixels.reshape(*shape, *projections.pixels.shape[1:]),
+        images.pictures[projections.images],
+        projections.boxes,
+        projections.pixels,
         contrast,
     )
 

@@ -15,13 +15,8 @@ import sys
 import numpy as np
 
 from experiments.harness import Metrics, Positive, UserError, main
-from experiments.inputs import NetworkRun
-from experiments.project import (
-    describe_image,
-    describe_sizes,
-    measure_image,
-    name_image,
-)
+from experiments.inputs import NetworkRun, name_image
+from experiments.project import describe_image, describe_sizes, measure_image
 from zfnet_jax.files import slug
 
 
@@ -63,7 +58,7 @@ def feature_maps(
             "dead": np.flatnonzero(~flat.any(0)),
         }
     yield "network", run.network_name
-    yield "image", name_image(images)
+    yield "image", name_image(images, 0)
     yield "photograph_hw", measure_image(images)
     yield "input_hw", net.image_shape[:2]
     yield "layers", results

@@ -25,6 +25,7 @@ epoch.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -34,8 +35,8 @@ import numpy as np
 import optax
 
 from experiments.harness import Metrics, Positive, main
-from experiments.inputs import Images
-from experiments.mini import MINI, TrainingRun, follow_one
+from experiments.inputs import Images, average_known
+from experiments.mini import MINI, TrainingRun
 from experiments.progress import plural
 from zfnet_jax.analysis.first_layer import (
     BANDS,
@@ -97,19 +98,14 @@ def first_layer(
     train, others = run.split()
     size = networks or ("mini" if jax.default_backend() == "cpu" else "full")
     numbers = [*range(run.seed, run.seed + seeds)]
-    work = [
-        (seed, base, limit)
-        for seed in numbers
-        for base in _BASES[size]
-        for limit in _RECIPES
-    ]
+    work = [*itertools.product(numbers, _BASES[size], _RECIPES)]
     results: dict[str, list[dict[str, Any]]] = {}
     kernels, projections = {}, {}
     progress = run.progress("training")
     for done, (seed, base, limit) in enumerate(work):
         name, arch = f"{base}, {limit}", _BASES[size][base]
-        follow = follow_one(progress, done, len(work))
-        net = run.train(arch, train, seed, follow, _RECIPES[limit])
+        how = done, len(work), _RECIPES[limit]
+        net = run.train(arch, train, seed, progress, *how)
         images = net.load_images(others)
         tops = top_activations(net, images, _CONVOLUTIONS, k=1)
         results.setdefault(name, []).append(measure(net, images, tops))
@@ -149,14 +145,10 @@ def measure(
         "dead": {layer: x.dead.sum() for layer, x in tops.items()},
         "weak": (rms < _WEAK * rms.max()).sum(),
         "bands": {name: x.mean() for name, x in band_energy(kernel).items()},
-        "aliasing": {layer: average(aliasing(net, some, layer)) for layer in _LAYERS},
+        "aliasing": {
+            layer: average_known(aliasing(net, some, layer)) for layer in _LAYERS
+        },
     }
-
-
-def average(shares: np.ndarray) -> float:
-    """Average over the maps that vary; NaN for a layer that has learned nothing."""
-    known = shares[np.isfinite(shares)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def draw(

@@ -80,9 +80,7 @@ def gallery(
         title=f"Units of {session.network_name}",
         progress=session.progress,
     )
-    yield "network", session.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from session.describe_data(images)
     yield (
         "layers",
         {

@@ -1,34 +1,16 @@
 """The command line, result folder and exit codes of an experiment.
 
-An experiment is a generator of metrics. Its module's docstring is the help, its
-parameters are the options, and the class of its first parameter says which options it
-shares with others:
-
-    def invariance(run: NetworkRun, limit: Positive = 200) -> Metrics:
-        '''Measure how features move.
-
-        Args:
-            limit: Images at most.
-        '''
-        images = run.images(limit)
-        activations = run.net.activations(images, progress=run.progress("reading"))
-        run.figure("curves", viz.curves(activations))
-        yield "images", len(images)
-
-    if __name__ == "__main__":
-        sys.exit(main(invariance))
-
-Exit codes: 0 success, 1 the run failed, 2 wrong command line, 3 missing data, 4 damaged
-file, 130 interrupted.
+An experiment is a generator of metrics, as in `experiments/invariance.py`. Its module's
+docstring is the help, its parameters are the options, and the class of its first
+parameter says which options it shares with others. Exit codes: 0 success, 1 the run
+failed, 2 wrong command line, 3 missing data, 4 damaged file, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
-import importlib.resources
 import inspect
 import platform
 import shlex
@@ -36,9 +18,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import docstring_parser
 import jax
@@ -59,6 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Metrics = Iterator[tuple[str, Any]]
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -138,19 +121,23 @@ class Run:
             self._progress.close()
             self._progress = None
 
+    def track(self, task: str, items: Collection[T]) -> Iterator[T]:
+        """Go through items and show how many are done."""
+        progress = self.progress(task)
+        for done, item in enumerate(items, 1):
+            yield item
+            progress(done, len(items))
+
 
 # The command line.
 
 
 def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) -> int:
-    """Run an experiment from the command line and report a failure in one line.
+    """Run an experiment from the command line and return its exit code.
 
     Args:
         experiment: The generator of metrics.
         argv: Arguments without the program's name; None takes those of this process.
-
-    Returns:
-        The exit code.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.harness import Positive, Run, UserError
+from experiments.harness import Metrics, Positive, Run, UserError
 from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.data import (
     Dataset,
@@ -131,13 +131,7 @@ class NetworkRun(Run):
         split: Literal["train", "test"] = "test",
         record_as: str = "data",
     ) -> Images:
-        """Open the first images of --image or of a dataset.
-
-        Args:
-            limit: Images at most; None opens all.
-            split: Split of the dataset.
-            record_as: Name of their digest in manifest.json.
-        """
+        """Open the first images of --image or of a dataset; record their digest."""
         if self.image is not None and self.dataset is not None:
             raise UserError("--image and --dataset both name the images: give one")
         source = self.image
@@ -149,11 +143,9 @@ class NetworkRun(Run):
         self.digests[record_as] = images.digest()
         return images
 
-    def labeled_images(
-        self, limit: int | None = None, split: Literal["train", "test"] = "test"
-    ) -> Images:
+    def labeled_images(self, limit: int | None) -> Images:
         """Open images as `images` does; their classes must be those of the network."""
-        images = self.images(limit, split)
+        images = self.images(limit)
         if not self.has_labels_for(images):
             raise UserError(
                 f"the classes of {images.source} are not those of {self.network_name}: "
@@ -198,12 +190,7 @@ class NetworkRun(Run):
     ) -> np.ndarray:
         """Choose the units of a layer to draw: --units, or random candidates.
 
-        Args:
-            layers: All layers of the run; --units needs exactly one.
-            units: The value of --units.
-            count: Units at most, if --units is not given.
-            layer: The layer.
-            candidates: Units to choose from.
+        --units needs a single one of the `layers` of the run; `candidates` are alive.
         """
         if units:
             if len(layers) != 1:
@@ -215,7 +202,28 @@ class NetworkRun(Run):
                         f"--units {unit}: {layer} has {width} units (0 to {width - 1})"
                     )
             return np.array(units)
+        if not candidates.size:
+            raise UserError(f"all units of {layer} are dead: give other --layers")
         return np.sort(self.rng.permutation(candidates)[:count])
+
+    def describe_data(self, images: Images) -> Metrics:
+        """Name the network and the images in metrics.json."""
+        yield "network", self.network_name
+        yield "data", images.source
+        yield "images", len(images)
+
+
+def name_image(images: Images, index: int) -> str:
+    """Name an image: its file, or its place in the dataset."""
+    if isinstance(images, Photographs):
+        return images.names[index]
+    return f"test image {index}"
+
+
+def average_known(values: np.ndarray) -> float:
+    """Average the finite values; NaN if there are none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def normalize_as_torchvision(images: np.ndarray) -> np.ndarray:

@@ -31,7 +31,6 @@ from zfnet_jax.analysis.invariance import (
     Border,
     Invariance,
     Transform,
-    check_amounts,
     linearity,
     periodicity,
     transform_images,
@@ -68,21 +67,18 @@ def invariance(
     net, images = run.net, run.images(limit)
     shown = min(shown, 5, len(images))
     targets = run.targets(images)
-    yield "network", run.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from run.describe_data(images)
     yield "border", border
     transforms = {}
     for name in get_args(Transform):
         if transform not in (name, "all"):
             continue
-        steps = choose_amounts(name, amounts, net.image_shape[0])
         result = measure(
             net,
             images,
             targets,
             name,
-            steps,
+            amounts or choose_amounts(name, net.image_shape[0]),
             layers=layers or None,
             border=border,
             progress=run.progress(name),
@@ -98,19 +94,15 @@ def invariance(
     yield "transforms", transforms
 
 
-def choose_amounts(
-    transform: Transform, amounts: tuple[float, ...], height: int
-) -> np.ndarray:
-    """Check the amounts of a transformation; take the paper's if there are none."""
-    if amounts:
-        return check_amounts(transform, np.array(amounts), height)
+def choose_amounts(transform: Transform, height: int) -> np.ndarray:
+    """Choose the paper's amounts of a transformation, in proportion to the height."""
     # Between pixels, interpolation alone would blur the image.
     shifts = np.unique(np.round(np.linspace(-60, 60, _STEPS) * height / 224))
     return {
         "translate": shifts,
         "scale": np.linspace(1, 1.8, _STEPS),
         "rotate": np.linspace(0, 360, _STEPS),
-    }[transform].astype(np.float32)
+    }[transform]
 
 
 def draw(

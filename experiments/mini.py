@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,11 +88,6 @@ class TrainingRun(Run):
                 f"--train-images {count} and --validation-images {others}: there are "
                 f"{plural(len(dataset), 'image')} in all"
             )
-        if count < MINI.batch_size:
-            raise UserError(
-                f"--limit or --train-images {count}: training needs at least "
-                f"{MINI.batch_size} images"
-            )
         order = np.random.default_rng(self.seed).permutation(len(dataset))
         parts = order[:count], order[count : count + others]
         train, validation = (dataset.take(np.sort(part)) for part in parts)
@@ -105,27 +99,18 @@ class TrainingRun(Run):
         arch: Architecture,
         images: Dataset,
         seed: int,
-        progress: Callable[..., None],
+        progress: Progress,
+        done: int,
+        total: int,
         recipe: Recipe = MINI,
     ) -> Network:
-        """Train a network for all its epochs."""
-        epochs = zf.train(
-            arch,
-            images,
-            recipe=recipe,
-            epochs=self.passes,
-            seed=seed,
-            progress=progress,
+        """Train a network for all its epochs, the next after `done` of `total`."""
+
+        def report(passes: float, epochs: float, /, **values: Any) -> None:
+            # A network counts as finished once it is measured.
+            progress(done + min(passes / epochs, 0.99), total, **values)
+
+        *_, last = zf.train(
+            arch, images, recipe=recipe, epochs=self.passes, seed=seed, progress=report
         )
-        *_, last = epochs
         return zf.network(last.model, preprocess=last.preprocess)
-
-
-def follow_one(progress: Progress, finished: int, total: int) -> Callable[..., None]:
-    """Make the progress of one training that of several."""
-
-    def report(done: float, epochs: float, /, **values: Any) -> None:
-        # A network counts as finished once it is measured.
-        progress(finished + min(done / epochs, 0.99), total, **values)
-
-    return report

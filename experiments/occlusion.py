@@ -28,16 +28,19 @@ from typing import Any
 import numpy as np
 
 from experiments.harness import Metrics, Positive, UserError, main
-from experiments.inputs import Fill, Images, NetworkRun, make_cover
+from experiments.inputs import (
+    Fill,
+    Images,
+    NetworkRun,
+    average_known,
+    make_cover,
+    name_image,
+)
 from experiments.progress import say
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import Occlusion, drop_on_objects, share_on
 from zfnet_jax.analysis.occlusion import occlusion as measure
-from zfnet_jax.data import (
-    DatasetImages,
-    Photographs,
-    load_dataset,
-)
+from zfnet_jax.data import DatasetImages, load_dataset
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import write_atomically
 from zfnet_jax.metrics import spearman
@@ -111,28 +114,24 @@ def occlusion(
         row = [("this image", images, index)]
         for other in strongest[index]:
             if (candidates.pictures[other] != images.pictures[index]).any():
-                row.append((name_image(candidates, other), candidates, other))
+                row.append((name_other(candidates, other), candidates, other))
         figure = draw(run, responses, index, fill, row[: others + 1], contrast)
         run.figure(f"occlusion_{rank}", figure)
     stored = io.BytesIO()
     np.save(stored, responses.logits)
     write_atomically(run.path / "logits.npy", stored.getvalue())
 
-    yield "network", run.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from run.describe_data(images)
     yield "size", responses.size
     yield "fill", fill
     yield "layer", responses.layer
     yield "tops", responses.tops
     yield "lefts", responses.lefts
-    yield (
-        "of_each",
-        [dict(zip(each, x, strict=True)) for x in zip(*each.values(), strict=True)],
-    )
+    rows = zip(*each.values(), strict=True)
+    yield "of_each", [dict(zip(each, row, strict=True)) for row in rows]
     yield "drawn", drawn
     keys = ("activity_and_probability", "activity_drop_on_projection")
-    yield "mean", {key: average(each[key]) for key in keys}
+    yield "mean", {key: average_known(each[key]) for key in keys}
     yield "chance", dict(zip(keys, (0, _STRONG), strict=True))
     if isinstance(images, DatasetImages) and images.masks is not None:
         yield "drop_on_the_object", drop_on_objects(responses, images.masks)
@@ -215,32 +214,27 @@ def find_others(
         Images, and the indices of the strongest ones for each map, which may include
         the image that is drawn.
     """
-    nothing = np.zeros((len(responses.units), 0), int)
+    has_data = run.dataset or run.data_dir or os.environ.get("TFDS_DATA_DIR")
+    if len(pool) == 1 and not has_data:
+        say("panel (c) shows this image alone: --data-dir gives it others")
+        count = 0
     if count < 1:
-        return pool, nothing
+        return pool, np.zeros((len(responses.units), 0), int)
     if len(pool) == 1:
-        if not (run.dataset or run.data_dir or os.environ.get("TFDS_DATA_DIR")):
-            say("panel (c) shows this image alone: --data-dir gives it others")
-            return pool, nothing
         dataset = load_dataset(run.dataset_name, "test", run.data_dir, _CANDIDATES)
         pool = run.net.load_images(dataset)
         run.digests["others"] = pool.digest()
     pool = pool.take(np.arange(min(len(pool), _CANDIDATES)))
-    top = top_activations(
-        run.net,
-        pool,
-        responses.layer,
-        k=min(count + 1, len(pool)),
-        progress=run.progress("searching"),
-    )
+    k, progress = min(count + 1, len(pool)), run.progress("searching")
+    top = top_activations(run.net, pool, responses.layer, k=k, progress=progress)
     return pool, top[responses.layer].images[responses.units]
 
 
-def name_image(images: Images, index: int) -> str:
+def name_other(images: Images, index: int) -> str:
     """Name an image by its class, or by its file."""
-    if images.labels is not None and images.class_names is not None:
-        return images.class_names[images.labels[index]]
-    return images.names[index] if isinstance(images, Photographs) else f"image {index}"
+    if images.labels is None or images.class_names is None:
+        return name_image(images, index)
+    return images.class_names[images.labels[index]]
 
 
 def draw(
@@ -286,12 +280,6 @@ def draw(
         np.stack([project_map(run.net, x, i, layer, unit) for _, x, i in panels]),
         contrast,
     )
-
-
-def average(values: np.ndarray) -> float | None:
-    """Average the values that are known."""
-    known = values[~np.isnan(values)]
-    return known.mean() if len(known) else None
 
 
 if __name__ == "__main__":

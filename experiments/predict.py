@@ -28,10 +28,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments.harness import Metrics, Positive, main
-from experiments.inputs import Images, NetworkRun
+from experiments.inputs import Images, NetworkRun, name_image
 from experiments.progress import plural, say
 from zfnet_jax.data import ten_crop_size
-from zfnet_jax.data.images import DatasetImages
+from zfnet_jax.data.images import DatasetImages, stored_shape
 from zfnet_jax.data.photographs import Photographs
 from zfnet_jax.files import DataNotFoundError, to_json, write_atomically
 from zfnet_jax.inference import class_probabilities
@@ -47,10 +47,6 @@ class Predictions(NamedTuple):
 
     classes: np.ndarray
     probabilities: np.ndarray
-
-    def accuracy(self, labels: np.ndarray, k: int) -> float:
-        """Compute the share of images whose true class is among the first `k`."""
-        return float((self.classes[:, :k] == labels[:, None]).any(1).mean())
 
 
 def predict(
@@ -89,10 +85,8 @@ def predict(
     write_atomically(run.path / "predictions.json", f"{to_json(content)}\n")
     run.end_progress()
     report(images, rows, accuracies)
-    yield "network", run.network_name
-    yield "data", images.source
+    yield from run.describe_data(images)
     yield "view", view
-    yield "images", len(images)
     yield "skipped", len(skipped)
     yield from accuracies.items()
 
@@ -105,15 +99,9 @@ def classify(
     batch_size: int,
     skipped: list[dict[str, str]],
 ) -> tuple[Images, Predictions]:
-    """Find the images that can be read, and at least their `k` most probable classes.
+    """Find the images that can be read, and their most probable classes.
 
-    Args:
-        run: The run.
-        images: Images, read one by one.
-        view: How to look at them.
-        k: Classes per image.
-        batch_size: Images per batch.
-        skipped: Gets the name of each damaged file, and the reason.
+    `skipped` gets the name of each damaged file, and the reason.
     """
     kept: list[int] = []
 
@@ -125,7 +113,8 @@ def classify(
                 if len(images) == 1:
                     raise
                 say("skipped:", error, file=sys.stderr)
-                skipped.append({"image": name_of(images, index), "reason": str(error)})
+                name = name_image(images, index)
+                skipped.append({"image": name, "reason": str(error)})
                 continue
             kept.append(index)
             yield picture
@@ -142,19 +131,16 @@ def classify(
         progress(len(classes), len(images))
     if not kept:
         raise DataNotFoundError(f"none of the {len(images)} files can be read")
-    return images.take(np.array(kept)), Predictions(
-        np.array(classes), np.array(chances)
-    )
+    best = Predictions(np.array(classes), np.array(chances))
+    return images.take(np.array(kept)), best
 
 
 def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.ndarray:
     """Read an image as uint8 pixels of the size that the network or ten crops take."""
-    mean = getattr(run.net.preprocess, "mean", None)
-    shape: Any = run.net.image_shape if mean is None else mean.shape
-    rows, columns, channels = shape
-    large = ten_crop_size((rows, columns)) if view == "ten_crop" else (rows, columns)
+    shape = stored_shape(run.net.image_shape, run.net.preprocess)
+    large = ten_crop_size(shape[:2]) if view == "ten_crop" else shape[:2]
     if isinstance(images, Photographs):
-        file, size = images.pictures.files[index], (large[0], large[1], channels)
+        file, size = images.pictures.files[index], (*large, shape[2])
         # Its pictures are not preprocessed.
         return Photographs(file, size, np.float32, run.fit).pictures[0]
     picture = DatasetImages(images.dataset, shape, np.float32).pictures[index]
@@ -166,15 +152,9 @@ def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.
 def measure(run: NetworkRun, images: Images, best: Predictions) -> dict[str, float]:
     """Compute top-1 accuracy and, of at least five classes, top-5 accuracy."""
     assert images.labels is not None
+    is_right = best.classes == images.labels[:, None]
     ks = [k for k in (1, 5) if k <= run.net.num_classes]
-    return {f"top{k}_accuracy": best.accuracy(images.labels, k) for k in ks}
-
-
-def name_of(images: Images, index: int) -> str:
-    """Name an image: its file, or its place in the dataset."""
-    if isinstance(images, Photographs):
-        return images.names[index]
-    return f"test image {index}"
+    return {f"top{k}_accuracy": is_right[:, :k].any(1).mean() for k in ks}
 
 
 def draw(
@@ -188,24 +168,23 @@ def draw(
     """Draw the first images."""
     from zfnet_jax.viz.predictions import draw_predictions
 
-    drawn = range(min(shown, len(images)))
-    bars = min(best.classes.shape[1], _BARS)
     what = plural(len(images), "image")
     notes = ["✓ and bold type mark the true class."] if accuracies else []
     if accuracies:
         what = f"{accuracies[view]['top1_accuracy']:.2%} of {what} right"
     if view == "ten_crop":
         notes.append("Crops are cut out of these pictures.")
-    if len(images) > len(drawn):
-        notes.append(f"The first {len(drawn)} are drawn.")
-    truth = [] if images.labels is None else images.labels[: len(drawn)]
+    if len(images) > shown:
+        notes.append(f"The first {shown} are drawn.")
+    drawn = range(min(shown, len(images)))
+    truth = [] if images.labels is None else images.labels[:shown]
     figure = draw_predictions(
         f"{what} by {VIEWS[view]}, {run.network_name}",
         " ".join(notes),
         np.stack([read_picture(run, images, index, view) for index in drawn]),
-        [name_of(images, index) for index in drawn],
-        [[run.class_name(x) for x in best.classes[i, :bars]] for i in drawn],
-        best.probabilities[: len(drawn), :bars],
+        [name_image(images, index) for index in drawn],
+        [[run.class_name(x) for x in best.classes[i, :_BARS]] for i in drawn],
+        best.probabilities[:shown, :_BARS],
         [run.class_name(label) for label in truth] if accuracies else None,
     )
     run.figure("predictions", figure)

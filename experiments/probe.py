@@ -85,7 +85,8 @@ def probe(
     labels, names = images.labels, images.class_names
     if labels is None or names is None:
         raise UserError(f"{images.source} have no classes: give a subfolder for each")
-    chosen = net.select(layers or find_rectified(net))
+    rectified = [name for name, layer in net.layers.items() if layer.rectified]
+    chosen = net.select(layers or rectified or list(net.layers))
     parts = split(len(images), len(names), (train, validation, test), limit)
     probes: dict[str, list[Probes]] = {"trained": [], "random": []}
     accuracies = []
@@ -120,12 +121,6 @@ def probe(
     yield "network_accuracy_of_each", accuracies if run.has_labels_for(images) else None
     yield "probes", {which: describe(each) for which, each in probes.items()}
     yield "paper_percent", TABLE_7
-
-
-def find_rectified(net: Network) -> list[str]:
-    """Find the layers with a ReLU; all layers if there is none."""
-    layers = net.layers.items()
-    return [x for x, layer in layers if layer.rectified] or list(net.layers)
 
 
 def split(

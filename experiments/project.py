@@ -27,7 +27,8 @@ import numpy as np
 
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, main
-from experiments.inputs import Images, NetworkRun
+from experiments.inputs import Images, NetworkRun, name_image
+from zfnet_jax.data.images import stored_shape
 from zfnet_jax.data.photographs import Photographs, load_photograph
 from zfnet_jax.files import slug
 from zfnet_jax.projections import Projections
@@ -58,38 +59,27 @@ def project(
     """
     net, images = run.net, run.images(1)
     names = net.select(layers or run.default_layers()[-1])
-    progress = run.progress("projecting")
     activations = net.activations(images, names)
     results = {}
-    for done, layer in enumerate(names, 1):
-        order = rank_units(activations[layer][0])[:count]
+    for layer in run.track("projecting", names):
+        maxima = activations[layer].reshape(-1, activations[layer].shape[-1]).max(0)
+        order = np.argsort(-maxima, kind="stable")[:count]
         chosen = run.select_units(names, units, count, layer, order) if units else order
-        crop = is_smaller(net.layer(layer).receptive_field, net.image_shape)
+        field = net.layer(layer).receptive_field
+        crop = field is not None and np.less(field.size, net.image_shape[:2]).any()
         by_rule: dict[Rule, Projections] = {
-            rule: zf.project(net, images, layer, chosen, rule=rule, crop=crop)
+            rule: zf.project(net, images, layer, chosen, rule=rule, crop=bool(crop))
             for rule in RULES
         }
         draw(run, images, layer, by_rule, scale, contrast)
         results[layer] = describe(by_rule, scale, contrast)
-        progress(done, len(names))
     yield "network", run.network_name
-    yield "image", name_image(images)
+    yield "image", name_image(images, 0)
     yield "photograph_hw", measure_image(images)
     yield "input_hw", net.image_shape[:2]
     yield "scale", scale
     yield "contrast", contrast
     yield "layers", results
-
-
-def rank_units(activations: np.ndarray) -> np.ndarray:
-    """Sort the units of a layer by their greatest activation, greatest first."""
-    maxima = activations.reshape(-1, activations.shape[-1]).max(0)
-    return np.argsort(-maxima, kind="stable")
-
-
-def is_smaller(field: Any, image_shape: tuple[int, int, int]) -> bool:
-    """Tell whether a receptive field is smaller than the image."""
-    return field is not None and bool(np.any(np.less(field.size, image_shape[:2])))
 
 
 def draw(
@@ -147,11 +137,6 @@ def describe(
     ]
 
 
-def name_image(images: Images) -> str:
-    """Name of the first image: its file, or its place in the dataset."""
-    return images.names[0] if isinstance(images, Photographs) else "test image 0"
-
-
 def measure_image(images: Images) -> tuple[int, ...]:
     """Rows and columns of the first image before it is fitted to the network."""
     if isinstance(images, Photographs):
@@ -163,15 +148,15 @@ def describe_image(run: NetworkRun, images: Images) -> str:
     """Name the first image, with its class or what the network takes it for."""
     is_known = run.has_labels_for(images)
     label = run.class_name(run.targets(images)[0])
-    return f"{name_image(images)} ({'' if is_known else 'predicted '}{label})"
+    return f"{name_image(images, 0)} ({'' if is_known else 'predicted '}{label})"
 
 
 def describe_sizes(run: NetworkRun, images: Images) -> str:
     """Tell how the first image was resized on its way to the network."""
-    sizes, mean = [measure_image(images)], getattr(run.net.preprocess, "mean", None)
+    shape = run.net.image_shape
     # A network may enlarge images that were first reduced to its mean image's size.
-    sizes += [] if mean is None else [mean.shape[:2]]
-    sizes = dict.fromkeys([*sizes, run.net.image_shape[:2]])
+    stored = stored_shape(shape, run.net.preprocess)
+    sizes = dict.fromkeys([measure_image(images), stored[:2], shape[:2]])
     words = [f"{width} x {height}" for height, width in sizes]
     if len(words) == 1:
         return f"The image has {words[0]} pixels."

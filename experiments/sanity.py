@@ -35,12 +35,6 @@ from zfnet_jax.analysis.sanity import sanity as randomize
 from zfnet_jax.files import slug
 from zfnet_jax.viz.contrast import Contrast
 
-MEASURES = {
-    "signed": "Rank correlation of signed values",
-    "magnitude": "Rank correlation of magnitudes",
-    "ssim": "SSIM of magnitudes",
-}
-
 
 def sanity(
     run: NetworkRun,
@@ -57,6 +51,8 @@ def sanity(
         shown: Images to draw at most.
         contrast: Percentile of the magnitudes that is shown as black and white.
     """
+    from zfnet_jax.viz.sanity import similarity_curves
+
     names = run.net.select(layers or run.default_layers()[-1])
     images = run.images(limit)
     targets = run.targets(images)
@@ -64,14 +60,14 @@ def sanity(
     progress = run.progress("randomizing")
     comparison = randomize(run.net, images, targets, **options, progress=progress)
     title = f"The true class in {run.network_name}, as layers are randomized"
-    draw_curves(run, f"{title} from the top", comparison)
+    steps, similarity = comparison.columns, {**comparison.similarity}
+    curves = similarity_curves(f"{title} from the top", steps, similarity)
+    run.figure("randomization", curves)
     draw_pictures(
         run, "randomized_pictures", title, images, targets, comparison, contrast
     )
     print_table("layers randomized from the top", comparison)
-    yield "network", run.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from run.describe_data(images)
     yield "randomization", describe(comparison)
     by_layer = {}
     for layer in names:
@@ -83,20 +79,6 @@ def sanity(
         print_table(f"most active unit of {layer}", comparison)
         by_layer[layer] = describe(comparison)
     yield "controls", by_layer
-
-
-def draw_curves(run: NetworkRun, title: str, comparison: Comparison) -> None:
-    """Draw the similarity after each step."""
-    from zfnet_jax.viz.sanity import similarity_curves
-
-    curves = {
-        heading: {
-            rule: getattr(similarity, name)
-            for rule, similarity in comparison.similarity.items()
-        }
-        for name, heading in MEASURES.items()
-    }
-    run.figure("randomization", similarity_curves(title, comparison.columns, curves))
 
 
 def draw_pictures(
@@ -114,7 +96,6 @@ def draw_pictures(
     shown = len(next(iter(comparison.pictures.values())))
     figure = compared_pictures(
         title,
-        "correlation",
         images.pictures[:shown],
         [run.class_name(label) for label in targets[:shown]],
         comparison.columns,

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, UserError, main
-from experiments.inputs import Images, NetworkRun
+from experiments.harness import Metrics, Positive, main
+from experiments.inputs import Images, NetworkRun, average_known
 from experiments.progress import plural
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.relu_rules import Rule
@@ -57,20 +57,13 @@ def top_features(
     tops = top_activations(
         run.net, images, names, k=k, labels=labels, progress=run.progress("searching")
     )
-    progress = run.progress("projecting")
     results = {}
-    for done, (layer, top) in enumerate(tops.items(), 1):
+    for layer, top in run.track("projecting", tops.items()):
         live = np.flatnonzero(~top.dead)
-        if not (units or live.size):
-            raise UserError(f"all units of {layer} are dead: give other --layers")
         chosen = run.select_units(names, units, count, layer, live)
-        projections = top.project(run.net, images, chosen, rule=rule)
-        draw(run, images, top, projections, scale, contrast)
+        draw(run, images, top, chosen, rule, scale, contrast)
         results[layer] = describe(images, top, chosen)
-        progress(done, len(tops))
-    yield "network", run.network_name
-    yield "data", images.source
-    yield "images", len(images)
+    yield from run.describe_data(images)
     yield "layers", results
 
 
@@ -78,25 +71,22 @@ def draw(
     run: NetworkRun,
     images: Images,
     top: TopActivations,
-    projections: Any,
+    units: np.ndarray,
+    rule: Rule,
     scale: Scale,
     contrast: Contrast,
 ) -> None:
-    """Draw the projections of some units of a layer."""
+    """Project and draw some units of a layer."""
     from zfnet_jax.viz.top_features import top_features
 
-    k = top.activations.shape[1]
-    chosen = projections.units[::k]
-    captions = [(f"unit {unit}", describe_activity(top, unit)) for unit in chosen]
-    pictures = images.pictures[projections.images]
-    shape = len(chosen), k
+    projections = top.project(run.net, images, units, rule=rule)
     figure = top_features(
         f"Strongest activations of {top.layer} in {run.network_name}: "
-        f"{len(chosen)} of {plural(len(top.dead), 'unit')}",
-        captions,
-        pictures.reshape(*shape, *pictures.shape[1:]),
-        projections.boxes.reshape(*shape, 4),
-        projections.pixels.reshape(*shape, *projections.pixels.shape[1:]),
+        f"{len(units)} of {plural(len(top.dead), 'unit')}",
+        [(f"unit {unit}", describe_activity(top, unit)) for unit in units],
+        images.pictures[projections.images],
+        projections.boxes,
+        projections.pixels,
         scale,
         contrast,
     )
@@ -131,17 +121,15 @@ def describe(images: Images, top: TopActivations, units: np.ndarray) -> dict[str
             for unit in units
         ],
     }
-    if top.class_means is None or images.labels is None:
+    if images.labels is None or images.class_names is None:
         return metrics
-    names = images.class_names or ()
+    names = images.class_names
     selectivity = top.selectivity[~np.isnan(top.selectivity)]
     labels = images.labels[top.images[~top.dead]]
     shares = (labels[..., None] == np.arange(len(names))).mean(1).max(-1)
     metrics["median_selectivity"] = np.median(selectivity) if selectivity.size else None
-    metrics["mean_share_of_one_class"] = shares.mean() if shares.size else None
-    metrics["three_quarters_of_one_class"] = (
-        (shares >= 0.75).mean() if shares.size else None
-    )
+    metrics["mean_share_of_one_class"] = average_known(shares)
+    metrics["three_quarters_of_one_class"] = average_known(shares >= 0.75)
     for unit in metrics["drawn"]:
         index = unit["unit"]
         unit["classes"] = [names[x] for x in images.labels[top.images[index]]]

@@ -5,8 +5,8 @@
 By default ZFNET32 is trained on all 50,000 images of CIFAR-10 by the fast recipe; the
 expected accuracy and time are in BENCHMARKS.md. The result folder holds metrics.json
 (test accuracy, times, history), the weights, checkpoints, training curves, a confusion
-matrix, test images with their predicted classes, the filters of the first layer, and
-in feature_maps/ the maps of each layer for a few images.
+matrix, test images with their most probable classes, the filters of the first layer,
+and in feature_maps/ the maps of each layer for a few images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from zfnet_jax.training import Epoch, split_validation
 
 ARCHITECTURES = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
 # Test images among the predictions and the feature maps, and maps of a layer.
-_GRID_IMAGES, _MAP_IMAGES, _MAPS = 40, 3, 64
+_DRAWN, _MAP_IMAGES, _MAPS = 20, 3, 64
 
 
 @dataclasses.dataclass
@@ -55,11 +55,6 @@ class Log:
     seconds: float = 0.0
     plateau: Plateau = dataclasses.field(default_factory=Plateau)
 
-    @property
-    def accuracy(self) -> float:
-        """Accuracy on the validation images after the last epoch."""
-        return self.history[-1]["validation_accuracy"]
-
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> Log:
         """Read a log from the metadata of a checkpoint."""
@@ -67,6 +62,11 @@ class Log:
         return cls(
             metadata["origin"], metadata["history"], metadata["seconds"], plateau
         )
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the validation images after the last epoch."""
+        return self.history[-1]["validation_accuracy"]
 
 
 def train_cifar10(
@@ -307,21 +307,26 @@ def draw(
 ) -> None:
     """Draw the curves, the predictions, and what the network sees."""
     from zfnet_jax.viz import training
+    from zfnet_jax.viz.predictions import draw_predictions
 
-    predictions, names = logits.argmax(-1), test.class_names
-    accuracy = float((predictions == test.labels).mean())
+    labels, names, predictions = test.labels, test.class_names, logits.argmax(-1)
+    accuracy = float((predictions == labels).mean())
     run.figure("training_curves", training.training_curves(history, accuracy))
     matrix = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(matrix, (test.labels, predictions), 1)
+    np.add.at(matrix, (labels, predictions), 1)
     run.figure("confusion_matrix", training.confusion_matrix(matrix, names))
-    grid = training.prediction_grid(
-        test.images[:_GRID_IMAGES],
-        test.labels[:_GRID_IMAGES],
-        predictions[:_GRID_IMAGES],
-        np.asarray(jax.nn.softmax(logits[:_GRID_IMAGES])).max(-1),
-        names,
+    chances = np.asarray(jax.nn.softmax(logits[:_DRAWN]))
+    best = np.argsort(-chances, axis=1, kind="stable")[:, :3]
+    figure = draw_predictions(
+        f"The most probable classes of the first {len(best)} test images",
+        "✓ and bold type mark the true class.",
+        test.images[:_DRAWN],
+        [f"test image {index}" for index in range(len(best))],
+        [[names[label] for label in row] for row in best],
+        np.take_along_axis(chances, best, 1),
+        [names[label] for label in labels[:_DRAWN]],
     )
-    run.figure("predictions", grid)
+    run.figure("predictions", figure)
     draw_first_layer(run, net, len(history))
     draw_maps(run, net, test)
 
@@ -348,15 +353,13 @@ def draw_maps(run: Run, net: Network, test: Dataset) -> None:
 
     layers = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
     images = net.load_images(test.take(np.arange(min(_MAP_IMAGES, len(test)))))
-    progress = run.progress("drawing feature maps")
     activations = net.activations(images, layers)
-    for done, layer in enumerate(layers, 1):
+    for layer in run.track("drawing feature maps", layers):
         for index, maps in enumerate(activations[layer]):
             name = test.class_names[test.labels[index]]
             title = f"{layer} on test image {index} ({name})"
             figure = feature_maps.draw_maps(title, images.pictures[index], maps, _MAPS)
             run.figure(f"feature_maps/{layer}_image{index}", figure)
-        progress(done, len(layers))
 
 
 def write_tensorboard(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -3,11 +3,9 @@
 import dataclasses
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +41,11 @@ TINY = Architecture(
 EPOCHS, BATCH = 4, 16
 
 
-def make_colors(count: int, seed: int, side: int = 8) -> Dataset:
+def make_colors(count: int, seed: int) -> Dataset:
     """Noise that is brighter in red, in green, in blue, or in none of them."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int32) % 4
-    images = rng.integers(0, 128, (count, side, side, 3))
+    images = rng.integers(0, 128, (count, 8, 8, 3))
     images += 100 * (np.arange(3) == labels[:, None])[:, None, None, :]
     names = ("red", "green", "blue", "gray")
     return Dataset(images.astype(np.uint8), labels, names, "colors")
@@ -100,7 +98,6 @@ def run(dataset: Dataset = DATA, arch: Architecture = TINY, **changes: Any):
 def train_saving(
     folder: Path,
     resume: bool = False,
-    after_epoch: Callable[[Epoch], object] = lambda epoch: None,
     **changes: Any,
 ) -> tuple[Epoch, list[dict[str, Any]]]:
     """Train as a command does: evaluate, anneal and save each epoch, then go on."""
@@ -117,7 +114,6 @@ def train_saving(
             history.append({**epoch.record, "validation_accuracy": accuracy})
             metadata = {"history": history, "plateau": plateau}
             checkpoint.save(folder, epoch.number, epoch.state, metadata)
-        after_epoch(epoch)
     assert epoch is not None
     return epoch, history
 
@@ -254,14 +250,6 @@ def test_the_paper_starts_from_normal_weights_zero_biases_and_half_dropout():
     assert 0.02 < (abs(kernel) > 2e-2).mean() < 0.08
 
 
-def test_images_of_another_size_are_resized():
-    dataset = make_colors(BATCH, seed=0, side=12)
-    epoch = next(run(dataset, epochs=1))
-    net = network(epoch.model, preprocess=epoch.preprocess)
-    assert net.image_shape == (8, 8, 3)
-    assert evaluate(net, dataset.images).shape == (BATCH, 4)
-
-
 # Whole runs.
 
 
@@ -304,7 +292,6 @@ def test_the_seed_decides_everything(whole, tmp_path):
     [
         ({"epochs": 0}, "0 epochs of 64 images in batches of 16 hold no step"),
         ({"batch_size": 65}, "batches of 65 hold no step"),
-        ({"batch_size": 0}, "batches of 0 hold no step"),
         ({"resume": [np.zeros(3)]}, "the state is of another architecture or recipe"),
     ],
 )
@@ -339,38 +326,6 @@ def test_the_split_is_disjoint_complete_and_fixed_by_the_seed():
 
 
 # Runs that stop.
-
-
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory) -> Path:
-    """Checkpoints of epochs 2 and 3, left by a run that stops after the third."""
-
-    def stop(epoch: Epoch) -> None:
-        if epoch.number == 3:
-            raise KeyboardInterrupt
-
-    folder = tmp_path_factory.mktemp("interrupted")
-    with pytest.raises(KeyboardInterrupt):
-        train_saving(folder, after_epoch=stop)
-    assert checkpoint.steps(folder) == [2, 3]
-    return folder
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    whole, interrupted, tmp_path, damaged
-):
-    folder = shutil.copytree(interrupted, tmp_path / "copy")
-    if damaged:
-        (folder / "step_00000003/metadata.json").write_text("{}")
-    epochs: list[Epoch] = []
-    result = train_saving(folder, resume=True, after_epoch=epochs.append)
-    # The saved epoch comes first, so that one loop serves a complete run too.
-    assert [epoch.number for epoch in epochs] == ([2, 3, 4] if damaged else [3, 4])
-    assert epochs[0].record == {}
-    assert_same_run(result, whole)
-    again = train_saving(folder, resume=True)
-    assert_same_run(again, whole)
 
 
 def start_child(script: str, *argv: str, **environment: str) -> subprocess.Popen[str]:

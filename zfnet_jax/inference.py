@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from zfnet_jax.data import Preprocessed, ten_crop
+from zfnet_jax.data.images import stored_shape
 from zfnet_jax.networks import Network
 
 
@@ -55,8 +56,7 @@ def class_probabilities(
         ten_crops: Average over ten views.
         batch_size: Images per batch.
     """
-    mean = getattr(net.preprocess, "mean", None)
-    crop = net.image_shape[:2] if mean is None else mean.shape[:2]
+    crop = stored_shape(net.image_shape, net.preprocess)[:2]
     images, size = iter(images), 0
     while batch := list(itertools.islice(images, batch_size)):
         views = np.stack(batch)

@@ -147,7 +147,12 @@ def train(
     """
     epochs = recipe.epochs if epochs is None else epochs
     batch_size = recipe.batch_size if batch_size is None else batch_size
-    steps = _count_steps(len(dataset), epochs, batch_size)
+    steps = len(dataset) // batch_size if batch_size > 0 else 0
+    if epochs < 1 or steps < 1:
+        raise ValueError(
+            f"{epochs} epochs of {len(dataset)} images in batches of {batch_size} hold "
+            "no step"
+        )
     arch = _with_dropout(arch, recipe.dropout).with_classes(len(dataset.class_names))
     model = ConvNet(arch, dtype=dtype, init=recipe.init, rngs=nnx.Rngs(seed))
     preprocess = Preprocessing.fit(dataset.images, recipe.scale, arch.input_hw)
@@ -218,17 +223,6 @@ def _fill(state: TrainState, saved: PyTree) -> TrainState:
     return jax.tree.unflatten(structure, values)
 
 
-def _count_steps(images: int, epochs: int, batch_size: int) -> int:
-    """Count the steps of an epoch."""
-    steps = images // batch_size if batch_size > 0 else 0
-    if epochs < 1 or steps < 1:
-        raise ValueError(
-            f"{epochs} epochs of {images} images in batches of {batch_size} hold no "
-            "step"
-        )
-    return steps
-
-
 def _with_dropout(arch: Architecture, rate: float) -> Architecture:
     layers = tuple(
         dataclasses.replace(layer, dropout=rate)
@@ -240,7 +234,6 @@ def _with_dropout(arch: Architecture, rate: float) -> Architecture:
 
 
 def _data_mesh() -> Mesh:
-    """All local devices along one axis, `data`."""
     return jax.make_mesh(
         (jax.local_device_count(),),
         ("data",),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from experiments.attribution import METHODS, attribution, print_table
+from experiments.attribution import METHODS, attribution
 from zfnet_jax.data import make_shapes
 
 DRAWN = 120
@@ -53,19 +53,6 @@ def test_metrics_are_those_of_the_maps(measure, weights):
         assert measures["deletion"]["curve"][0] == pytest.approx(last, rel=1e-4)
         assert measures["deletion"]["curve"][-1] == pytest.approx(first, rel=1e-4)
     assert (out / "maps.png").exists()
-
-
-def test_table_by_hand(capsys):
-    hit = {"hits": 3.0, "mean": 0.75, "standard_error": 0.25}
-    curve = {"mean": 0.5, "standard_error": 0.0125}
-    measures = {"a": hit, "b": hit, "c": curve, "d": curve}
-    print_table({"guided_backprop": measures}, 4, 2.0)
-    assert capsys.readouterr().out.splitlines()[1:] == [
-        "                 on the object       within 2 pixels     "
-        "insertion      deletion",
-        "guided backprop  3/4 = 75.0 ± 25.0%  3/4 = 75.0 ± 25.0%  0.500 ± 0.013  "
-        "0.500 ± 0.013",
-    ]
 
 
 def test_impossible_requests_are_refused(refuse, weights, tmp_path, monkeypatch):

@@ -45,9 +45,9 @@ def test_amounts_and_layers_may_be_given(measure, weights):
 
 
 def test_default_amounts_are_those_of_the_paper():
-    assert choose_amounts("translate", (), 224)[[0, -1]].tolist() == [-60, 60]
-    assert choose_amounts("scale", (), 224)[[0, -1]] == pytest.approx([1, 1.8])
-    assert choose_amounts("rotate", (), 224)[[0, -1]].tolist() == [0, 360]
+    assert choose_amounts("translate", 224)[[0, -1]].tolist() == [-60, 60]
+    assert choose_amounts("scale", 224)[[0, -1]] == pytest.approx([1, 1.8])
+    assert choose_amounts("rotate", 224)[[0, -1]].tolist() == [0, 360]
 
 
 def test_impossible_requests_are_refused(refuse, weights):

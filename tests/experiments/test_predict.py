@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from experiments.predict import Predictions, predict
+from experiments.predict import predict
 from tests.networks import small_network
 from zfnet_jax.data import Photographs, fit_photograph, load_photograph, make_shapes
 
@@ -82,14 +82,6 @@ def test_accuracies_are_those_of_the_probabilities(measure, weights):
         assert row["true_class"] == shapes.class_names[shapes.labels[index]]
         best = np.argsort(-ten[index])[:2]
         assert row["classes"] == [shapes.class_names[label] for label in best]
-
-
-def test_accuracy_by_hand():
-    classes = np.array([[1, 0], [2, 0]])
-    predictions = Predictions(classes, np.zeros((2, 2)))
-    assert predictions.accuracy(np.array([1, 2]), 1) == 1
-    assert predictions.accuracy(np.array([0, 0]), 1) == 0
-    assert predictions.accuracy(np.array([0, 1]), 2) == 0.5
 
 
 def test_any_model_is_asked_and_subfolders_are_its_classes(

@@ -7,7 +7,6 @@ import safetensors.numpy
 import zfnet_jax as zf
 from experiments.project import RULES, project
 from tests.networks import small_network
-from zfnet_jax.data import load_photograph
 from zfnet_jax.viz.contrast import measure_scale
 
 
@@ -111,11 +110,3 @@ def test_without_a_photograph_it_takes_the_first_test_image(measure, weights):
     metrics, _ = measure(project, "--weights", weights, "--units", 0)
     assert metrics["image"] == "test image 0"
     assert [row["unit"] for row in metrics["layers"]["conv2"]] == [0]
-
-
-def test_a_damaged_photograph_is_missing_data(refuse, photo, tmp_path):
-    damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(photo.read_bytes()[:900])
-    assert load_photograph(photo).shape == (40, 50, 3)
-    line = refuse(project, 3, "--image", damaged)
-    assert f"{damaged} cannot be read" in line

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from experiments.project import project
-from experiments.squeezenet import IMAGE_SHAPE, LAYERS, preprocess, squeezenet, v1_0
+from experiments.squeezenet import IMAGE_SHAPE, LAYERS, squeezenet, v1_0
 from tests.networks import random_squeezenet_weights
 from tests.references.make_squeezenet import PHOTOGRAPH, WEIGHTS
 from zfnet_jax.networks import network
@@ -81,24 +81,10 @@ def test_layers_have_the_shapes_of_the_paper():
     assert read(229)["pool1"] == (56, 55, 96)
 
 
-def test_preprocessing_keeps_red_first():
-    picture = np.zeros((1, 1, 3), np.uint8)
-    picture[..., 0] = 255
-    np.testing.assert_array_equal(preprocess(picture)[0, 0], [132, -117, -104])
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        ({"conv1.bias": None}, "conv1.bias is missing"),
-        ({"extra": np.zeros(1, "f4")}, "extra is (1,), expected no such tensor"),
-        ({"conv1.bias": np.full(96, np.inf, "f4")}, "not a finite float"),
-        ({"conv1.bias": np.ones(96, np.int8)}, "not a finite float"),
-    ],
-)
-def test_other_weights_are_refused(refuse, tmp_path, change, part):
-    weights = random_squeezenet_weights() | change
-    weights = {name: x for name, x in weights.items() if x is not None}
+def test_other_weights_are_refused(refuse, tmp_path):
+    weights = random_squeezenet_weights()
+    del weights["conv1.bias"]
     safetensors.numpy.save_file(weights, tmp_path / "other.safetensors")
     argv = ["--model", "experiments.squeezenet:v1_0", "--weights"]
-    assert part in refuse(project, 2, *argv, tmp_path / "other.safetensors")
+    line = refuse(project, 2, *argv, tmp_path / "other.safetensors")
+    assert "conv1.bias differs" in line

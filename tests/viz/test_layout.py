@@ -5,12 +5,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.collections import FillBetweenPolyCollection, LineCollection
 
-from zfnet_jax.viz.charts import interval_chart, line_chart
+from zfnet_jax.viz.ablation import ablation_chart
+from zfnet_jax.viz.charts import line_chart
 from zfnet_jax.viz.layout import (
     GAP,
-    MARGIN,
     Box,
     column,
     figure_bytes,
@@ -124,24 +124,15 @@ def test_curves_have_the_mean_and_the_spread_of_their_repeats():
     assert len(bands) == 2 and heights.min() == 0 and heights.max() == 3
 
 
-def test_rows_have_their_values_intervals_and_references():
-    values = {"train": np.array([30.0, 40.0]), "test": np.array([35.0, np.nan])}
-    chart = interval_chart(
-        ["none", "less"],
-        {"ours": values},
-        errors={"ours": {name: np.full(2, 2.0) for name in values}},
-        references={"ours": {"train": np.array([31.0, 41.0])}},
-    )
-    page, ax = sheet("title", chart).axes
+def test_variants_have_their_mean_spread_and_reference():
+    errors = {"train": np.array([[29.0, 31.0], [38.0, 42.0]])}
+    paper = {"train": np.array([31.0, 41.0])}
+    page, ax = ablation_chart("title", ["none", "less"], errors, paper).axes
     points = {tuple(np.asarray(line.get_xdata())) for line in ax.lines}
     assert (30, 40) in points and (31, 41) in points
-    words = [x.get_text() for x in page.texts]
-    assert {"none", "less", "ours", "train", "test"} <= set(words)
+    (bars,) = (x for x in ax.collections if isinstance(x, LineCollection))
+    ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
+    assert ends == [[29, 31], [38, 42]]
+    assert {"none", "less", "train"} <= {x.get_text() for x in page.texts}
     first, second = (ax.transData.transform((0, y))[1] for y in (0, 1))
     assert first > second, "the first row is the upper one"
-
-
-def test_a_sheet_is_as_large_as_its_content():
-    figure = sheet("", picture(np.zeros((10, 600, 3)), 600))
-    width, _ = figure.get_size_inches() * figure.dpi
-    assert width == 600 + 2 * MARGIN

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from zfnet_jax.viz.training import confusion_matrix, prediction_grid, training_curves
+from zfnet_jax.viz.predictions import draw_predictions
+from zfnet_jax.viz.training import confusion_matrix, training_curves
 
 
 def test_curves_are_drawn_by_step_and_validation_by_epoch():
@@ -42,13 +43,12 @@ def test_confusion_rows_are_true_classes_and_zeros_are_left_out():
     figure.draw_without_rendering()
 
 
-def test_wrong_predictions_are_marked():
-    images = np.zeros((3, 8, 8, 3), np.uint8)
-    labels, predictions = np.array([0, 1, 1]), np.array([0, 0, 1])
-    chances = np.array([0.9, 0.5, 0.75])
-    figure = prediction_grid(images, labels, predictions, chances, ["cat", "dog"])
-    (ax,) = figure.axes
-    words = [x.get_text() for x in ax.texts]
-    assert words[0] == "2 of 3 test images classified correctly"
-    assert words[-6:] == ["cat", "✓ cat 90%", "dog", "✗ cat 50%", "dog", "✓ dog 75%"]
-    assert len(ax.images) == 3 and len(ax.patches) == 1
+def test_the_bar_of_the_true_class_is_marked():
+    images, chances = np.zeros((2, 8, 8, 3), np.uint8), np.array([[0.9, 0.1]] * 2)
+    figure = draw_predictions(
+        "t", "n", images, ["a", "b"], [["cat", "dog"]] * 2, chances, ["cat", "dog"]
+    )
+    words = [x.get_text() for x in figure.axes[0].texts]
+    first = ["a", "true: cat", "✓", "cat", "90.0%", "", "dog", "10.0%"]
+    second = ["b", "true: dog", "", "cat", "90.0%", "✓", "dog", "10.0%"]
+    assert words[2:] == first + second

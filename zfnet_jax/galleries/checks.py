@@ -23,11 +23,6 @@ from zfnet_jax.viz.contrast import display_projections
 from zfnet_jax.viz.layout import figure_bytes
 from zfnet_jax.viz.sanity import similarity_curves
 
-MEASURES = {
-    "signed": "rank correlation of signed values",
-    "magnitude": "rank correlation of magnitudes",
-    "ssim": "SSIM of magnitudes",
-}
 # Images that are drawn.
 _SHOWN = 3
 
@@ -103,12 +98,6 @@ def tabulate(result: Comparison, names: list[str]) -> dict[str, Any]:
 
 def draw_curves(randomized: Comparison) -> bytes:
     """Draw how alike pictures still are as layers are randomized, as a PNG file."""
-    curves = {
-        heading: {
-            rule: getattr(similarity, name)
-            for rule, similarity in randomized.similarity.items()
-        }
-        for name, heading in MEASURES.items()
-    }
     title = "The picture of the class, as layers are randomized from the top"
-    return figure_bytes(similarity_curves(title, randomized.columns, curves), "png")
+    figure = similarity_curves(title, randomized.columns, {**randomized.similarity})
+    return figure_bytes(figure, "png")

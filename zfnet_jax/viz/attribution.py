@@ -34,15 +34,9 @@ def attribution_maps(
     maps: Mapping[str, Float[np.ndarray, "n h w c"]],
     contrast: Contrast = "99.5",
 ) -> Figure:
-    """Draw images, each beside its maps by several methods and these over the image.
+    """Draw images, each beside its signed maps and these over the image.
 
-    Args:
-        title: What the maps explain.
-        pictures: The images.
-        captions: Caption of each image.
-        maps: Signed maps by method.
-        contrast: Percentile of the magnitudes shown as black and white, or as full
-            color.
+    `contrast` is the percentile of the magnitudes shown as black, white or full color.
     """
     numbers = np.arange(len(pictures))
     rows = [[space()]]
@@ -73,12 +67,9 @@ def attribution_maps(
 def overlay(
     image: UInt8[np.ndarray, "h w c"], values: Float[np.ndarray, "h w"], scale: float
 ) -> Float[np.ndarray, "h w 3"]:
-    """Cover an image in gray with a signed map, in proportion to its magnitude.
+    """Cover a gray or RGB image, made gray, with a signed map.
 
-    Args:
-        image: Gray or RGB pixels.
-        values: The map.
-        scale: Magnitude that covers the image completely; 0 leaves it as it is.
+    A magnitude of `scale` covers the image completely; a scale of 0 leaves it as it is.
     """
     # Rec. 601's luma, lightened so that dark places leave room for the colors.
     weights = [0.299, 0.587, 0.114] if image.shape[2] == 3 else [1.0]

@@ -1,4 +1,4 @@
-"""Charts of measured values: lines with a band, grouped bars, rows with intervals."""
+"""Charts of measured values: lines with a band, and grouped bars."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from zfnet_jax.viz.layout import (
     plot,
     points,
     row,
-    space,
     text,
     text_width,
 )
@@ -112,7 +111,16 @@ def line_chart(
                 ax.fill_between(x, *edges, color=style["color"], alpha=0.15, lw=0)
         for name, level in (levels or {}).items():
             ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
-            write_at(ax, name, 0.01, level)
+            ax.annotate(
+                clean(name),
+                (0.01, level),
+                xycoords=("axes fraction", "data"),
+                va="bottom",
+                color=FAINT,
+                fontsize=points(SMALL),
+                parse_math=False,
+                annotation_clip=False,
+            )
         if isinstance(x_ticks, Mapping):
             slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
             style = slanted if slant else {}
@@ -133,138 +141,41 @@ def line_chart(
     return column(text(title), plot(*size, draw, below=below), gap=2)
 
 
-def bar_chart(
-    groups: Sequence[str],
-    series: Values,
-    *,
-    errors: Values | None = None,
-    title: str = "",
-    levels: Mapping[str, Number] | None = None,
-    percent: bool = False,
-    size: tuple[Number, Number] = (480, 250),
-) -> Box:
-    """Draw grouped bars.
+def bar_chart(title: str, groups: Sequence[str], shares: Values, errors: Values) -> Box:
+    """Draw shares, 0 to 1, as a bar for each series in each group.
 
-    Args:
-        groups: Names of the groups, from the left.
-        series: One value for each group, by the name of the series.
-        errors: Half length of an error bar for each value.
-        title: Quantity and unit, written above.
-        levels: Values of horizontal lines, by name.
-        percent: Show shares of 0 to 1 as percentages.
-        size: Width and height in pixels.
+    `errors` are half lengths of error bars; both are by the name of the series.
     """
     hatches = ("", "////", "....", "xxxx", "\\\\\\\\")
 
+    def style(index: int) -> dict[str, Any]:
+        fill = {"color": PALETTE[index], "hatch": hatches[index]}
+        return fill | {"edgecolor": "white", "linewidth": 0}
+
     def draw(ax: Axes) -> None:
-        width = 0.8 / len(series)
-        places = np.arange(len(groups))
-        for index, (name, values) in enumerate(series.items()):
+        width, places = 0.8 / len(shares), np.arange(len(groups))
+        for index, (name, values) in enumerate(shares.items()):
             ax.bar(
-                places + (index - (len(series) - 1) / 2) * width,
+                places + (index - (len(shares) - 1) / 2) * width,
                 values,
                 width * 0.92,
-                yerr=None if errors is None else errors[name],
-                color=PALETTE[index],
-                hatch=hatches[index],
-                edgecolor="white",
-                linewidth=0,
+                yerr=errors[name],
                 error_kw={"elinewidth": 0.8, "capsize": 2, "ecolor": INK},
+                **style(index),
             )
-        for name, level in (levels or {}).items():
-            ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
-            write_at(ax, name, 0.01, level)
         ax.set_xticks(places, [*map(clean, groups)], parse_math=False)
         ax.tick_params(axis="x", labelcolor=INK, length=0)
-        finish(ax, percent)
+        finish(ax, percent=True)
 
     def swatch(index: int) -> Box:
         def draw(ax: Axes, x: Number, y: Number) -> None:
-            ax.bar(
-                x + 8,
-                12,
-                16,
-                y + 2,
-                color=PALETTE[index],
-                hatch=hatches[index],
-                edgecolor="white",
-                linewidth=0,
-            )
+            ax.bar(x + 8, 12, 16, y + 2, **style(index))
 
         return Box(16, SMALL + 4, draw)
 
-    entries = [row(swatch(i), text(name), gap=4) for i, name in enumerate(series)]
-    names = [row(*entries, gap=2 * GAP)] if len(series) > 1 else []
-    return column(text(title), *names, plot(*size, draw), gap=4)
-
-
-def interval_chart(
-    rows: Sequence[str],
-    panels: Mapping[str, Values],
-    *,
-    errors: Mapping[str, Values] | None = None,
-    references: Mapping[str, Values] | None = None,
-    row_height: Number = 26,
-    width: Number = 330,
-) -> Box:
-    """Draw values in rows, with an interval about each, in panels that share the rows.
-
-    Args:
-        rows: Names of the rows, from the top.
-        panels: By heading, values of each row by the name of their series; NaN is left
-            out.
-        errors: Half length of the interval of each value.
-        references: Values to compare with, drawn as hollow marks.
-        row_height: Height of a row in pixels.
-        width: Width of a panel in pixels.
-    """
-    height = len(rows) * row_height
-    has_legend = any(len(series) > 1 for series in panels.values())
-
-    def panel(heading: str, first: bool) -> Box:
-        def draw(ax: Axes) -> None:
-            series = panels[heading]
-            places = np.arange(len(rows))
-            for index, (name, values) in enumerate(series.items()):
-                shift = (index - (len(series) - 1) / 2) * 0.24
-                style = line_style(index, marks=True) | {"linestyle": "none"}
-                error = None if errors is None else errors[heading][name]
-                ax.errorbar(values, places + shift, xerr=error, **style, capsize=2)
-                if references is not None and name in references.get(heading, {}):
-                    hollow = style | {"markerfacecolor": "white", "markersize": 5}
-                    ax.plot(references[heading][name], places + shift, **hollow)
-            ax.set_ylim(len(rows) - 0.5, -0.5)
-            ax.set_yticks([])
-            ax.spines["left"].set_visible(False)
-            ax.margins(x=0.06)
-            ax.grid(axis="x", color=LINE, linewidth=0.3)
-            for place in range(len(rows)):
-                ax.axhline(place, color=LINE, linewidth=0.3)
-
-        names = [legend(list(panels[heading]), marks=True)] if has_legend else []
-        body = plot(width, height + 28 + GAP, draw, left=GAP, below=28)
-        return column(text(heading), *names, body, gap=4)
-
-    label = max(map(text_width, rows))
-    names = [Box(label, row_height, text(name).draw) for name in rows]
-    lines = 2 if has_legend else 1
-    above = space(height=lines * (SMALL + 8) + GAP + row_height / 2 - SMALL / 2)
-    labels = column(above, *names, gap=0)
-    return row(labels, *(panel(heading, False) for heading in panels), gap=2 * GAP)
-
-
-def write_at(ax: Axes, words: str, x: Number, y: Number, color: str = FAINT) -> None:
-    """Write in a chart, at a share of its width and a value."""
-    ax.annotate(
-        clean(words),
-        (x, y),
-        xycoords=("axes fraction", "data"),
-        va="bottom",
-        color=color,
-        fontsize=points(SMALL),
-        parse_math=False,
-        annotation_clip=False,
-    )
+    entries = [row(swatch(i), text(name), gap=4) for i, name in enumerate(shares)]
+    names = [row(*entries, gap=2 * GAP)] if len(shares) > 1 else []
+    return column(text(title), *names, plot(480, 250, draw), gap=4)
 
 
 def finish(ax: Axes, percent: bool) -> None:

@@ -18,15 +18,10 @@ SCALES: dict[Scale, str] = {
 
 
 def measure_scale(x: Float[np.ndarray, ...], contrast: Contrast = "99.5") -> float:
-    """Find the magnitude to show as black or white.
+    """Find the magnitude to show as black or white, 0 if all values are 0.
 
-    Args:
-        x: Signed values.
-        contrast: Percentile of the magnitudes that are not zero, or their maximum. A
-            single pixel sets the maximum, and leaves the rest gray.
-
-    Returns:
-        The scale; 0 if all values are 0.
+    It is a percentile of the magnitudes that are not zero, or their maximum, which a
+    single pixel may set.
     """
     magnitudes = np.abs(x[x != 0])
     if not magnitudes.size:
@@ -39,15 +34,9 @@ def measure_scale(x: Float[np.ndarray, ...], contrast: Contrast = "99.5") -> flo
 def to_display(
     x: Float[np.ndarray, ...], scale: float | None = None
 ) -> Float[np.ndarray, ...]:
-    """Map signed values to `0.5 + x / (2 scale)`, so that zero is mid-gray.
+    """Map signed values to `0.5 + x / (2 scale)` in [0, 1], so that zero is mid-gray.
 
-    Args:
-        x: Signed values.
-        scale: Magnitude that reaches black or white, where larger ones are clipped;
-            None measures it.
-
-    Returns:
-        float32 in [0, 1].
+    Magnitudes above `scale`, which is measured if it is None, are clipped.
     """
     scale = measure_scale(x) if scale is None else scale
     if scale == 0:
@@ -63,11 +52,8 @@ def display_projections(
 ) -> tuple[Float[np.ndarray, "n h w _"], Float[np.ndarray, " n"]]:
     """Map projections of one layer by one rule for display.
 
-    Args:
-        pixels: Projections; other channel counts than 1 and 3 are summed.
-        units: The unit of each.
-        scale: Projections that share a scale: none ("patch"), those of a unit, or all.
-        contrast: As for `measure_scale`.
+    Other channel counts than 1 and 3 are summed. `scale` says which projections share a
+    scale: none ("patch"), those of a unit, or all.
 
     Returns:
         float32 in [0, 1] with 1 or 3 channels, zero mid-gray, and the scale of each.

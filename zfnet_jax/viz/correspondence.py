@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,16 +42,7 @@ def masked_images(
     masked: Mapping[str, UInt8[np.ndarray, "n h w c"]],
     boxes: Mapping[str, Integer[np.ndarray, "n 4"]],
 ) -> Figure:
-    """Draw images, and below each the same image with one part after another masked.
-
-    Args:
-        title: What is masked.
-        names: Names of the images.
-        pictures: The images.
-        masked: By part, the masked images.
-        boxes: By part, the masked box, which is outlined: top, left, bottom, right in
-            pixels.
-    """
+    """Draw images, and below each the same image with one part after another masked."""
     # Names of files differ at their ends.
     heading = [text(shorten(x[::-1], _SIDE)[::-1], color=FAINT) for x in names]
     rows = [
@@ -65,38 +57,19 @@ def masked_images(
 
 
 def correspondence_chart(
-    title: str,
-    parts: Sequence[str],
-    delta: Mapping[str, Float[np.ndarray, " p"]],
-    spread: Mapping[str, Float[np.ndarray, " p"]],
-    random: Mapping[str, Float[np.ndarray, "p r"]],
-    mixed: Mapping[str, Float[np.ndarray, " r"]],
-    p_values: Mapping[str, tuple[Float[np.ndarray, " p"], Float[np.ndarray, " p"]]],
+    title: str, parts: Sequence[str], layers: Mapping[str, tuple[np.ndarray, ...]]
 ) -> Figure:
     """Draw each part's Δ above those of random boxes, and mixed parts, for each layer.
 
-    Args:
-        title: What is compared.
-        parts: Names of the parts.
-        delta: By layer, Δ of each part.
-        spread: Its standard deviation over pairs of images.
-        random: Δ of each draw of random boxes of its size.
-        mixed: Δ of each draw of mixed parts.
-        p_values: P-value of each part against random boxes, and against mixed parts.
+    By layer: Δ [p] of each part and its standard deviation [p] over pairs of images; Δ
+    of draws of random boxes [p, r] and of mixed parts [r]; p-values [p] against random
+    boxes and against mixed parts.
     """
     height = len(parts) * _ROW + _ROW // 2
     labels = [Box(text_width(name), _ROW, text(name).draw) for name in (*parts, _MIXED)]
     charts = []
-    for layer in delta:
-
-        def draw(ax: Axes, layer: str = layer) -> None:
-            _draw_layer(
-                ax,
-                *(delta[layer], spread[layer], random[layer], mixed[layer]),
-                p_values[layer],
-            )
-            ax.set_ylim(height, 0)
-
+    for layer, arrays in layers.items():
+        draw = functools.partial(_draw_layer, height, *arrays)
         body = plot(_PLOT, height + 36 + GAP, draw, left=0)
         charts.append(column(text(layer), body, gap=0))
     names = column(space(height=SMALL + 10 + GAP), *labels, gap=0)
@@ -111,12 +84,14 @@ def correspondence_chart(
 
 
 def _draw_layer(
-    ax: Axes,
+    height: int,
     delta: np.ndarray,
     spread: np.ndarray,
     random: np.ndarray,
     mixed: np.ndarray,
-    p_values: tuple[np.ndarray, np.ndarray],
+    p_random: np.ndarray,
+    p_mixed: np.ndarray,
+    ax: Axes,
 ) -> None:
     for index, (middle, half, draws) in enumerate(
         zip(delta, spread, random, strict=True)
@@ -125,11 +100,12 @@ def _draw_layer(
         style = {"fmt": "o", "color": INK, "markersize": 4, "elinewidth": 1.2}
         ax.errorbar(middle, above, xerr=half, **style)
         _draw_strokes(ax, draws, below)
-        for y, control, chances in zip(
-            (above, below), ("random", "mixed"), p_values, strict=True
+        for y, words in (
+            (above, f"p random {p_random[index]:.2g}"),
+            (below, f"p mixed {p_mixed[index]:.2g}"),
         ):
             ax.annotate(
-                f"p {control} {chances[index]:.2g}",
+                words,
                 (1, y),
                 xycoords=("axes fraction", "data"),
                 ha="right",
@@ -142,6 +118,7 @@ def _draw_layer(
     # Room for the p-values at the right; no width at all if nothing differs.
     extent = float(np.ptp(ends)) or 0.1
     ax.set_xlim(ends.min() - 0.05 * extent, ends.max() + 0.5 * extent)
+    ax.set_ylim(height, 0)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("Δ (lower is more alike)", color=FAINT, fontsize=points(SMALL))

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from zfnet_jax.results import spell
 from zfnet_jax.viz.charts import legend, line_chart
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
@@ -37,49 +36,38 @@ def evolution_grid(
     units: Sequence[int],
     activations: Float[np.ndarray, "u e"],
     jumps: Bool[np.ndarray, "u e"],
-    pictures: UInt8[np.ndarray, "u e h w c"],
-    boxes: Integer[np.ndarray, "u e 4"],
-    projections: Float[np.ndarray, "u e H W c"],
+    pictures: UInt8[np.ndarray, "n h w c"],
+    boxes: Integer[np.ndarray, "n 4"],
+    projections: Float[np.ndarray, "n H W c"],
     contrast: Contrast = "99.5",
 ) -> Figure:
     """Draw each unit's strongest activation at each checkpoint.
 
-    Args:
-        title: The layer and the network.
-        epochs: Epochs of the checkpoints.
-        units: Numbers of the units.
-        activations: The strongest activation of each unit at each checkpoint.
-        jumps: Whether its image differs from the one at the checkpoint before.
-        pictures: Its image.
-        boxes: Its receptive field: top, left, bottom, right in pixels.
-        projections: The activations projected to these boxes.
-        contrast: Percentile of the magnitudes shown as black and white.
+    `jumps` tells whether its image differs from the one at the checkpoint before.
     """
-    shape = projections.shape
-    flat = projections.reshape(-1, *shape[2:])
-    shown, _ = display_projections(flat, np.arange(len(flat)), "patch", contrast)
-    shown = shown.reshape(*shape[:4], -1)
-    side = min(max(3 * max(shape[2:4]), _SMALL), _LARGE)
+    patches, each = cut_patches(pictures, boxes), np.arange(len(boxes))
+    shown, _ = display_projections(projections, each, contrast=contrast)
+    side = min(max(3 * max(patches.shape[1:3]), _SMALL), _LARGE)
+    steps = [
+        column(
+            text(f"epoch {epoch}", color=FAINT),
+            text(f"activation {spell(activation)}", color=FAINT),
+            _mark_jump(column(picture(patch, side), picture(x, side), gap=2), jump),
+            gap=2,
+        )
+        for epoch, activation, jump, patch, x in zip(
+            [*epochs] * len(units),
+            activations.ravel(),
+            jumps.ravel().tolist(),
+            patches,
+            shown,
+            strict=True,
+        )
+    ]
     blocks = []
     for index, unit in enumerate(units):
-        patches = cut_patches(pictures[index], boxes[index])
-        steps = [
-            column(
-                text(f"epoch {epoch}", color=FAINT),
-                text(f"activation {spell(activation)}", color=FAINT),
-                _mark_jump(column(picture(patch, side), picture(x, side), gap=2), jump),
-                gap=2,
-            )
-            for epoch, activation, jump, patch, x in zip(
-                epochs,
-                activations[index],
-                jumps[index].tolist(),
-                patches,
-                shown[index],
-                strict=True,
-            )
-        ]
-        blocks.append(column(text(f"unit {unit}"), row(*steps), gap=2))
+        own = steps[index * len(epochs) : (index + 1) * len(epochs)]
+        blocks.append(column(text(f"unit {unit}"), row(*own), gap=2))
     return sheet(
         title,
         grid(blocks, width=1400, gap=16),
@@ -104,13 +92,7 @@ def motion_chart(
     epochs: Sequence[int],
     motion: Mapping[str, Float[np.ndarray, " steps"]],
 ) -> Figure:
-    """Draw how far each layer's features move from one checkpoint to the next.
-
-    Args:
-        network: Name of the network.
-        epochs: Epochs of the checkpoints, one more than the steps between them.
-        motion: For each layer one number per step.
-    """
+    """Draw how far each layer's features move from one checkpoint to the next."""
     chart = line_chart(
         epochs[1:],
         motion,

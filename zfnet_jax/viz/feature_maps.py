@@ -34,13 +34,6 @@ def draw_maps(
 
     The scale is from 0 to the maximum or, where a map goes below 0, symmetric about it.
     Maps that are zero everywhere are left out, and counted.
-
-    Args:
-        title: The layer, the network and the image.
-        image: The image as the network sees it.
-        maps: The layer's maps.
-        count: Maps to draw at most.
-        note: Origin of the image.
     """
     height, width, units = maps.shape
     peaks = np.abs(maps).max((0, 1))

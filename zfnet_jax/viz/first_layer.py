@@ -16,15 +16,9 @@ _SIDE, _ACROSS = 56, 16
 
 
 def filter_banks(
-    title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]], note: str = ""
+    title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]]
 ) -> Figure:
-    """Draw the filters of first layers, each bank on one scale, with their RMS.
-
-    Args:
-        title: Statement of what the figure shows.
-        banks: HWIO kernels on RGB or gray pixels, by name.
-        note: What to add on how to read it.
-    """
+    """Draw HWIO kernels of first layers, each bank on one scale, with their RMS."""
     blocks = []
     for name, kernel in banks.items():
         scale = measure_scale(kernel)
@@ -35,17 +29,12 @@ def filter_banks(
             f"{name}: {len(filters)} filters, black {-scale:.2g}, white {scale:.2g}"
         )
         blocks.append(_draw_bank(heading, filters, captions))
-    reading = "Below each filter its number and its RMS; mid-gray is 0."
-    return sheet(title, column(*blocks, gap=16), f"{reading} {note}".strip())
+    note = "Below each filter its number and its RMS; mid-gray is 0."
+    return sheet(title, column(*blocks, gap=16), note)
 
 
 def layer_2(title: str, banks: Mapping[str, Float[np.ndarray, "_ _ _ _"]]) -> Figure:
-    """Draw the projection of the strongest activation of each unit of layer 2.
-
-    Args:
-        title: Statement of what the figure shows.
-        banks: Projections [units, h, w, c] by name.
-    """
+    """Draw the projection of the strongest activation of each unit of layer 2."""
     blocks = []
     for name, pixels in banks.items():
         shown, _ = display_projections(pixels, np.arange(len(pixels)))
@@ -76,12 +65,8 @@ def first_layer_numbers(
 ) -> Figure:
     """Draw a table, and shares as groups of bars with a bar for every network.
 
-    Args:
-        title: Statement of what the figure shows.
-        numbers: Cells of the table by row; the first row and column are headings.
-        charts: By heading, the names of the groups, and by network the shares, 0 to 1,
-            of each group and seed; NaN where a share is not known.
-        note: How to read it.
+    Charts are, by heading, the names of the groups, and by network the shares, 0 to 1,
+    of each group and seed; NaN where a share is not known.
     """
     cells = [[text(cell) for cell in line] for line in numbers]
     bars = []
@@ -92,7 +77,5 @@ def first_layer_numbers(
             name: x.std(1).filled(np.nan) if x.shape[1] > 1 else np.full(len(x), np.nan)
             for name, x in known.items()
         }
-        bars.append(
-            bar_chart(groups, means, errors=spread, title=heading, percent=True)
-        )
+        bars.append(bar_chart(heading, groups, means, spread))
     return sheet(title, column(table(cells, gap=12), *bars, gap=16), note)

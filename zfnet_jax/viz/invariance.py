@@ -31,16 +31,8 @@ def invariance_curves(
 ) -> Figure:
     """Draw images being transformed, and how features and probability change.
 
-    Args:
-        network: Name of the network.
-        transform: The transformation.
-        amounts: Its amounts.
-        distances: Distances of n images relative to their own features, by layer. All
-            make the mean and its band; the first ones have curves of their own.
-        probability: Probability of the true class.
-        names: Classes of the first images.
-        pictures: These images at some amounts.
-        steps: These amounts.
+    The mean and its band are those of all n images; the first ones, in `pictures` at
+    the amounts `steps`, have curves of their own.
     """
     quantities = {
         **{f"relative distance at {layer}": y for layer, y in distances.items()},

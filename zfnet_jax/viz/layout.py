@@ -6,11 +6,10 @@ enlarged by whole factors with hard edges, so every pixel of a patch is a square
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,18 +78,16 @@ def text(words: str, size: int = SMALL, color: str = INK, bold: bool = False) ->
     return Box(width * 9 / 8 if bold else width, size + 4, draw)
 
 
-def paragraph(
-    words: str, width: Number = WIDTH, size: int = SMALL, color: str = FAINT
-) -> Box:
-    """Write text, wrapped to a width."""
+def paragraph(words: str, width: Number) -> Box:
+    """Write faint text, wrapped to a width."""
     lines = [""]
     for word in words.split():
         longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and text_width(longer, size) > width:
+        if lines[-1] and text_width(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
-    return column(*(text(line, size, color) for line in lines), gap=2)
+    return column(*(text(line, color=FAINT) for line in lines), gap=2)
 
 
 def shorten(words: str, width: Number, size: int = SMALL) -> str:
@@ -260,20 +257,15 @@ def grid(
 
 
 def sheet(title: str, body: Box, note: str = "") -> Figure:
-    """Make a figure of a title, a note below it and a body.
-
-    Args:
-        title: Statement of what the figure shows, in sentence case.
-        body: What it shows.
-        note: How to read it.
-    """
+    """Make a figure of a title, a note on how to read it, and a body."""
     width = max(body.width, text_width(title, TITLE), 400)
     parts = [text(title, TITLE)]
     if note:
         parts.append(paragraph(note, width))
     whole = column(column(*parts, gap=2), body, gap=12)
     across, down = whole.width + 2 * MARGIN, whole.height + 2 * MARGIN
-    with default_style():
+    # Whatever the user's own settings are.
+    with matplotlib.style.context("default"):
         figure = Figure((across / DPI, down / DPI), dpi=DPI, facecolor="white")
         ax = figure.add_axes((0, 0, 1, 1))
         ax.set_axis_off()
@@ -285,13 +277,6 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
     return figure
 
 
-@contextlib.contextmanager
-def default_style() -> Iterator[None]:
-    """Draw with matplotlib's defaults, whatever the user's own settings are."""
-    with matplotlib.style.context("default"):
-        yield
-
-
 def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
     """Render a figure as a "png" or "pdf" file that names no date and no version."""
     omitted: dict[str, dict[str, None]] = {
@@ -299,7 +284,7 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
     buffer = io.BytesIO()
-    with default_style():
+    with matplotlib.style.context("default"):
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=omitted[kind])
     return buffer.getvalue()
 

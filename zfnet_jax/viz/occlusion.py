@@ -50,19 +50,9 @@ def occlusion_panels(
 ) -> Figure:
     """Draw the five panels of Fig. 7 for one image.
 
-    Args:
-        title: What slides over which image.
-        covered: The image with the square at one place.
-        boxes: Each position of the square: top, left, bottom, right in pixels.
-        activity: Total activity of a feature map, panel (b).
-        probability: Probability of a class, panel (d).
-        labels: The most probable class, panel (e), as an index into `class_names`.
-        class_names: Names of these classes.
-        headings: Headings of the panels (a) to (e).
-        names: Names of the images of panel (c).
-        pictures: These images.
-        projections: Projections of the feature map in each of them.
-        contrast: Percentile of the magnitudes shown as black and white.
+    By position of the square, one of `boxes`: (b) `activity` of a feature map, (d)
+    `probability` of a class, (e) the most probable of `class_names`. Panel (c) has the
+    pictures and the projections of the images of these names, (a) the covered image.
     """
     image = picture(covered, _SIDE)
     a, b, c, d, e = (

@@ -12,12 +12,7 @@ GRAY = 128
 def cut_patches(
     images: UInt8[np.ndarray, "n h w c"], boxes: Integer[np.ndarray, "n 4"]
 ) -> UInt8[np.ndarray, "n H W c"]:
-    """Cut a box out of each image, mid-gray where it leaves the image.
-
-    Args:
-        images: Pictures.
-        boxes: Top, left, bottom, right in pixels, exclusive; all of one size.
-    """
+    """Cut a box out of each image, all of one size; mid-gray where it is outside."""
     height, width = boxes[0, 2:] - boxes[0, :2]
     shape = (len(images), height, width, images.shape[3])
     patches = np.full(shape, GRAY, np.uint8)

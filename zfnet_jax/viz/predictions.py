@@ -41,16 +41,9 @@ def draw_predictions(
     probabilities: Float[np.ndarray, "n k"],
     truth: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw images, each beside bars of the probabilities of a few classes.
+    """Draw images, each beside bars of the probabilities of its most probable classes.
 
-    Args:
-        title: Statement of what the figure shows.
-        note: Which images these are.
-        images: Pictures.
-        captions: Name of each image.
-        names: Most probable classes of each image.
-        probabilities: Their probabilities.
-        truth: True class of each image, if known; its bar gets a tick and bold type.
+    The bar of the true class, where it is known, has a tick and bold type.
     """
     # Bars start at one place in all blocks.
     distinct = {shorten(name, _NAME) for classes in names for name in classes}

@@ -22,12 +22,8 @@ def accuracy_by_layer(
 ) -> Figure:
     """Draw how well each layer's features tell classes, in one panel or several.
 
-    Args:
-        title: What classifies which features.
-        note: How to read the figure.
-        panels: By heading, the names of its layers from the image up, and the curves:
-            accuracies by name, one row per repeat.
-        levels: Accuracies that are lines across the first panel, by name.
+    A panel has the names of its layers, from the image up, and curves by name; levels
+    are lines across the first panel.
     """
     boxes = []
     for heading, (layers, curves) in panels.items():

@@ -40,18 +40,9 @@ def draw_projections(
 ) -> Figure:
     """Draw projections in blocks, with the image and the patch that they belong to.
 
-    Args:
-        title: The layer and the network.
-        captions: Name of each unit, and how strongly it is active.
-        projections: By the name of the rule, projections to the whole image or to the
-            receptive fields.
-        units: The unit of each.
-        scale: Projections of a rule that share a display scale; it never spans rules,
-            whose magnitudes have nothing in common.
-        contrast: Percentile of the magnitudes shown as black and white.
-        image: The image as the network sees it; None draws projections alone.
-        boxes: Receptive fields in the image: top, left, bottom, right in pixels.
-        note: Origin of the image.
+    They are by rule, of the whole image or of the receptive fields, which are `boxes`
+    in `image`. A scale never spans rules, whose magnitudes have nothing in common.
+    Captions are the name of each unit and how strongly it is active.
     """
     columns: list[tuple[list[str], list[Box]]] = []
     count = len(captions)

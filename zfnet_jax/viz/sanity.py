@@ -24,20 +24,22 @@ from zfnet_jax.viz.layout import (
 )
 
 _SIDE = 112
+_MEASURES = (
+    "rank correlation of signed values",
+    "rank correlation of magnitudes",
+    "SSIM of magnitudes",
+)
 
 
 def similarity_curves(
     title: str,
     steps: Sequence[str],
-    curves: Mapping[str, Mapping[str, Float[np.ndarray, "n steps"]]],
+    similarity: Mapping[str, tuple[Float[np.ndarray, "n steps"], ...]],
 ) -> Figure:
     """Draw how alike pictures still are after each of some steps.
 
-    Args:
-        title: What is done at the steps.
-        steps: Names of the steps, each added to those before it. The last is the edges
-            of the image, which owe nothing to the others and stand apart.
-        curves: By measure and backward rule, the similarity of each image's picture.
+    `similarity` has three measures for each backward rule. The last step is the edges
+    of the image, which owe nothing to the others and stand apart.
     """
     places = np.append(np.arange(len(steps)), len(steps))
     ticks = dict(zip([*places[:-2], places[-1]], steps, strict=True))
@@ -48,20 +50,19 @@ def similarity_curves(
     charts = [
         line_chart(
             places,
-            {rule: split(values.mean(0)) for rule, values in by_rule.items()},
-            bands={rule: split(values.std(0)) for rule, values in by_rule.items()},
+            {rule: split(x[index].mean(0)) for rule, x in similarity.items()},
+            bands={rule: split(x[index].std(0)) for rule, x in similarity.items()},
             title=measure,
             x_ticks={float(place): step for place, step in ticks.items()},
             marks=True,
             size=(400, 280),
         )
-        for measure, by_rule in curves.items()
+        for index, measure in enumerate(_MEASURES)
     ]
-    rules = next(iter(curves.values()))
-    count = len(next(iter(rules.values())))
+    count = len(next(iter(similarity.values()))[0])
     return sheet(
         title,
-        column(legend(list(rules), marks=True), row(*charts), gap=GAP),
+        column(legend(list(similarity), marks=True), row(*charts), gap=GAP),
         f"Mean of {count:,} images and one standard deviation. Each step adds to those "
         "before it; the edges of the image depend on no network.",
     )
@@ -69,7 +70,6 @@ def similarity_curves(
 
 def compared_pictures(
     title: str,
-    measure: str,
     images: UInt8[np.ndarray, "shown h w c"],
     names: Sequence[str],
     columns: Sequence[str],
@@ -79,16 +79,8 @@ def compared_pictures(
 ) -> Figure:
     """Draw signed pictures of some images, each beside what it is compared with.
 
-    Args:
-        title: What the pictures are of.
-        measure: Short name of the similarity.
-        images: The images as the network sees them.
-        names: Their names.
-        columns: Names of the pictures in a row.
-        pictures: By backward rule.
-        similarity: By rule, of each picture to the first in its row, for these images
-            and perhaps more.
-        contrast: Percentile of the magnitudes shown as black and white.
+    `pictures` are by backward rule, and so is `similarity` to the first picture in a
+    row, which may be known of more images than are drawn.
     """
     rows = [[space(), space(), *(text(name, color=FAINT) for name in columns)]]
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
@@ -97,7 +89,7 @@ def compared_pictures(
             flat, each = by_image[index], np.arange(len(columns))
             shown, _ = display_projections(flat, each, contrast=contrast)
             numbers = similarity[rule][index]
-            notes = ["", *(f"{measure} {value:z.2f}" for value in numbers[1:])]
+            notes = ["", *(f"correlation {value:z.2f}" for value in numbers[1:])]
             cells = [
                 column(picture(pixels, _SIDE), text(note, color=FAINT), gap=2)
                 for pixels, note in zip(shown, notes, strict=True)
@@ -114,6 +106,6 @@ def compared_pictures(
     return sheet(
         title,
         table(rows),
-        f"Below each picture: its {measure} with the first of its row. Every picture "
+        "Below each picture: its correlation with the first of its row. Every picture "
         "has its own scale; zero is mid-gray.",
     )

@@ -20,35 +20,23 @@ _SMALL, _LARGE = 64, 144
 def top_features(
     title: str,
     captions: Sequence[tuple[str, str]],
-    pictures: UInt8[np.ndarray, "u k h w c"],
-    boxes: Integer[np.ndarray, "u k 4"],
-    projections: Float[np.ndarray, "u k H W c"],
+    pictures: UInt8[np.ndarray, "n h w c"],
+    boxes: Integer[np.ndarray, "n 4"],
+    projections: Float[np.ndarray, "n H W c"],
     scale: Scale = "patch",
     contrast: Contrast = "99.5",
 ) -> Figure:
     """Draw for each unit a square of patches beside one of their projections.
 
-    Args:
-        title: The layer and the network.
-        captions: Name of each unit, and how active it is.
-        pictures: Images of the strongest activations, strongest first.
-        boxes: Receptive field of each activation: top, left, bottom, right in pixels.
-        projections: The activations projected to these boxes.
-        scale: Projections that share a display scale.
-        contrast: Percentile of the magnitudes shown as black and white.
+    Captions are the name of each unit and how active it is; all units have the same
+    number of activations, which follow each other, strongest first.
     """
-    units, count = projections.shape[:2]
-    shape = units, count, *projections.shape[2:4]
-    patches = cut_patches(
-        pictures.reshape(-1, *pictures.shape[2:]), boxes.reshape(-1, 4)
-    )
-    numbers = np.repeat(np.arange(units), count)
-    flat = projections.reshape(-1, *projections.shape[2:])
-    shown, _ = display_projections(flat, numbers, scale, contrast)
-    sides = [x.reshape(*shape, -1) for x in (patches, shown)]
+    count = len(projections) // len(captions)
+    units = np.repeat(np.arange(len(captions)), count)
+    patches = cut_patches(pictures, boxes)
+    shown, _ = display_projections(projections, units, scale, contrast)
     across = math.ceil(math.sqrt(count))
-
-    side = min(max(3 * max(projections.shape[2:4]), _SMALL), _LARGE)
+    side = min(max(3 * max(patches.shape[1:3]), _SMALL), _LARGE)
 
     def square(images: np.ndarray) -> Box:
         return grid([picture(x, side) for x in images], across, gap=2)
@@ -57,7 +45,7 @@ def top_features(
         column(
             text(name),
             text(activity, color=FAINT),
-            row(*(square(images[unit]) for images in sides)),
+            row(square(patches[units == unit]), square(shown[units == unit])),
             gap=2,
         )
         for unit, (name, activity) in enumerate(captions)
