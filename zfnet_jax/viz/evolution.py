@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zfnet_jax.results import spell
 from zfnet_jax.viz.charts import legend, line_chart
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
