@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackprop
 from flax import nnx
 
 import zfnet_jax as zf
@@ -39,13 +38,9 @@ from benchmarks.turns import take_turns
 from experiments.squeezenet import squeezenet
 from tests import networks
 from tests.references import make_residual, make_squeezenet
+from tests.references.make_deconvnet import METHODS
 from zfnet_jax.relu_rules import Rule
 
-METHODS: dict[Rule, Any] = {
-    "deconvnet": NeuronDeconvolution,
-    "guided": NeuronGuidedBackprop,
-    "gradient": NeuronGradient,
-}
 _UNITS = 32
 
 

@@ -218,17 +218,10 @@ def conv_transpose(
 
 
 def _overlap_add(x: Array, axis: int, step: int, before: int, extent: int) -> Array:
-    """Add windows where they overlap along one axis of a map.
+    """Add windows [b, h, w, window, ...] where they overlap along one axis of a map.
 
-    Args:
-        x: [b, h, w, window, ...].
-        axis: 1 or 2: the windows span rows or columns.
-        step: Distance between windows.
-        before: Pixels to drop before the first one kept.
-        extent: Pixels to keep.
-
-    Returns:
-        [b, H, w, ...] or [b, h, W, ...], with `extent` pixels along `axis`.
+    Of the result, [b, H, w, ...] or [b, h, W, ...], `extent` pixels are kept after the
+    first ones, as many as `before`.
     """
     count, window = x.shape[axis], x.shape[3]
     reach = -(-(extent + before) // step)
@@ -344,11 +337,9 @@ def _filter_tiles(x: Array, weights: Array, padding: Padding) -> Array:
 def _tiles(
     x: Array, padding: Padding, rows: int, columns: int
 ) -> tuple[Array, list[int]]:
-    """Overlapping 6 x 6 tiles.
+    """Overlapping 6 x 6 tiles [36, batch * rows * columns * channels].
 
-    Returns:
-        [36, batch * rows * columns * channels], and which pixel of the tile, row-major,
-        each of the 36 is.
+    The order tells which pixel of the tile, row-major, each of the 36 is.
     """
     batch, height, width, channels = x.shape
     edges = [
