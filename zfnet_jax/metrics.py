@@ -53,10 +53,13 @@ def pointing_game(
         hit, so a constant map scores the share of the image that the object covers.
 
     Raises:
-        ValueError: The shapes differ, `importances` are not finite, or a mask is empty.
+        ValueError: The shapes differ, `importances` are not finite, a mask is empty, or
+            `tolerance` is negative or not finite.
     """
     objects = np.asarray(masks)
     values = _check_importances(importances, objects.shape)
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be at least 0 and finite, not {tolerance}")
     empty = np.flatnonzero(~objects.any((1, 2)))
     if empty.size:
         raise ValueError(f"masks[{empty[0]}] is empty: there is no object to point at")

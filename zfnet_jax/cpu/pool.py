@@ -123,10 +123,7 @@ def _place_dtype(spec: MaxPool) -> np.dtype:
 
 def _corners(spec: MaxPool, out_hw: tuple[int, ...]) -> tuple[Array, Array]:
     """Return the first row and column of each window: int32 [H, 1, 1] and [W, 1]."""
-    top, left = (
-        jnp.arange(count, dtype=jnp.int32) * step - before
-        for count, step, (before, _) in zip(
-            out_hw, spec.stride, spec.padding, strict=True
-        )
-    )
-    return top[:, None, None], left[:, None]
+    (step_h, step_w), ((top, _), (left, _)) = spec.stride, spec.padding
+    rows = jnp.arange(out_hw[0], dtype=jnp.int32) * step_h - top
+    columns = jnp.arange(out_hw[1], dtype=jnp.int32) * step_w - left
+    return rows[:, None, None], columns[:, None]
