@@ -67,10 +67,7 @@ def compare(
     batch_size: int,
     turns: int,
 ) -> None:
-    """Time both sides in turn and print a row.
-
-    `model` is what is mined, and `forward` the same as a function of weights.
-    """
+    """Mine `model`, and run `forward`, the same as a function of weights, in turn."""
     logits = jax.jit(forward)
 
     def run() -> None:

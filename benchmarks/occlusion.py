@@ -4,23 +4,20 @@
 
 Both sides slide a square over one 224 x 224 image of noise and follow one logit of the
 same network, in float32 on as many threads as there are processors. Captum runs a full
-pass for each position, in batches of the size that serves it best, which is searched
-first; ours recomputes what the square can change. The sides take turns after a warm-up,
-and the ratio Captum / ours is taken turn by turn, so that a machine whose speed drifts
-still gives a fair figure: above 1 ours is faster.
+pass for each position, in batches of the size that serves it best; ours recomputes what
+the square can change. The sides take turns after a warm-up, and the ratio Captum / ours
+is taken turn by turn: above 1 ours is faster.
 
 Our logits are compared with those of one full pass for each position, and the mean drop
 of the logit over all squares that cover a pixel with Captum's attribution of it. Both
-differences are given as shares of the range of what they are of.
+differences are shares of a map's range.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
-import time
-from collections.abc import Callable
+import timeit
 from typing import Literal
 
 import jax
@@ -31,6 +28,7 @@ from captum.attr import Occlusion
 
 import zfnet_jax as zf
 from benchmarks.torch_network import torch_network
+from benchmarks.turns import take_turns
 from zfnet_jax.analysis.occlusion import Occlusion as Responses
 from zfnet_jax.analysis.occlusion import occlusion
 from zfnet_jax.arch import ARCHITECTURES
@@ -53,13 +51,6 @@ class Options:
     """Pixels from one position to the next."""
     turns: int = 7
     """Turns that each side takes."""
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def run_full_passes(
@@ -111,18 +102,15 @@ def main(options: Options) -> str | None:
 
     responses = ours()
     attribution = theirs(1)
-    best = min(_BATCHES, key=lambda batch: timed(lambda: theirs(batch)))
-    pairs = [(timed(lambda: theirs(best)), timed(ours)) for _ in range(options.turns)]
-    ratios = [a / b for a, b in pairs]
+    best = min(
+        _BATCHES, key=lambda batch: timeit.timeit(lambda: theirs(batch), number=1)
+    )
+    result = take_turns(lambda: theirs(best), ours, options.turns)
     print(
         f"{arch.name}: {len(responses.tops)} x {len(responses.lefts)} positions of "
         f"{options.size} pixels, Captum with perturbations_per_eval={best}"
     )
-    print(
-        f"Captum {statistics.median(a for a, _ in pairs):.2f} s  "
-        f"ours {statistics.median(b for _, b in pairs):.3f} s  "
-        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
-    )
+    print(f"Captum {result.theirs:.2f} s  ours {result.ours:.3f} s  ratio {result}")
     expected = run_full_passes(model, image, responses)
     apart = np.abs(responses.logits[0] - expected).max((0, 1)) / np.ptp(
         expected, (0, 1)

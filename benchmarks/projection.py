@@ -20,17 +20,15 @@ The ratio Captum / ours is taken turn by turn: above 1, ours is faster.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackprop
 from flax import nnx
 
 import zfnet_jax as zf
@@ -39,14 +37,10 @@ from benchmarks.turns import take_turns
 from experiments.squeezenet import squeezenet
 from tests import networks
 from tests.references import make_residual, make_squeezenet
+from tests.references.make_deconvnet import METHODS
 from zfnet_jax.relu_rules import Rule
 
-METHODS: dict[Rule, Any] = {
-    "deconvnet": NeuronDeconvolution,
-    "guided": NeuronGuidedBackprop,
-    "gradient": NeuronGradient,
-}
-_UNITS = 32
+_UNITS = range(32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,44 +57,35 @@ class Options:
     """Units that Captum projects in one turn, one after the other."""
 
 
-def captum_side(
-    model: Any, module: Any, image: np.ndarray, rules: Sequence[Rule]
-) -> Callable[[Sequence[tuple[int, int, int]]], None]:
-    """A function that projects some neurons, each (unit, row, column), by each rule."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().requires_grad_()
-    attributions = [METHODS[rule](model, module) for rule in rules]
-
-    def project(neurons: Sequence[tuple[int, int, int]]) -> None:
-        for attribution in attributions:
-            for neuron in neurons:
-                with warnings.catch_warnings():
-                    # Captum announces its hooks at every call.
-                    warnings.simplefilter("ignore")
-                    attribution.attribute(x, neuron)
-
-    return project
-
-
 def compare(
     title: str,
     net: zf.ConvNet | Any,
     image: np.ndarray,
     layer: str,
-    theirs: Callable[[Sequence[tuple[int, int, int]]], None],
+    model: Any,
+    module: Any,
     rules: Sequence[Rule],
     units: Sequence[int],
     options: Options,
 ) -> None:
-    """Print a row."""
+    """Print a row; `module` is the layer of `model`, the same network in PyTorch."""
     rows, columns, _ = zf.network(net).layer(layer).shape
     neurons = [(u, rows // 2, columns // 2) for u in units[: options.neurons]]
+    x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().requires_grad_()
+
+    def theirs() -> None:
+        for rule in rules:
+            for neuron in neurons:
+                with warnings.catch_warnings():
+                    # Captum announces its hooks at every call.
+                    warnings.simplefilter("ignore")
+                    METHODS[rule](model, module).attribute(x, neuron)
 
     def ours() -> None:
         for rule in rules:
-            zf.project(net, image, layer, units, rule=rule)
+            zf.project(net, image, layer, [*units], rule=rule)
 
-    result = take_turns(functools.partial(theirs, neurons), ours, options.turns)
+    result = take_turns(theirs, ours, options.turns)
     # A turn of ours does more units than one of Captum's.
     ratios = np.array(result.ratios) * len(units) / len(neurons)
     print(
@@ -122,19 +107,10 @@ def compare_zfnet(options: Options) -> None:
     arch, image = zf.ZFNET_PLAIN, noise(224)
     model, other = zf.ConvNet(arch, rngs=nnx.Rngs(0)), torch_network(arch)
     for layer in options.layers:
-        module = other.get_submodule(f"{layer}_relu")
-        theirs = captum_side(other, module, image, ["deconvnet"])
-        for units in (range(arch.shapes()[layer][-1]), range(1)):
-            compare(
-                f"ZFNET_PLAIN {layer}",
-                model,
-                image,
-                layer,
-                theirs,
-                ["deconvnet"],
-                list(units),
-                options,
-            )
+        title, module = f"ZFNET_PLAIN {layer}", other.get_submodule(f"{layer}_relu")
+        for count in (arch.shapes()[layer][-1], 1):
+            sides = model, image, layer, other, module
+            compare(title, *sides, ["deconvnet"], range(count), options)
 
 
 def compare_squeezenet(options: Options) -> None:
@@ -143,11 +119,8 @@ def compare_squeezenet(options: Options) -> None:
     net = zf.network(squeezenet, image.shape[1:], params=weights)
     other = make_squeezenet.network(weights)
     for layer in ("fire5", "fire9"):
-        rules = list(METHODS)
-        theirs = captum_side(other, getattr(other, layer), image, rules)
-        units = list(range(_UNITS))
-        title = f"SqueezeNet {layer}, 3 rules"
-        compare(title, net, image, layer, theirs, rules, units, options)
+        title, sides = f"SqueezeNet {layer}, 3 rules", (net, image, layer, other)
+        compare(title, *sides, getattr(other, layer), [*METHODS], _UNITS, options)
 
 
 def compare_residual(options: Options) -> None:
@@ -155,15 +128,13 @@ def compare_residual(options: Options) -> None:
     image = noise(224)
     net = zf.network(networks.residual_nnx(16), image.shape[1:])
     other = make_residual.network(16).float()
-    rules = list(METHODS)
-    theirs = captum_side(other, other.block2.relu2, image, rules)
-    units = list(range(_UNITS))
-    title = "residual block2, 3 rules"
-    compare(title, net, image, "block2", theirs, rules, units, options)
+    title, sides = "residual block2, 3 rules", (net, image, "block2", other)
+    compare(title, *sides, other.block2.relu2, [*METHODS], _UNITS, options)
 
 
 def main(options: Options) -> None:
     """Print one row per network, layer and number of units."""
+    torch.set_num_threads(os.cpu_count() or 1)
     print(f"{'layer':>28} {'units':>5} {'Captum':>12} {'ours':>12}  ratio (min..max)")
     for name in options.networks:
         match name:

@@ -5,16 +5,13 @@
 Both sides do forward, backward and an SGD update with momentum on the same random
 images, in float32, with as many threads as there are processors; PyTorch in
 channels_last. They take turns, after a warm-up, and the ratio PyTorch / ours is taken
-turn by turn, so that a machine whose speed drifts still gives a fair figure: above 1
-our step is the faster one.
+turn by turn: above 1 our step is the faster one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import sys
-import time
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +23,7 @@ import tyro
 from flax import nnx
 
 import zfnet_jax as zf
+from benchmarks.turns import take_turns
 
 CASES = {
     "zfnet32": (zf.ZFNET32, 128),
@@ -104,13 +102,6 @@ def torch_side(
     return steps
 
 
-def timed(steps: Callable[[int], None], count: int) -> float:
-    """Seconds for one step."""
-    began = time.perf_counter()
-    steps(count)
-    return (time.perf_counter() - began) / count
-
-
 def main(options: Options) -> None:
     """Print one row for each network: median times, and the ratio's spread."""
     print(f"{'network':>12} {'batch':>5} {'PyTorch':>9} {'ours':>9}  ratio (min..max)")
@@ -120,24 +111,19 @@ def main(options: Options) -> None:
         shape = (batch, *arch.input_hw, arch.channels)
         images = rng.standard_normal(shape, np.float32)
         labels = rng.integers(0, arch.num_classes, batch).astype(np.int32)
-        theirs = torch_side(arch, images, labels)
-        ours = jax_side(arch, images, labels)
-        theirs(1)
-        ours(1)
-        pairs = [
-            (timed(theirs, options.steps), timed(ours, options.steps))
-            for _ in range(options.turns)
-        ]
-        ratios = [a / b for a, b in pairs]
-        their_ms = 1e3 * statistics.median(a for a, _ in pairs)
-        our_ms = 1e3 * statistics.median(b for _, b in pairs)
-        spread = f"({min(ratios):.2f}..{max(ratios):.2f})"
+        theirs, ours = (
+            functools.partial(side(arch, images, labels), options.steps)
+            for side in (torch_side, jax_side)
+        )
+        result = take_turns(theirs, ours, options.turns)
+        their_ms, our_ms = (
+            1e3 * seconds / options.steps for seconds in (result.theirs, result.ours)
+        )
         print(
-            f"{name:>12} {batch:>5} {their_ms:>6.0f} ms {our_ms:>6.0f} ms  "
-            f"{statistics.median(ratios):.2f} {spread}",
+            f"{name:>12} {batch:>5} {their_ms:>6.0f} ms {our_ms:>6.0f} ms  {result}",
             flush=True,
         )
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    main(tyro.cli(Options))

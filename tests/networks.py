@@ -425,11 +425,6 @@ class EquinoxResidual(eqx.Module):
         return self.fc(self.block2(self.block1(x)).mean((1, 2)))
 
 
-def apply_equinox(model: EquinoxResidual, images: jax.Array) -> jax.Array:
-    """Logits of NHWC images."""
-    return jax.vmap(model)(jnp.moveaxis(images, -1, 1))
-
-
 # Keras.
 
 
@@ -469,15 +464,12 @@ def residual_keras() -> Any:
     model = keras.Model(images, layers.Dense(CLASSES, name="fc")(x))
 
     weights = residual_weights()
-    for conv_name, norm_name in NORMS.items():
-        model.get_layer(conv_name).set_weights([weights[f"{conv_name}.kernel"]])
-        parts = [weights[f"{norm_name}.{x}"] for x in ("scale", "bias", "mean", "var")]
-        model.get_layer(norm_name).set_weights(parts)
-    model.get_layer("fc").set_weights([weights["fc.kernel"], weights["fc.bias"]])
+    for layer in ("fc", *NORMS, *NORMS.values()):
+        # In Keras' order: kernel and bias, or scale, bias, mean and variance.
+        parts = [x for n, x in weights.items() if n.rpartition(".")[0] == layer]
+        model.get_layer(layer).set_weights(parts)
     return model
 
-
-# What `zf.network` takes, and how each form is called without it.
 
 Form = tuple[tuple[Any, ...], dict[str, Any], Callable[[jax.Array], Any]]
 
@@ -494,7 +486,7 @@ def residual_form(name: str) -> Form:
             return (module.apply, IMAGE_SHAPE), {"params": variables}, apply
         case "equinox":
             model = EquinoxResidual()
-            apply = functools.partial(apply_equinox, model)
+            apply = lambda x: jax.vmap(model)(jnp.moveaxis(x, -1, 1))  # noqa: E731
             return (model, IMAGE_SHAPE), {}, apply
         case "function":
             params = nested(residual_weights())

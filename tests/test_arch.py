@@ -1,7 +1,6 @@
 """Architectures: the paper's numbers, what is refused, and what each unit sees."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -62,21 +61,6 @@ def test_zfnet_is_the_papers():
         "fc7": (4096, 4096),
         "logits": (4096, 1000),
     }
-    windows = {
-        layer.name: (layer.kernel[0], layer.stride[0], layer.padding[0][0])
-        for layer in ZFNET.layers
-        if isinstance(layer, Conv | MaxPool)
-    }
-    assert windows == {
-        "conv1": (7, 2, 1),
-        "pool1": (3, 2, 1),
-        "conv2": (5, 2, 0),
-        "pool2": (3, 2, 1),
-        "conv3": (3, 1, 1),
-        "conv4": (3, 1, 1),
-        "conv5": (3, 1, 1),
-        "pool5": (3, 2, 0),
-    }
 
 
 def test_alexnet_is_the_papers_single_tower():
@@ -84,9 +68,8 @@ def test_alexnet_is_the_papers_single_tower():
     assert [layer.name for layer in ALEXNET.layers[:6]] == names
     maps = [ALEXNET.shapes()[name] for name in ("conv1", "pool1", "pool2", "pool5")]
     assert maps == [(55, 55, 96), (27, 27, 96), (13, 13, 256), (6, 6, 256)]
-    conv1, conv2 = ALEXNET.layer("conv1"), ALEXNET.layer("conv2")
-    assert isinstance(conv1, Conv) and isinstance(conv2, Conv)
-    assert (conv1.kernel, conv1.stride, conv2.kernel) == ((11, 11), (4, 4), (5, 5))
+    kernels = ALEXNET.kernel_shapes()
+    assert (kernels["conv1"], kernels["conv2"]) == ((11, 11, 3, 96), (5, 5, 96, 256))
     # Above the second pooling the two networks are the same.
     assert ALEXNET.layers[6:] == ZFNET_PLAIN.layers[4:]
 
@@ -103,24 +86,18 @@ def test_heads_and_normalization_have_the_papers_constants():
             ContrastNorm(name, size=5, k=2.0, alpha=1e-4, beta=0.75)
             for name in ("norm1", "norm2")
         ]
-        # Layers 3 to 5 are dense, not split over two GPUs.
-        assert all(x.groups == 1 for x in arch.layers if isinstance(x, Conv))
 
 
 def test_the_other_networks_are_of_the_same_family():
-    assert ZFNET_PLAIN.layers == ablate(ZFNET, remove=("norm1", "norm2")).layers
     names = [(type(layer), layer.name) for layer in ZFNET_PLAIN.layers]
     assert [(type(layer), layer.name) for layer in ZFNET32.layers] == names
-    assert (ZFNET32.input_hw, ZFNET32.num_classes) == ((32, 32), 10)
     assert list(ARCHITECTURES) == ["zfnet", "zfnet-plain", "alexnet", "zfnet32"]
-    assert all(arch.name == name for name, arch in ARCHITECTURES.items())
 
 
 def test_architectures_are_values():
     """Equal descriptions are equal and hash alike: jit and nnx compare them."""
-    again = dataclasses.replace(ZFNET)
+    again = ablate(ZFNET)
     assert again is not ZFNET and again == ZFNET and hash(again) == hash(ZFNET)
-    assert ZFNET != ZFNET_PLAIN and ablate(ZFNET) == ZFNET
 
 
 # --- Table 3 ---
@@ -129,20 +106,12 @@ def test_architectures_are_values():
 WIDE = {"conv3": 512, "conv4": 1024, "conv5": 512}
 # Architecture, layers removed, widths, and the kernels that the row changes.
 TABLE3 = [
-    (ALEXNET, "conv3 conv4", {}, {"conv5": (3, 3, 256, 256)}),
     (ALEXNET, "fc7", {}, {}),
-    (ALEXNET, "fc6 fc7", {}, {"logits": (9216, 1000)}),
     (
         ALEXNET,
         "conv3 conv4 fc6 fc7",
         {},
         {"conv5": (3, 3, 256, 256), "logits": (9216, 1000)},
-    ),
-    (
-        ZFNET,
-        "",
-        {"fc6": 2048, "fc7": 2048},
-        {"fc6": (9216, 2048), "fc7": (2048, 2048), "logits": (2048, 1000)},
     ),
     (
         ZFNET,
@@ -191,15 +160,6 @@ def test_an_impossible_ablation_is_refused(changes, message):
 # --- sizes ---
 
 
-def test_with_input_takes_squares_and_rectangles():
-    assert ZFNET.with_input(224) == ZFNET
-    arch = ZFNET.with_input((224, 320))
-    # Columns: (320 + 2 - 7) // 2 + 1 = 158, 79, (79 - 5) // 2 + 1 = 38, 19, 9.
-    maps = [arch.shapes()[name] for name in ("conv1", "pool1", "conv2", "pool5")]
-    assert maps == [(110, 158, 96), (55, 79, 96), (26, 38, 256), (6, 9, 256)]
-    assert arch.kernel_shapes()["fc6"] == (6 * 9 * 256, 4096)
-
-
 def test_rectangles_lopsided_padding_and_groups():
     arch = stack(
         Conv("conv1", 4, kernel=(2, 5), stride=(3, 1), padding=((1, 0), (0, 2))),
@@ -229,7 +189,6 @@ def test_rectangles_lopsided_padding_and_groups():
         ([MaxPool("a", (3, 2), padding=((1, 1), (0, 2)))], "fills a whole window"),
         ([Conv("a", 1, 1, stride=0)], "a: windows and strides start at 1"),
         ([Conv("a", 2, 1, groups=2)], "a: 3 input maps do not split in 2"),
-        ([LOGITS], "layer names repeat"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(layers, message):
@@ -244,10 +203,6 @@ def test_layers_that_do_not_fit_are_refused(layers, message):
         (lambda: Conv("a", 0, 1), "a: features must be at least 1, not 0"),
         (lambda: Dense("a", 1, dropout=1.0), r"a: dropout 1.0 is not in \[0, 1\)"),
         (lambda: ZFNET.with_input((0, 8)), "zfnet: height must be at least 1, not 0"),
-        (
-            lambda: Architecture("net", (8, 8), (Dense("fc6", 2, relu=False),)),
-            r"net: the last layer must be Dense\('logits'",
-        ),
     ],
 )
 def test_impossible_layers_and_images_are_refused(build, message):
@@ -255,23 +210,9 @@ def test_impossible_layers_and_images_are_refused(build, message):
         build()
 
 
-def test_an_unknown_layer_lists_what_exists():
-    listed = "conv1 pool1 conv2 pool2 conv3 conv4 conv5 pool5 fc6 fc7 logits"
-    for ask in (ZFNET32.layer, lambda name: receptive_field(ZFNET32, name)):
-        with pytest.raises(ValueError) as caught:
-            ask("conv6")
-        assert str(caught.value) == f"zfnet32 has no layer 'conv6'; it has {listed}"
-
-
-@pytest.mark.parametrize("name", ["conv1", "block1.conv-2", "a/b_c", "Mixed_5b..x"])
-def test_layer_names_that_are_allowed(name):
-    assert stack(Dense(name, 4)).layers[0].name == name
-
-
-@pytest.mark.parametrize(
-    "name", ["", "/etc/x", "a/../b", "a/..", "a b", "$x", "a\n", "é", "\u202ex"]
-)
+@pytest.mark.parametrize("name", ["", "/etc/x", "a/../b", "a/..", "a b", "a\n", "é"])
 def test_a_layer_name_cannot_leave_its_folder(name):
+    assert stack(Dense("a/block1.conv-2_b..x", 4))
     with pytest.raises(ValueError, match=r"net: .* cannot name a layer"):
         stack(Dense(name, 4))
 
@@ -285,14 +226,11 @@ def test_a_layer_name_cannot_leave_its_folder(name):
         # Going up, a window of k adds (k - 1) strides to the size, a padding of p takes
         # p strides from the start, and a stride of s multiplies the stride.
         (ZFNET, "conv1", 7, 2, -1),
-        (ZFNET, "pool1", 11, 4, -3),  # 7 + 2·2, -1 - 1·2
-        (ZFNET, "norm1", 11, 4, -3),  # looks across maps, not pixels
+        (ZFNET, "norm1", 11, 4, -3),  # 7 + 2·2, -1 - 1·2
         (ZFNET, "conv2", 27, 8, -3),  # 11 + 4·4, no padding
         (ZFNET, "pool2", 43, 16, -11),  # 27 + 2·8, -3 - 1·8
         (ZFNET, "conv5", 139, 16, -59),  # 43 + 3·2·16, -11 - 3·16
         (ZFNET, "pool5", 171, 32, -59),  # 139 + 2·16, no padding
-        (ALEXNET, "pool1", 19, 8, -2),
-        (ALEXNET, "conv2", 51, 8, -18),  # 19 + 4·8, -2 - 2·8
         (ALEXNET, "pool5", 195, 32, -66),
     ],
     ids=lambda value: getattr(value, "name", value),
@@ -318,20 +256,6 @@ def test_a_dense_unit_sees_the_whole_image():
     field = receptive_field(ZFNET.with_input((224, 320)), "fc6")
     assert field == ReceptiveField((224, 320), (0, 0), (0, 0), (224, 320))
     assert field.box(0, 0) == field.box(0, 0, clip=False) == (0, 0, 224, 320)
-
-
-def test_receptive_fields_of_anything_that_has_layers():
-    field = ReceptiveField((3, 3), (1, 1), (0, 0), (8, 6))
-
-    class Table:
-        image_shape = (8, 6, 3)
-
-        def layer(self, name):
-            fields = {"stem": field, "head": None}
-            return types.SimpleNamespace(receptive_field=fields[name])
-
-    assert receptive_field(Table(), "stem") is field
-    assert receptive_field(Table(), "head").box(0, 0) == (0, 0, 8, 6)
 
 
 def influence(arch):

@@ -163,13 +163,6 @@ def test_a_tie_that_the_bias_makes_goes_to_its_first_pixel():
     assert gradient.ravel().tolist() == [1, 0, 0, 0]
 
 
-def test_dense_layers_read_rows_then_columns_then_channels():
-    model = tiny(hw=(2, 3), channels=2, classes=12)
-    model.logits.kernel[...] = jnp.eye(12)
-    images = jnp.arange(12.0).reshape(1, 2, 3, 2)
-    assert model(images).ravel().tolist() == list(range(12))
-
-
 def test_until_stops():
     model, images, *_ = results("odd")
     out = jax.eval_shape(lambda images: model.features(images, until="pool1"), images)
@@ -258,17 +251,6 @@ def test_bfloat16_is_for_the_computation_only():
     dtypes = {name: feature.dtype for name, feature in out.features.items()}
     assert dtypes.pop("logits") == jnp.float32
     assert set(dtypes.values()) == {jnp.dtype(jnp.bfloat16)}
-
-
-def test_parameters_have_the_papers_names():
-    model = nnx.eval_shape(lambda: ConvNet(ZFNET, 7, rngs=nnx.Rngs(0)))
-    leaves = jax.tree_util.tree_leaves_with_path(model)
-    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-    expected = {}
-    for name, kernel in ZFNET.with_classes(7).kernel_shapes().items():
-        expected[f".{name}.kernel.value"] = kernel
-        expected[f".{name}.bias.value"] = kernel[-1:]
-    assert shapes == expected
 
 
 def test_kernels_are_drawn_at_hes_scale_and_biases_are_zero():

@@ -12,9 +12,9 @@ from tests import networks
 from tests.comparison import cut, distance
 from tests.networks import RECTIFIED
 from tests.references import make_residual
-from tests.references.make_residual import RULES
 from zfnet_jax.networks import Network, network
 
+RULES = ("deconvnet", "guided", "gradient")
 POSITIONED = ("stem", "stem.pool", *RECTIFIED[1:])
 
 

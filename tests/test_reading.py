@@ -210,10 +210,8 @@ def test_a_pooling_at_the_end_is_the_result():
         return pooled.squeeze((1, 2)).astype(jnp.bfloat16)
 
     net = network(model, SHAPE)
-    assert {n: layer.shape for n, layer in net.layers.items()} == {
-        "conv1": (4, 6, 4),
-        "conv1.pool": (4,),
-    }
+    shapes = {name: layer.shape for name, layer in net.layers.items()}
+    assert shapes == {"conv1": (4, 6, 4), "conv1.pool": (4,)}
     assert net(images()).dtype == jnp.bfloat16
 
 

@@ -14,9 +14,12 @@ from tests.networks import MIXED
 from zfnet_jax.arch import Architecture, Dense, ReceptiveField
 from zfnet_jax.networks import network
 
+# Dense layers of the full width only take time.
+ZFNET = zf.ablate(zf.ZFNET, widths={"fc6": 4, "fc7": 4})
 
-def check_by_architecture(arch: Architecture) -> None:
-    """The call of a `ConvNet`, traced, has the layers and fields of its description."""
+
+@pytest.mark.parametrize("arch", [ZFNET, MIXED], ids=lambda arch: arch.name)
+def test_a_traced_convnet_has_the_fields_of_its_description(arch: Architecture):
     model = zf.ConvNet(arch, rngs=nnx.Rngs(0))
     net = network(lambda images: model(images), (*arch.input_hw, arch.channels))
     assert len(net.layers) == len(arch.layers)
@@ -26,16 +29,6 @@ def check_by_architecture(arch: Architecture) -> None:
             assert layer.receptive_field is None
         else:
             assert layer.receptive_field == zf.receptive_field(arch, spec.name)
-
-
-@pytest.mark.parametrize("arch", [zf.ZFNET, zf.ALEXNET], ids=lambda a: a.name)
-def test_of_the_papers_networks(arch):
-    # Dense layers of the full width only take time.
-    check_by_architecture(zf.ablate(arch, widths={"fc6": 4, "fc7": 4}))
-
-
-def test_of_uneven_windows():
-    check_by_architecture(MIXED)
 
 
 # Networks with branches: a chain is a tuple of steps, and a step is a window (kind,

@@ -126,15 +126,6 @@ def test_one_message_lists_every_line_once():
     assert "\n" not in complaint(lambda x: jnp.tanh(relu(x)))
 
 
-def test_a_long_list_is_cut():
-    source = "\n".join(["def fn(x):", *["    x = tanh(x)"] * 30, "    return relu(x)"])
-    scope = {"tanh": jnp.tanh, "relu": relu}
-    exec(compile(source, "model.py", "exec"), scope)
-    rows = complaint(scope["fn"]).splitlines()[1:]
-    assert len(rows) == 11 and rows[-1].strip() == "and 20 more lines"
-    assert rows[0].strip().startswith("model.py:2")
-
-
 def test_a_function_without_relu_names_what_it_has():
     message = complaint(lambda x: jax.nn.silu(x))
     assert "no ReLU" in message and "logistic" in message and __file__ in message
@@ -154,10 +145,9 @@ SOFTMAXES = {
 
 @pytest.mark.parametrize("name", SOFTMAXES)
 def test_a_softmax_is_one_finding(name):
-    reported = findings(SOFTMAXES[name], BATCH)
     # Written as two exponentials, the other one remains.
-    assert reported == ["a softmax"] or reported == ["exp", "a softmax"]
-    assert (len(reported) == 2) == (name == "reciprocal")
+    first = ["exp"] if name == "reciprocal" else []
+    assert findings(SOFTMAXES[name], BATCH) == [*first, "a softmax"]
 
 
 def test_a_softmax_at_the_end_asks_for_the_logits():
@@ -218,15 +208,11 @@ def test_training_mode_asks_for_eval(name):
 
 
 def test_models_in_evaluation_pass():
-    for layer in (
-        nnx.BatchNorm(6, rngs=nnx.Rngs(0)),
-        nnx.Dropout(0.5, rngs=nnx.Rngs(0)),
-    ):
+    rngs = nnx.Rngs(0)
+    for layer in (nnx.BatchNorm(6, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)):
         model = Model(layer=layer)
         model.eval()
-        np.testing.assert_array_equal(
-            jax.jit(with_relu_rule(model, "guided"))(BATCH), jax.jit(model)(BATCH)
-        )
+        assert findings(model, BATCH) == []
 
 
 NORMALIZATIONS = {
@@ -243,11 +229,8 @@ NORMALIZATIONS = {
 def test_a_normalization_is_one_kind_of_finding(name):
     reported = findings(NORMALIZATIONS[name], BATCH)
     assert {*reported} == {"a normalization by the input's own statistics"}
-
-
-def test_the_variance_of_a_normalization_is_no_relu():
-    message = complaint(NORMALIZATIONS["layer"], BATCH, strict=False)
-    assert "no ReLU" in message
+    # Its variance, clipped at 0, is no ReLU.
+    assert "no ReLU" in complaint(NORMALIZATIONS[name], BATCH, strict=False)
 
 
 def test_keras_activations():

@@ -8,12 +8,7 @@ import pytest
 import zfnet_jax as zf
 from tests.comparison import cut, distance
 from tests.networks import MIXED, ODD, random_model
-from tests.test_deconvnet import (
-    build,
-    draw_images,
-    signals_of,
-    with_dtype,
-)
+from tests.test_deconvnet import build, draw_images, signals_of, with_dtype
 from zfnet_jax import cpu, ops
 from zfnet_jax.arch import Conv, MaxPool, receptive_field
 from zfnet_jax.deconvnet import backproject

@@ -32,11 +32,7 @@ class Adapter(NamedTuple):
 
 
 def adapt(model: Any, params: Any, image_shape: tuple[int, ...]) -> Adapter:
-    """Find out how a model is called.
-
-    Raises:
-        TypeError: It cannot be called.
-    """
+    """Find out how a model is called."""
     if params is not None:
         is_linen = _is_a(model, "flax.linen", "Module")
         return _adapt_tree(params, model.apply if is_linen else model)
@@ -138,11 +134,7 @@ def _adapt_keras(model: Any) -> Adapter:
 
 
 def keras_image_shape(model: Any) -> tuple[int, ...]:
-    """Shape of the images of a Keras model.
-
-    Raises:
-        ValueError: It is another model, or its shape is open.
-    """
+    """Shape of the images of a Keras model; ValueError for any other."""
     shape = model.input_shape[1:] if _is_a(model, "keras", "Model") else ()
     if not shape or None in shape:
         raise ValueError("image_shape is needed: (height, width, channels)")

@@ -1,7 +1,6 @@
 """Architectures as data: layer specifications, output shapes and receptive fields.
 
-Plain Python, without JAX. The model, the deconvnet, the weight importer and the
-ablation table all interpret the same frozen description (Zeiler & Fergus 2013, Fig. 3).
+Plain Python, without JAX: what the model and every tool interpret (Fig. 3).
 
     >>> receptive_field(ZFNET, "conv2").size
     (27, 27)
@@ -12,7 +11,6 @@ ablation table all interpret the same frozen description (Zeiler & Fergus 2013, 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -63,7 +61,7 @@ class Conv:
         padding: int | Padding = 0,
         groups: int = 1,
     ) -> None:
-        """Accept ints for squares; store pairs."""
+        """Store pairs."""
         _freeze(
             self,
             name=name,
@@ -105,7 +103,7 @@ class MaxPool:
         stride: int | Pair = 2,
         padding: int | Padding = 0,
     ) -> None:
-        """Accept ints for squares; store pairs."""
+        """Store pairs."""
         _freeze(
             self,
             name=name,
@@ -214,10 +212,7 @@ class Architecture:
         {'conv1': (26, 26, 8), 'logits': (10,)}
 
     Raises:
-        ValueError: Layer names repeat or hold other characters than letters, digits and
-            `. _ - /`, an extent is below 1, a window is larger than its padded map,
-            padding could fill a whole pooling window, or a spatial layer follows a
-            dense one.
+        ValueError: The layers have impossible names or sizes, or do not fit together.
     """
 
     name: str
@@ -226,7 +221,7 @@ class Architecture:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        """Check all layers once, so that no interpreter has to."""
+        """Check all layers."""
         height, width = self.input_hw
         _at_least_one(self.name, height=height, width=width, channels=self.channels)
         names = [layer.name for layer in self.layers]
@@ -351,18 +346,16 @@ class ReceptiveField:
         """Field of position (row, column): top, left, bottom, right.
 
         Bottom and right are exclusive. With `clip` the box ends at the image border;
-        otherwise it may leave the image. Where a stride exceeds its kernel, no path
-        reaches some pixels of the box. A clipped box may hold a border that is reached
-        through padding only.
+        otherwise it may leave the image. No path reaches some pixels of the box where a
+        stride exceeds its kernel.
         """
-        edges = [0, 0, 0, 0]
-        for axis, position in enumerate((row, column)):
-            first = self.start[axis] + self.stride[axis] * position
-            ends = first, first + self.size[axis]
-            if clip:
-                ends = (min(max(end, 0), self.input_hw[axis]) for end in ends)
-            edges[axis::2] = ends
-        top, left, bottom, right = edges
+        top = self.start[0] + self.stride[0] * row
+        left = self.start[1] + self.stride[1] * column
+        bottom, right = top + self.size[0], left + self.size[1]
+        if clip:
+            height, width = self.input_hw
+            top, bottom = (min(max(edge, 0), height) for edge in (top, bottom))
+            left, right = (min(max(edge, 0), width) for edge in (left, right))
         return top, left, bottom, right
 
     def through(self, layer: Conv | MaxPool, input_hw: Pair) -> ReceptiveField:
@@ -398,19 +391,19 @@ def receptive_field(network: Any, layer: str) -> ReceptiveField:
         >>> field.size, field.stride, field.box(0, 0)
         ((27, 27), (8, 8), (0, 0, 24, 24))
     """
-    network = getattr(network, "arch", network)  # of a ConvNet
-    if isinstance(network, Architecture):
-        return _compute_field(network, layer)
-    height, width, _ = network.image_shape
+    arch = getattr(network, "arch", network)  # of a ConvNet
+    if isinstance(arch, Architecture):
+        field, hw = _compute_field(arch, layer), arch.input_hw
+    else:
+        field, hw = network.layer(layer).receptive_field, network.image_shape[:2]
     # Wherever the unit lies, it sees the same pixels.
-    whole = ReceptiveField((height, width), (0, 0), (0, 0), (height, width))
-    return network.layer(layer).receptive_field or whole
+    return field or ReceptiveField(hw, (0, 0), (0, 0), hw)
 
 
-def _compute_field(arch: Architecture, layer: str) -> ReceptiveField:
+def _compute_field(arch: Architecture, layer: str) -> ReceptiveField | None:
     target = arch.layer(layer)
     if isinstance(target, Dense):
-        return ReceptiveField(arch.input_hw, (0, 0), (0, 0), arch.input_hw)
+        return None
     below = [*arch.walk()][: arch.layers.index(target) + 1]
     field = ReceptiveField((1, 1), (1, 1), (0, 0), map_hw(below[-1][2]))
     for spec, inputs, _ in reversed(below):
@@ -450,52 +443,49 @@ def ablate(
             removed, or the remaining layers don't fit together.
     """
     widths = dict(widths or {})
-    for name in itertools.chain(remove, widths):
-        arch.layer(name)
     if clash := sorted(set(remove) & set(widths)):
         raise ValueError(f"both removed and resized: {' '.join(clash)}")
-    layers: list[Layer] = []
-    for layer in arch.layers:
-        if layer.name in remove:
-            continue
-        if layer.name in widths:
-            if not isinstance(layer, Conv | Dense):
-                raise ValueError(f"{layer.name} has no width to change")
-            layer = dataclasses.replace(layer, features=widths[layer.name])
-        layers.append(layer)
+    layers = {layer.name: layer for layer in arch.layers}
+    for name, width in widths.items():
+        layer = arch.layer(name)
+        if not isinstance(layer, Conv | Dense):
+            raise ValueError(f"{name} has no width to change")
+        layers[name] = dataclasses.replace(layer, features=width)
+    for name in remove:
+        layers.pop(arch.layer(name).name, None)
     changes = [f"-{name}" for name in remove]
     changes += [f"{name}={width}" for name, width in widths.items()]
-    name = arch.name + "".join(f" {change}" for change in changes)
-    return Architecture(name, arch.input_hw, tuple(layers), arch.channels)
+    name = " ".join([arch.name, *changes])
+    return Architecture(name, arch.input_hw, tuple(layers.values()), arch.channels)
 
 
-_HEAD: tuple[Layer, ...] = (
+# Layers 3 to 7 of the paper's network and of Krizhevsky et al. 2012.
+_TOP: tuple[Layer, ...] = (
+    Conv("conv3", 384, kernel=3, padding=1),
+    Conv("conv4", 384, kernel=3, padding=1),
+    Conv("conv5", 256, kernel=3, padding=1),
+    MaxPool("pool5"),
     Dense("fc6", 4096, dropout=0.5),
     Dense("fc7", 4096, dropout=0.5),
     Dense("logits", 1000, relu=False),
 )
 
-
-def _zfnet(name: str, *, contrast_norm: bool) -> Architecture:
-    layers: tuple[Layer, ...] = (
+ZFNET = Architecture(
+    "zfnet",
+    (224, 224),
+    (
         Conv("conv1", 96, kernel=7, stride=2, padding=1),
         MaxPool("pool1", padding=1),
         ContrastNorm("norm1"),
         Conv("conv2", 256, kernel=5, stride=2),
         MaxPool("pool2", padding=1),
         ContrastNorm("norm2"),
-        Conv("conv3", 384, kernel=3, padding=1),
-        Conv("conv4", 384, kernel=3, padding=1),
-        Conv("conv5", 256, kernel=3, padding=1),
-        MaxPool("pool5"),
-        *_HEAD,
-    )
-    kept = (n for n in layers if contrast_norm or not isinstance(n, ContrastNorm))
-    return Architecture(name, (224, 224), tuple(kept))
-
-
-ZFNET = _zfnet("zfnet", contrast_norm=True)
-ZFNET_PLAIN = _zfnet("zfnet-plain", contrast_norm=False)
+        *_TOP,
+    ),
+)
+ZFNET_PLAIN = dataclasses.replace(
+    ablate(ZFNET, remove=("norm1", "norm2")), name="zfnet-plain"
+)
 
 # Krizhevsky et al. 2012, section 3.5: normalization comes before pooling. Padding 2
 # makes a 224 image give their 55 x 55 map.
@@ -509,11 +499,7 @@ ALEXNET = Architecture(
         Conv("conv2", 256, kernel=5, padding=2),
         ContrastNorm("norm2"),
         MaxPool("pool2"),
-        Conv("conv3", 384, kernel=3, padding=1),
-        Conv("conv4", 384, kernel=3, padding=1),
-        Conv("conv5", 256, kernel=3, padding=1),
-        MaxPool("pool5"),
-        *_HEAD,
+        *_TOP,
     ),
 )
 

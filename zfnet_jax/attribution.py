@@ -1,8 +1,7 @@
 """Which pixels a class responds to: signed maps by three backward rules.
 
-The signal starts as 1 at the logit of a class and goes back to the pixels of each
-image: as the derivative (Simonyan, Vedaldi & Zisserman 2014, arXiv 1312.6034, section
-3), or with another backward rule at every ReLU. `zfnet_jax.metrics` judges the maps.
+The derivative of a class's logit is due to Simonyan, Vedaldi & Zisserman 2014 (arXiv
+1312.6034, section 3); the others apply another backward rule at every ReLU.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ def attribute(
     """Attribute a class to the pixels of each image.
 
     Example:
-        Which pixels would raise the logit of class 3, and by how much per unit:
-
         >>> import numpy as np, zfnet_jax as zf
         >>> from flax import nnx
         >>> model = zf.ConvNet(zf.ZFNET32, rngs=nnx.Rngs(0))

@@ -1,11 +1,9 @@
 """Crops: what one activation sees is a smaller image for the same network.
 
-An activation depends on the pixels of its receptive field alone, and its signal reaches
-no others. A network that takes images of any size therefore gives the same activation
-and the same projection for a crop that holds the field, with a fraction of the work.
-The crop starts at a multiple of the layer's stride, so that every position keeps its
-phase, and ends at the image's border where the field reaches it, so that padding keeps
-its place.
+A network that takes images of any size gives the same activation and projection for a
+crop that holds the receptive field, with a fraction of the work. The crop starts at a
+multiple of the layer's stride, so that every position keeps its phase, and ends at the
+image's border where the field reaches it, so that padding keeps its place.
 """
 
 from __future__ import annotations
@@ -51,9 +49,8 @@ class Crop(NamedTuple):
         stride, start = np.array([self.field.stride, self.field.start])
         last = np.array(self.field.input_hw) - self.net.image_shape[:2]
         corners = ((start + stride * positions) // stride * stride).clip(0, last)
-        return corners.astype(np.int32), (positions - corners // stride).astype(
-            np.int32
-        )
+        positions = positions - corners // stride
+        return corners.astype(np.int32), positions.astype(np.int32)
 
 
 def find_crop(net: Network, layer: str) -> Crop | None:
@@ -90,14 +87,7 @@ def project_crops(
 ) -> tuple[Float[Array, "n s t c"], Float[Array, " n"]]:
     """Projections of points to the pixels of their crops, and their activations.
 
-    Args:
-        net: The network of the crops.
-        images: Whole images.
-        corners: First pixel of each crop.
-        points: The points, with positions in the maps of the crops.
-        layer: Name of the layer.
-        rule: Backward rule for ReLUs.
-        strict: As in `project`.
+    Positions of the points are those in the maps of the crops; images are whole.
     """
 
     def cut(image: Array, corner: Array) -> Array:

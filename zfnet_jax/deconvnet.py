@@ -1,10 +1,9 @@
 """The deconvnet: from activations back to pixels (Zeiler & Fergus 2013, section 2.1).
 
-`forward` runs the network and keeps what the backward pass needs. `backward` sends a
+`forward` runs a `ConvNet` and keeps what the backward pass needs. `backward` sends a
 signal back through the layers: unpool, rectify, filter with the transposed kernels.
 Guided backpropagation and the gradient differ only in `rectify`. `windows.backward`
-computes the same for single activations; `relu_rules` gives the same rules to networks
-that are not a `ConvNet`.
+computes the same for single activations, `relu_rules` for other networks.
 """
 
 from __future__ import annotations

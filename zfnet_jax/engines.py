@@ -1,11 +1,12 @@
 """Engines compute the layers of a network: by its architecture or by replaying it.
 
-An engine knows the layers and takes the weights as an argument. Under `jax.jit` it is
-static, so a compiled program serves every network with an equal engine.
+An engine takes the weights as an argument. Under `jax.jit` it is static, so a compiled
+program serves every network with an equal engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
@@ -53,10 +54,7 @@ def _describe(arch: Architecture) -> Mapping[str, Layer]:
 
 @dataclasses.dataclass(frozen=True)
 class ConvNetEngine:
-    """The layers of a `ConvNet`, as its architecture describes them.
-
-    Engines of one architecture are equal, so networks of it share compiled programs.
-    """
+    """The layers of a `ConvNet`, as its architecture describes them."""
 
     arch: Architecture
 
@@ -92,10 +90,6 @@ class TracedEngine:
     """The layers of a function, read off its equations.
 
     It takes the arrays of the adapter, then those that the function closes over.
-
-    Args:
-        adapter: The function, and the arrays that it takes.
-        image_shape: Height, width and channels.
     """
 
     def __init__(self, adapter: Adapter, image_shape: tuple[int, int, int]) -> None:
@@ -145,13 +139,11 @@ class TracedEngine:
         """The same function for images of another size; None if it takes one size."""
         if image_hw not in self._sizes:
             shape = (*image_hw, self.image_shape[2])
-            try:
+            self._sizes[image_hw] = None
+            with contextlib.suppress(Exception):  # Whatever a model raises.
                 engine = TracedEngine(self.adapter, shape)
-            except Exception:  # Whatever a model raises where shapes do not fit.
-                engine = None
-            if engine is not None and len(engine.paths) != len(self.paths):
-                engine = None
-            self._sizes[image_hw] = engine
+                if len(engine.paths) == len(self.paths):
+                    self._sizes[image_hw] = engine
         return self._sizes[image_hw]
 
     def leaves(self, weights: Any, layer: str) -> Sequence[int]:
@@ -162,7 +154,7 @@ class TracedEngine:
     def _trace(
         self, weights: list[Any], images: Any
     ) -> tuple[tracing.Program, list[Any], list[str]]:
-        """The program, the arrays that it closes over, and the names of its results."""
+        # The names of the results, if the function returns a dict.
         names: list[str] = []
 
         def run(weights: list[Any], images: Any) -> Any:

@@ -2,8 +2,7 @@
 
 A layer is the output of a convolution or of a matrix product with a constant, after the
 bias, the normalization by constants and the ReLU that directly follow; of a pooling; of
-a contrast normalization; of any other ReLU; and the result. It is named by the path of
-its parameters.
+a contrast normalization; of any other ReLU; and the result.
 """
 
 from __future__ import annotations
@@ -64,13 +63,8 @@ class Position(NamedTuple):
 
     def canonical(self, activations: Any) -> Any:
         """Activations as [b, h, w, c] or [b, units], whatever the network's layout."""
-        axes = self.axes
-        order = [
-            i
-            for role in ("batch", "rows", "columns", None, "channels")
-            for i, axis in enumerate(axes)
-            if axis == role
-        ]
+        roles = ["batch", "rows", "columns", None, "channels"]
+        order = sorted(range(len(self.axes)), key=lambda i: roles.index(self.axes[i]))
         ordered = jnp.transpose(activations, order)
         return ordered.reshape(len(ordered), *self.layer.shape)
 
@@ -95,13 +89,7 @@ class _Draft:
 
 @dataclasses.dataclass(frozen=True)
 class _Constant:
-    """Facts about a value that does not depend on the images.
-
-    Attributes:
-        path: Path of the module whose parameter it comes from.
-        weights: Inputs of the program that it comes from.
-        is_zero: Whether it is known to be 0 throughout.
-    """
+    """A value that comes from parameters: from a module's, and from which inputs."""
 
     path: str | None = None
     weights: frozenset[int] = frozenset()
@@ -224,11 +212,8 @@ class Reader:
             if "channels" in [view.axes[i] for i in contracted]:
                 return "dense"
         if equation.name in POOLINGS:
-            window = equation.params["window_dimensions"]
-            if any(
-                size > 1 and axis in ("rows", "columns")
-                for size, axis in zip(window, view.axes, strict=True)
-            ):
+            pairs = zip(equation.params["window_dimensions"], view.axes, strict=True)
+            if {axis for size, axis in pairs if size > 1} & {"rows", "columns"}:
                 return "mean pool" if equation.name.endswith("sum") else "max pool"
         if equation.name in ("reduce_sum", "reduce_max"):
             gone = {view.axes[i] for i in equation.params["axes"]}
@@ -243,7 +228,6 @@ class Reader:
         return None
 
     def _is_rectified(self, value: int) -> bool:
-        """Return whether a value is the result of a ReLU."""
         maker = self.makers.get(value)
         return maker is not None and self._is_relu(maker)
 
@@ -319,10 +303,8 @@ class Reader:
         count = 1 + sum(other.kind == draft.kind for other in self.drafts)
         stem = draft.name or f"{kind}{count}"
         used = {other.name for other in self.drafts}
-        candidates = itertools.chain(
-            [stem], (f"{stem}_{i}" for i in itertools.count(2))
-        )
-        draft.name = next(name for name in candidates if name not in used)
+        more = (f"{stem}_{i}" for i in itertools.count(2))
+        draft.name = next(x for x in itertools.chain([stem], more) if x not in used)
         self.owners.setdefault(draft.value, len(self.drafts))
         self.drafts.append(draft)
 

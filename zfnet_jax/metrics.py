@@ -1,8 +1,7 @@
 """Numbers that judge attribution maps, and measures that compare them.
 
-The pixels of a map are ranked by `importance`. The pointing game asks whether the first
-lies on the object; insertion and deletion ask what the network itself makes of the
-ranking, and need no knowledge of where the object is.
+The pointing game asks whether the most important pixel lies on the object; insertion
+and deletion ask what the network makes of the ranking of all pixels.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ def importance(
 ) -> Float[Array, "b h w"]:
     """Rank pixels by the greatest magnitude among their channels.
 
-    Simonyan et al. 2014, section 3.1. A negative value counts as well: a pixel that
-    lowers the logit when it grows raises it when it shrinks.
+    As in Simonyan et al. 2014, section 3.1.
     """
     return jnp.abs(jnp.asarray(maps)).max(-1)
 
@@ -59,10 +57,6 @@ def pointing_game(
             `tolerance` is negative or not finite.
     """
     objects = np.asarray(masks)
-    if objects.ndim != 3 or objects.dtype != np.bool_:
-        raise ValueError(
-            f"masks must be bool [n, h, w], not {objects.dtype} {list(objects.shape)}"
-        )
     values = _check_importances(importances, objects.shape)
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be at least 0 and finite, not {tolerance}")

@@ -153,7 +153,7 @@ class ConvNet(nnx.Module):
                 case Dense():
                     x = self._dense(x, layer)
                     if keys is not None and layer.dropout > 0:
-                        keys, layer_keys = _split_each(keys)
+                        keys, layer_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
                         x = _drop_units(x, layer_keys, layer.dropout)
             features[layer.name] = x
             if layer.name == until:
@@ -190,13 +190,6 @@ class ConvNet(nnx.Module):
         if layer.relu:
             return jax.nn.relu(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _split_each(
-    keys: Key[Array, " b"],
-) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
-    pairs = jax.vmap(jax.random.split)(keys)
-    return pairs[:, 0], pairs[:, 1]
 
 
 def _drop_units(

@@ -48,8 +48,6 @@ class Network:
 
     Attributes:
         model: What it was made from.
-        image_shape: Height, width and channels of an image.
-        layers: Every layer by name, in the order of the forward pass.
         preprocess: From uint8 pixels to what the network takes; None if not known.
         class_names: By label; None if not known.
     """
@@ -68,10 +66,9 @@ class Network:
         self._read_weights = read_weights
         self.preprocess = preprocess
         self.class_names = None if class_names is None else tuple(class_names)
-        names = self.class_names
-        if names is not None and len(names) != self.num_classes:
+        if class_names is not None and len(class_names) != self.num_classes:
             raise ValueError(
-                f"class_names has {len(names)} names; the network has "
+                f"class_names has {len(class_names)} names; the network has "
                 f"{self.num_classes} outputs"
             )
 
@@ -109,15 +106,9 @@ class Network:
     def features(
         self, images: Float[Array, "b h w c"], layers: Sequence[str]
     ) -> dict[str, Float[Array, "b ..."]]:
-        """Activations by layer, for use inside `jax.jit`, `jax.grad` and the like.
+        """Activations by layer, for use inside `jax.jit`; images are not checked.
 
-        Args:
-            images: Preprocessed images; not checked.
-            layers: Names of layers.
-
-        Returns:
-            Maps as [b, h, w, c] and vectors as [b, units], whatever the layout of the
-            network itself.
+        Maps are [b, h, w, c] and vectors [b, units], whatever the network's own layout.
         """
         return self._engine.features(self._read_weights(), images, tuple(layers))
 
@@ -183,10 +174,8 @@ class Network:
         """Names of layers in the order of the forward pass, each once; all if None."""
         if layers is None:
             return tuple(self.layers)
-        wanted = {
-            self.layer(name).name
-            for name in ([layers] if isinstance(layers, str) else layers)
-        }
+        names = [layers] if isinstance(layers, str) else layers
+        wanted = {self.layer(name).name for name in names}
         if not wanted:
             raise ValueError("layers is empty: name at least one layer")
         return tuple(name for name in self.layers if name in wanted)
@@ -241,7 +230,6 @@ class Network:
         return batch[:count]
 
     def _open(self, images: Any) -> Images:
-        """Images of a path or a list, or as they are."""
         if isinstance(images, str | os.PathLike):
             return self.load_images(images)
         if isinstance(images, list):
@@ -258,17 +246,13 @@ class Network:
     ) -> Iterator[tuple[int, Float[np.ndarray, "b h w c"], int]]:
         """Yield images in batches of one size, a multiple of the number of devices.
 
-        Args:
-            images: Preprocessed images [n, h, w, c], or a source of them.
-            batch_size: Images per batch.
-
         Yields:
             Index of the first image, the batch, and how many of its images are real;
             the rest of the last batch repeats the last image.
 
         Raises:
-            ValueError: There are no images, they have another shape, they are not
-                floats, or one holds a value that is not finite; the message names it.
+            ValueError: There are no images, or they are not finite floats of the
+                network's shape.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -320,8 +304,7 @@ class Network:
     ) -> Any:
         """Open a photograph, a folder of them or a dataset as images for this network.
 
-        Photographs are decoded, resized, cropped and preprocessed as they are needed,
-        so a folder of any size takes little memory.
+        They are read as they are needed, so a folder of any size takes little memory.
 
         Args:
             source: A path or a `zfnet_jax.data.Dataset`.
@@ -374,16 +357,11 @@ class Network:
         rows = [("layer", "kind", "output", "ReLU", "receptive field", "stride")]
         for layer in self.layers.values():
             field = layer.receptive_field
-            rows.append(
-                (
-                    layer.name,
-                    layer.kind,
-                    _by(layer.shape),
-                    "yes" if layer.rectified else "",
-                    _by(field.size) if field else "whole image",
-                    _by(field.stride) if field else "",
-                )
-            )
+            place = _by(field.size) if field else "whole image"
+            stride = _by(field.stride) if field else ""
+            relu = "yes" if layer.rectified else ""
+            shape = _by(layer.shape)
+            rows.append((layer.name, layer.kind, shape, relu, place, stride))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
@@ -396,7 +374,6 @@ def _by(extents: Sequence[int]) -> str:
 
 
 def _over_devices(batch: Float[np.ndarray, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Lay a batch over all local devices."""
     devices = np.array(jax.local_devices())
     mesh = Mesh(devices, ("images",), axis_types=(AxisType.Auto,))
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("images")))
@@ -486,12 +463,7 @@ def network(
 
 
 def as_network(model: Any, images: Any) -> tuple[Network, Any]:
-    """The network of a tool's first argument, and its images.
-
-    Args:
-        model: A `Network`, or any model that `network` takes.
-        images: Images [n, h, w, c] or a source of them; a path is loaded.
-    """
+    """The network of a tool's first argument, and its images, loaded from a path."""
     if isinstance(images, list):
         images = np.asarray(images)
     if not isinstance(model, Network):

@@ -1,8 +1,7 @@
 """The operations of the paper: convolve, pool with switches, unpool, normalize.
 
-Each function is the definition (Zeiler & Fergus 2013, section 2.1), in the form that
-XLA runs well on an accelerator. On the CPU the function that it is decorated with
-computes the same values faster.
+Each function is the definition (Zeiler & Fergus 2013, section 2.1). On the CPU the
+function that it is decorated with computes the same values faster.
 
     >>> x = jnp.array([[1.0, 5.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
     >>> pool = MaxPool("pool1", kernel=2)

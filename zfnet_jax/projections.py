@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,24 +70,16 @@ class Projections(Result):
 
         if not len(self):
             raise ValueError("there are no projections to show")
-        drawn = slice(_SHOWN)
         several = len(np.unique(self.images)) > 1
+        rows = zip(self.units, self.activations, self.images, strict=True)
         captions = [
-            (
-                f"unit {unit}",
-                f"activation {activation:.3g}{f', image {image}' * several}",
-            )
-            for unit, activation, image in zip(
-                self.units[drawn],
-                self.activations[drawn],
-                self.images[drawn],
-                strict=True,
-            )
+            (f"unit {unit}", f"activation {value:.3g}{f', image {image}' * several}")
+            for unit, value, image in itertools.islice(rows, _SHOWN)
         ]
         title = f"{len(self):,} projection{'s' * (len(self) != 1)}"
         more = f" The first {_SHOWN} are drawn." * (len(self) > _SHOWN)
-        pixels = {"": np.asarray(self.pixels[drawn])}
-        return draw_projections(title, captions, pixels, self.units[drawn], note=more)
+        pixels, units = {"": self.pixels[:_SHOWN]}, self.units[:_SHOWN]
+        return draw_projections(title, captions, pixels, units, note=more)
 
 
 def project(
@@ -142,10 +135,11 @@ def project(
     per_image = 1 if units is None else units.shape[1]
     positions = _check_positions(positions, layer, target.shape, len(images), per_image)
     *image_hw, channels = net.image_shape
-    field = target.receptive_field or _whole(image_hw)
+    field = receptive_field(net, layer)
     shape = len(images) * per_image, *(field.size if crop else image_hw), channels
     pixels, parts = np.zeros(0), []
-    for start, batch, count in net.batches(images, _batch_size(net)):
+    batch_size = _BATCH_SIZE if net.is_convnet else _fit(net, 1, _BATCH_SIZE)
+    for start, batch, count in net.batches(images, batch_size):
         activations, backward = _start(net, batch, layer, rule, strict)
         chosen = slice(start, start + count)
         points = _choose(
@@ -280,12 +274,6 @@ def _pull_points(
     return lax.map(pull_one, points, batch_size=together)
 
 
-def _batch_size(net: Network) -> int:
-    if net.is_convnet:
-        return _BATCH_SIZE
-    return _fit(net, 1, _BATCH_SIZE)
-
-
 def _fit(net: Network, images: int, most: int) -> int:
     """Count the signals of one program: on the CPU those that stay in its cache."""
     if jax.default_backend() != "cpu":
@@ -370,11 +358,6 @@ def _check_positions(
 def _power_of_two(count: int) -> int:
     """The least power of two that is no smaller."""
     return 1 << (count - 1).bit_length()
-
-
-def _whole(image_hw: Sequence[int]) -> ReceptiveField:
-    height, width = image_hw
-    return ReceptiveField((height, width), (0, 0), (0, 0), (height, width))
 
 
 def _corners(field: ReceptiveField, positions: np.ndarray) -> Int[np.ndarray, "n 2"]:

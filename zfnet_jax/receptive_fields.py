@@ -2,8 +2,7 @@
 
 A convolution, a pooling, a padding or a slice widens, strides or shifts the interval of
 pixels that a position depends on; operations on several values unite theirs; a sum over
-the map, a flattening or an operation that is not known sees the whole image. What each
-axis means outlives an operation that is not known, as far as shapes tell.
+the map, a flattening or an unknown operation sees the whole image.
 """
 
 from __future__ import annotations
@@ -64,11 +63,7 @@ class View(NamedTuple):
         return self._replace(**{axis: span}) if axis in ("rows", "columns") else self
 
     def union(self, other: View) -> View:
-        """A value of the same shape that depends on both.
-
-        Each axis has the meaning that either knows. Pixels along an axis are known if
-        both have it in the same place.
-        """
+        """A value of the same shape that depends on both, with what either knows."""
         pairs = zip(self.axes, other.axes, strict=True)
         view = View(tuple(_meaning(one, two) for one, two in pairs))
         for axis in ("rows", "columns"):
@@ -121,12 +116,7 @@ IMAGES = View(("batch", "rows", "columns", "channels"), Span(1, 1, 0), Span(1, 1
 
 
 def read_views(program: Program, inputs: dict[int, View]) -> dict[int, View]:
-    """The view of every value that depends on the images.
-
-    Args:
-        program: The program.
-        inputs: The views of those of its inputs that do, by number.
-    """
+    """The view of every value that depends on the images, from those of the inputs."""
     views = dict(inputs)
     for equation in program.equations:
         operands = [views.get(number) for number in equation.inputs]
@@ -166,21 +156,13 @@ def _views_inside(equation: Equation, operands: list[View | None]) -> list[View 
 
 
 class Operation(NamedTuple):
-    """An equation, as far as a rule needs to know it.
-
-    Attributes:
-        name: Name of the primitive.
-        params: Parameters of the primitive.
-        operands: View of each operand; None for a constant.
-        shapes: Shape of each operand.
-        shape: Shape of the result.
-    """
+    """An equation, as far as a rule needs to know it."""
 
     name: str
     params: dict[str, Any]
-    operands: list[View | None]
-    shapes: list[tuple[int, ...]]
-    shape: tuple[int, ...]
+    operands: list[View | None]  # None for a constant
+    shapes: list[tuple[int, ...]]  # of the operands
+    shape: tuple[int, ...]  # of the result
 
     @property
     def view(self) -> View:

@@ -2,9 +2,8 @@
 
 A backward rule for ReLUs is meaningful if everything between them is linear in the
 inputs or chooses among values by comparing them with each other, as max pooling does.
-The audit walks a jaxpr without running it, recognizes rectifiers by their structure
-(never by a name) and reports every operation that is neither. Softmax, normalization
-and dropout consist of several operations and are reported as one.
+The audit walks a jaxpr, recognizes rectifiers by their structure and reports every
+operation that is neither; a softmax, a normalization or a dropout as one.
 """
 
 from __future__ import annotations
@@ -111,8 +110,7 @@ class Audit:
         rectifiers: Paths of the equations that are ReLUs or clip them, each with the
             index of the operand that it rectifies.
         norms: Paths of this package's own contrast normalizations.
-        findings: Source line and description of each operation that the rules say
-            nothing about.
+        findings: Source line and description of every other operation.
     """
 
     def __init__(self, closed: core.ClosedJaxpr):
@@ -265,7 +263,6 @@ class Audit:
     def _visit_obstacle(
         self, eqn: core.JaxprEqn, obstacle: str, signals: list[Dependence], path: Path
     ) -> Dependence:
-        """An operation that the rules say nothing about, alone or in a pattern."""
         name = eqn.primitive.name
         paths = _union(x.paths for x in signals if x.role in STATISTICS)
         parts = {self.findings[part][1] for part in paths}
@@ -290,7 +287,6 @@ class Audit:
     def _visit_linear(
         self, eqn: core.JaxprEqn, signals: list[Dependence]
     ) -> Dependence:
-        """An operation that every rule leaves as it is, perhaps part of a pattern."""
         name, x, role = eqn.primitive.name, signals[0], ""
         roles, paths = {x.role for x in signals}, _union(x.paths for x in signals)
         if name in SUMMING and roles == {"exp"}:

@@ -2,10 +2,8 @@
 
 Section 2.1 of Zeiler & Fergus 2013 rectifies the backward signal of a network; the
 gradient would mask it by the forward ReLU instead. Springenberg et al. 2015 (arXiv
-1412.6806, section 3.4) compare the two and their combination, guided backpropagation:
-three backward rules of one ReLU. A function is traced, and its
-equations are run again with the chosen rule for each ReLU. The model is neither hooked
-nor changed, and `jax.vjp` does the rest.
+1412.6806, section 3.4) compare the two and their combination, guided backpropagation.
+A function is traced, and its equations are run again with the chosen rule.
 """
 
 from __future__ import annotations
@@ -174,20 +172,20 @@ class Interpreter:
                 return bind(eqn, operands)
             return _pass_signal(functools.partial(bind, eqn), operands)
         name = eqn.primitive.name
+        inner = bodies(eqn)
         runs = [
             functools.partial(self.run, body, path=(*path, index))
-            for index, body in enumerate(bodies(eqn))
+            for index, body in enumerate(inner)
         ]
         # A jit of one equation is dispatched as fast without being compiled anew.
-        one = [len(body.eqns) for body in bodies(eqn)] == [1]
-        if name.startswith("custom") or (name == "jit" and one):
+        if name.startswith("custom") or (name == "jit" and len(inner[0].eqns) == 1):
             return runs[0](operands)
         if name in ("remat2", "checkpoint"):
             options = {key: eqn.params[key] for key in ("prevent_cse", "policy")}
             return jax.checkpoint(lambda *args: runs[0](args), **options)(*operands)
         rewritten = [
             jax.make_jaxpr(lambda *args, run=run: run(args))(*body.in_avals)
-            for body, run in zip(bodies(eqn), runs, strict=True)
+            for body, run in zip(inner, runs, strict=True)
         ]
         if name == "cond":
             return bind(eqn, operands, branches=tuple(rewritten))

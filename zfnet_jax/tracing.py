@@ -1,8 +1,7 @@
 """Programs: a JAX function as one flat list of equations that can be read and replayed.
 
-JAX nests: `jax.nn.relu` is a custom derivative around a `jit` around a maximum. Here
-every `jit` and `checkpoint` is inlined, and the arrays that the function closes over
-become inputs, so that reading a network is a loop over equations, and replaying it can
+Every `jit` and `checkpoint` is inlined, and the arrays that the function closes over
+become inputs. Reading a network is then a loop over equations, and replaying it can
 hand out any value on the way.
 """
 
@@ -26,13 +25,7 @@ from zfnet_jax.arch import Conv, MaxPool
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equation:
-    """One operation.
-
-    Attributes:
-        source: The equation of the jaxpr, with its primitive and parameters.
-        inputs: Values it takes, by number.
-        outputs: Values it gives, by number.
-    """
+    """An equation of a jaxpr; the values it takes and gives are numbers."""
 
     source: core.JaxprEqn
     inputs: tuple[int, ...]
@@ -102,15 +95,7 @@ class Program:
 
 
 def trace(function: Callable[..., Any], *arguments: Any) -> tuple[Program, Any]:
-    """Trace a function into a program.
-
-    Args:
-        function: Takes pytrees of arrays and returns one.
-        arguments: Arrays or `jax.ShapeDtypeStruct`s in the place of its arguments.
-
-    Returns:
-        The program, and the function's result with shapes in the place of arrays.
-    """
+    """Trace a function into a program, and give the shapes of its result."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     return flatten(closed), shapes
 
@@ -164,11 +149,8 @@ def flatten(closed: core.ClosedJaxpr) -> Program:
 def hoist(program: Program) -> tuple[Program, list[Any]]:
     """Turn the arrays that a program holds into inputs before its last one.
 
-    A compiled program takes its weights as arguments then and does not contain them.
-    Scalars stay, and zeros: a maximum with them is a ReLU.
-
-    Returns:
-        The program and the arrays.
+    A compiled program then does not contain its weights. Scalars stay, and zeros: a
+    maximum with them is a ReLU.
     """
     arrays = {
         number: array
@@ -202,10 +184,8 @@ def is_contrast_norm(source: core.JaxprEqn) -> bool:
     """Recognize `ops.contrast_norm`, which is jitted under its name."""
     if source.primitive.name != "jit" or source.params["name"] != "contrast_norm":
         return False
-    shapes = [
-        [atom.aval for atom in atoms] for atoms in (source.invars, source.outvars)
-    ]
-    return len(shapes[0]) == 1 and shapes[0] == shapes[1]
+    inputs, outputs = ([x.aval for x in s] for s in (source.invars, source.outvars))
+    return len(inputs) == 1 and inputs == outputs
 
 
 def _is_inlined(source: core.JaxprEqn) -> bool:
@@ -292,10 +272,7 @@ def _max_pool(equation: Equation, x: Any) -> Any:
     return jnp.transpose(y, np.argsort(order).tolist())
 
 
-_OPERATIONS: dict[str, Callable[..., Any]] = {
-    "conv_general_dilated": _convolve,
-    "reduce_window_max": _max_pool,
-}
+_OPERATIONS = {"conv_general_dilated": _convolve, "reduce_window_max": _max_pool}
 
 
 def is_zero(array: Any) -> bool:

@@ -2,8 +2,7 @@
 
 One activation reaches only the pixels of its receptive field, and a square of pixels
 changes only the activations that see it. Either way a layer is a window of one size per
-item: cut out of the maps of a forward pass, recomputed, pasted. Results equal those of
-whole maps to rounding; `deconvnet.backward` and the model's own pass define them.
+item. To rounding, results are those of `deconvnet.backward` and the model's own pass.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Windows:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether every window is the whole map."""
+        """Whether every window is the whole map."""
         return self.size == self.map_hw and self.bounds == ((0, 0), (0, 0))
 
     def see(self, layer: Conv | MaxPool, hw: Pair) -> Windows:
@@ -142,13 +141,11 @@ class Windows:
         self, patches: Float[Array, "n h w c"]
     ) -> Float[Array, "n h w c"]:
         """Set what lies outside the map to zero: padding has no pixels."""
-        rows, columns = (
-            (place >= 0) & (place < extent)
-            for place, extent in (
-                (self.corners[:, axis, None] + np.arange(self.size[axis]), extent)
-                for axis, extent in enumerate(self.map_hw)
-            )
-        )
+        inside = []
+        for axis, extent in enumerate(self.map_hw):
+            place = self.corners[:, axis, None] + np.arange(self.size[axis])
+            inside.append((place >= 0) & (place < extent))
+        rows, columns = inside
         return jnp.where(rows[:, :, None, None] & columns[:, None, :, None], patches, 0)
 
 
@@ -211,6 +208,7 @@ def backward(
 
     A receptive field of as many pixels as the image gives the whole image instead.
     """
+    step = functools.partial(_step, model, trace, rule)
 
     def run_layers(
         layers: Sequence[tuple[Layer, Shape, Shape]],
@@ -236,45 +234,6 @@ def backward(
             windows = below
         return signal
 
-    def step(
-        spec: Layer,
-        inputs: Shape,
-        signal: Array,
-        windows: Windows,
-        below: Windows,
-        images: Array,
-    ) -> Array:
-        """One layer of `deconvnet.backward`."""
-        if has_relu(spec) and rule != "gradient":
-            signal = jax.nn.relu(signal)
-        if has_relu(spec) and rule != "deconvnet":
-            active = windows.cut(trace.active[spec.name], images)
-            signal = jnp.where(active, signal, 0)
-        if isinstance(spec, ContrastNorm):
-            if rule != "gradient":
-                return signal
-            x = windows.cut(trace.inputs[spec.name], images)
-            return jax.vjp(lambda x: ops.contrast_norm(x, spec), x)[1](signal)[0]
-        if isinstance(spec, Dense):
-            kernel = getattr(model, spec.name).kernel[...].astype(signal.dtype)
-            return (signal @ kernel.T).reshape(-1, *inputs)
-        window, name, size = spec, spec.name, below.size
-        if not windows.is_whole:
-            # A window sees the padding of the map; it has none of its own.
-            window = dataclasses.replace(spec, padding=0)
-            size = windows.see(spec, below.map_hw).size
-        if isinstance(window, Conv):
-            kernel = getattr(model, name).kernel[...].astype(signal.dtype)
-            signal = ops.conv_transpose(signal, kernel, window, size)
-        else:
-            places = windows.cut(trace.places[name], images)
-            signal = cpu.pool.unpool_windows(signal, places, window, size)
-        if not below.is_whole:
-            return below.clear_outside(signal)
-        if not windows.is_whole:
-            return windows.see(spec, below.map_hw).paste(signal)
-        return signal
-
     layers = _layers(model.arch, layer)[::-1]
     shape = layers[0][2]
     signal = jax.nn.one_hot(points.units, shape[-1], dtype=points.activations.dtype)
@@ -285,6 +244,49 @@ def backward(
         windows = Windows(points.positions, (1, 1), map_hw(shape), bounds)
         signal = signal[:, None, None]
     return run_layers(layers, signal, windows, points.images)
+
+
+def _step(
+    model: ConvNet,
+    trace: Trace,
+    rule: Rule,
+    spec: Layer,
+    inputs: Shape,
+    signal: Array,
+    windows: Windows,
+    below: Windows,
+    images: Array,
+) -> Array:
+    """One layer of `deconvnet.backward`, from `windows` to those `below`."""
+    name = spec.name
+    if has_relu(spec) and rule != "gradient":
+        signal = jax.nn.relu(signal)
+    if has_relu(spec) and rule != "deconvnet":
+        signal = jnp.where(windows.cut(trace.active[name], images), signal, 0)
+    if isinstance(spec, ContrastNorm):
+        if rule != "gradient":
+            return signal
+        x = windows.cut(trace.inputs[name], images)
+        return jax.vjp(lambda x: ops.contrast_norm(x, spec), x)[1](signal)[0]
+    if isinstance(spec, Dense):
+        kernel = getattr(model, name).kernel[...].astype(signal.dtype)
+        return (signal @ kernel.T).reshape(-1, *inputs)
+    window, size = spec, below.size
+    if not windows.is_whole:
+        # A window sees the padding of the map; it has none of its own.
+        window = dataclasses.replace(spec, padding=0)
+        size = windows.see(spec, below.map_hw).size
+    if isinstance(window, Conv):
+        kernel = getattr(model, name).kernel[...].astype(signal.dtype)
+        signal = ops.conv_transpose(signal, kernel, window, size)
+    else:
+        places = windows.cut(trace.places[name], images)
+        signal = cpu.pool.unpool_windows(signal, places, window, size)
+    if not below.is_whole:
+        return below.clear_outside(signal)
+    if not windows.is_whole:
+        return windows.see(spec, below.map_hw).paste(signal)
+    return signal
 
 
 def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:

@@ -2,20 +2,16 @@
 
     python -m tests.references.make_deconvnet
 
-writes deconvnet.npz beside this file, in about a minute on two CPU cores; it needs the
-extra `parity`. Everything in it derives from seeds and from the weights of the package:
-`tests/test_deconvnet.py` makes the same networks and images again, without PyTorch, and
-compares.
+writes deconvnet.npz beside this file and needs the extra `parity`.
+`tests/test_deconvnet.py` makes the same networks and images again, without PyTorch.
 
-Rules are Captum's NeuronDeconvolution, NeuronGuidedBackprop and NeuronGradient. They
-start from 1 where the package starts from the activation itself, so what they give is
-multiplied by it. Unpooling that overwrites is `torch.nn.MaxUnpool2d` followed by ReLU
-and `conv_transpose2d`. All is computed in float64.
+Captum's methods start from 1 where the package starts from the activation itself, so
+what they give is multiplied by it. Unpooling that overwrites is `torch.nn.MaxUnpool2d`
+followed by ReLU and `conv_transpose2d`. All is computed in float64.
 """
 
 from __future__ import annotations
 
-import collections
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,15 +22,16 @@ from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackpro
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.torch_network import torch_network
 from tests.references.deconvnet_cases import STORE, Key, case
-from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.arch import Architecture
 
-RULES = {
+METHODS: dict[Any, Any] = {
     "deconvnet": NeuronDeconvolution,
     "guided": NeuronGuidedBackprop,
     "gradient": NeuronGradient,
 }
-SETTINGS = (*((rule, "sum") for rule in RULES), ("deconvnet", "last"))
+SETTINGS = (*((rule, "sum") for rule in METHODS), ("deconvnet", "last"))
 # Which layers of which network are stored.
 STORED = {
     "shipped": ("conv2", "conv5", "logits"),
@@ -45,33 +42,7 @@ STORED = {
 
 def torch_net(arch: Architecture, state: Mapping[str, np.ndarray]) -> nn.Sequential:
     """The architecture in PyTorch, with weights under PyTorch's names, in float64."""
-    modules: dict[str, nn.Module] = collections.OrderedDict()
-    for layer, inputs, _ in arch.walk():
-        match layer:
-            case Conv():
-                modules[layer.name] = nn.Conv2d(
-                    inputs[-1],
-                    layer.features,
-                    layer.kernel,
-                    layer.stride,
-                    _even(layer),
-                    groups=layer.groups,
-                )
-                modules[f"{layer.name}_relu"] = nn.ReLU()
-            case MaxPool():
-                modules[layer.name] = nn.MaxPool2d(
-                    layer.kernel, layer.stride, _even(layer)
-                )
-            case Dense():
-                if len(inputs) == 3:
-                    modules["flatten"] = nn.Flatten()
-                size = int(np.prod(inputs))
-                modules[layer.name] = nn.Linear(size, layer.features)
-                if layer.relu:
-                    modules[f"{layer.name}_relu"] = nn.ReLU()
-            case _:
-                raise ValueError(f"{layer.name} has no counterpart in PyTorch")
-    net = nn.Sequential(modules)
+    net = torch_network(arch)
     net.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
     return net.double().eval()
 
@@ -88,8 +59,6 @@ def project(
     """One activation, its value kept, back to pixels: float64[h, w, c]."""
     if overlap == "sum":
         return _by_captum(net, image, layer, unit, position, rule)
-    if rule != "deconvnet":
-        raise ValueError(f"unpooling that overwrites is no gradient: {rule}")
     return _by_unpooling(net, image, layer, unit, position)
 
 
@@ -114,7 +83,7 @@ def _by_captum(net, image, layer, unit, position, rule) -> np.ndarray:
     with warnings.catch_warnings():
         # Captum announces its hooks at every call.
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
-        pixels = RULES[rule](net, module).attribute(x, neuron)
+        pixels = METHODS[rule](net, module).attribute(x, neuron)
     return out[(*neuron[1:], unit)] * _to_numpy(pixels)
 
 
@@ -182,14 +151,6 @@ def _conv_transpose(signal: torch.Tensor, module: nn.Conv2d, shape) -> torch.Ten
     return F.conv_transpose2d(
         signal, module.weight, None, stride, padding, rest, module.groups
     )
-
-
-def _even(layer: Conv | MaxPool) -> tuple[int, int]:
-    """Padding that is the same on both sides, as PyTorch has it."""
-    (top, bottom), (left, right) = layer.padding
-    if (top, left) != (bottom, right):
-        raise ValueError(f"{layer.name} is padded unevenly; PyTorch cannot")
-    return top, left
 
 
 def _to_torch(image: np.ndarray) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
     python -m tests.references.make_residual
 
-It takes seconds and needs the extra `parity`. The file holds, for two images, logits,
-the activations of every layer that ends in a ReLU, and the maps of two activations of
-each such layer under three rules. Everything is computed in float64. Captum starts
-from 1, where the package starts from the activation, so its maps are multiplied by the
-activation.
+It needs the extra `parity`. The file holds, for two images, logits, the activations of
+every layer that ends in a ReLU, and the maps of two activations of each such layer
+under three rules, in float64. Captum starts from 1, where the package starts from the
+activation, so its maps are multiplied by the activation.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from tests.networks import (
 )
 
 STORE = Path(__file__).with_name("residual.npz")
-RULES = ("deconvnet", "guided", "gradient")
 
 
 def network(width: int = 8):
@@ -99,9 +97,9 @@ def references(images: np.ndarray) -> dict[str, np.ndarray]:
         maps, [b, 34, 26, 3].
     """
     import torch
-    from captum.attr import NeuronDeconvolution, NeuronGradient, NeuronGuidedBackprop
 
-    methods = (NeuronDeconvolution, NeuronGuidedBackprop, NeuronGradient)
+    from tests.references.make_deconvnet import METHODS
+
     model = network()
     relus = (
         model.relu,
@@ -126,7 +124,7 @@ def references(images: np.ndarray) -> dict[str, np.ndarray]:
         chosen = [_choose(image, index) for index, image in enumerate(maps)]
         arrays[name] = maps
         arrays[f"{name}/chosen"] = np.array(chosen)
-        for rule, method in zip(RULES, methods, strict=True):
+        for rule, method in METHODS.items():
             projections = []
             for index, (unit, row, column) in enumerate(chosen):
                 with warnings.catch_warnings():

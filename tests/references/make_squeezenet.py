@@ -77,17 +77,9 @@ def network(weights: Mapping[str, np.ndarray] | None = None) -> Any:
 def references(image: np.ndarray) -> dict[str, np.ndarray]:
     """What the file holds, but whole projections, of float32[h, w, 3]."""
     import torch
-    from captum.attr import (
-        NeuronDeconvolution,
-        NeuronGradient,
-        NeuronGuidedBackprop,
-    )
 
-    methods = {
-        "deconvnet": NeuronDeconvolution,
-        "guided": NeuronGuidedBackprop,
-        "gradient": NeuronGradient,
-    }
+    from tests.references.make_deconvnet import METHODS
+
     model = network()
     # The modules have Caffe's weights, which take blue first.
     pixels = torch.tensor(image[..., ::-1].copy())
@@ -101,7 +93,7 @@ def references(image: np.ndarray) -> dict[str, np.ndarray]:
         arrays[f"{name}/unit"] = np.array(place[0])
         arrays[f"{name}/position"] = np.array(place[1:] or (0, 0))
         arrays[f"{name}/value"] = np.float32(value)
-        for rule, method in methods.items():
+        for rule, method in METHODS.items():
             down = method(model, layer).attribute(pixels, place)[0].detach().numpy()
             # Captum sends 1 down, not the activation.
             arrays[f"{name}/{rule}"] = value * down.transpose(1, 2, 0)[..., ::-1]

@@ -95,18 +95,12 @@ def _fold(x: Array, kernel: Array, spec: Conv) -> tuple[Array, Array]:
     Each block of stride x stride pixels becomes one pixel with that many more channels.
     """
     (step_h, step_w), channels = spec.stride, x.shape[-1]
-    rows, columns = (
-        (extent + sum(edges) - size) // step + 3
-        for extent, edges, size, step in zip(
-            x.shape[1:3], spec.padding, spec.kernel, spec.stride, strict=True
-        )
-    )
-    edges = [
-        (before, count * step - extent - before, 0)
-        for extent, (before, _), count, step in zip(
-            x.shape[1:3], spec.padding, (rows, columns), spec.stride, strict=True
-        )
-    ]
+    counts, edges = [], []
+    for axis, step in enumerate(spec.stride):
+        extent, (before, after) = x.shape[axis + 1], spec.padding[axis]
+        counts.append((extent + before + after - spec.kernel[axis]) // step + 3)
+        edges.append((before, counts[axis] * step - extent - before, 0))
+    rows, columns = counts
     zero = jnp.zeros((), x.dtype)
     blocks = lax.pad(x, zero, ((0, 0, 0), *edges, (0, 0, 0)))
     blocks = blocks.reshape(-1, rows, step_h, columns, step_w, channels)
@@ -218,17 +212,10 @@ def conv_transpose(
 
 
 def _overlap_add(x: Array, axis: int, step: int, before: int, extent: int) -> Array:
-    """Add windows where they overlap along one axis of a map.
+    """Add windows [b, h, w, window, ...] where they overlap along one axis of a map.
 
-    Args:
-        x: [b, h, w, window, ...].
-        axis: 1 or 2: the windows span rows or columns.
-        step: Distance between windows.
-        before: Pixels to drop before the first one kept.
-        extent: Pixels to keep.
-
-    Returns:
-        [b, H, w, ...] or [b, h, W, ...], with `extent` pixels along `axis`.
+    Of the result, [b, H, w, ...] or [b, h, W, ...], `extent` pixels are kept after the
+    first ones, as many as `before`.
     """
     count, window = x.shape[axis], x.shape[3]
     reach = -(-(extent + before) // step)
@@ -344,19 +331,14 @@ def _filter_tiles(x: Array, weights: Array, padding: Padding) -> Array:
 def _tiles(
     x: Array, padding: Padding, rows: int, columns: int
 ) -> tuple[Array, list[int]]:
-    """Overlapping 6 x 6 tiles.
+    """Overlapping 6 x 6 tiles [36, batch * rows * columns * channels].
 
-    Returns:
-        [36, batch * rows * columns * channels], and which pixel of the tile, row-major,
-        each of the 36 is.
+    The order tells which pixel of the tile, row-major, each of the 36 is.
     """
     batch, height, width, channels = x.shape
-    edges = [
-        (before, _TILE * (count + 1) - extent - before)
-        for extent, count, (before, _) in zip(
-            (height, width), (rows, columns), padding, strict=True
-        )
-    ]
+    (top, _), (left, _) = padding
+    full_h, full_w = _TILE * (rows + 1), _TILE * (columns + 1)
+    edges = (top, full_h - height - top), (left, full_w - width - left)
     blocks = jnp.pad(x, ((0, 0), *edges, (0, 0)))
     blocks = blocks.reshape(batch, rows + 1, _TILE, columns + 1, _TILE, channels)
     # Without the barrier XLA would redo this transposition inside each of four copies.

@@ -70,14 +70,8 @@ def window_places(
 ) -> Int[Array, "b H W c"] | UInt[Array, "b H W c"]:
     """Return the position of each maximum in its own window, flat and row-major.
 
-    Args:
-        switches: Positions in the map, from `ops.max_pool`.
-        spec: The pooling.
-        width: Width of the map before pooling.
-
-    Returns:
-        Positions in the smallest unsigned integer type that holds them and one more
-        number, the size of the window, which `unpool_windows` takes for none.
+    Positions are of the smallest unsigned integer type that holds them and one more
+    number, the size of the window, which `unpool_windows` takes for none.
     """
     top, left = _corners(spec, switches.shape[1:3])
     row, column = jnp.divmod(switches, width)
@@ -93,15 +87,9 @@ def unpool_windows(
 ) -> Float[Array, "b h w c"]:
     """Equals `ops.unpool`, by the positions that `window_places` gives."""
     (kernel_h, kernel_w), (step_h, step_w) = spec.kernel, spec.stride
-    reach = [
-        -(-(extent + before) // step)
-        for extent, (before, _), step in zip(
-            out_hw, spec.padding, spec.stride, strict=True
-        )
-    ]
-    shifts = [
-        (size - 1) // step for size, step in zip(spec.kernel, spec.stride, strict=True)
-    ]
+    (before_h, _), (before_w, _) = spec.padding
+    reach = -(-(out_hw[0] + before_h) // step_h), -(-(out_hw[1] + before_w) // step_w)
+    shifts = (kernel_h - 1) // step_h, (kernel_w - 1) // step_w
     edges = [
         (shift, max(0, pixels - count))
         for shift, pixels, count in zip(shifts, reach, y.shape[1:3], strict=True)
@@ -135,10 +123,7 @@ def _place_dtype(spec: MaxPool) -> np.dtype:
 
 def _corners(spec: MaxPool, out_hw: tuple[int, ...]) -> tuple[Array, Array]:
     """Return the first row and column of each window: int32 [H, 1, 1] and [W, 1]."""
-    top, left = (
-        jnp.arange(count, dtype=jnp.int32) * step - before
-        for count, step, (before, _) in zip(
-            out_hw, spec.stride, spec.padding, strict=True
-        )
-    )
-    return top[:, None, None], left[:, None]
+    (step_h, step_w), ((top, _), (left, _)) = spec.stride, spec.padding
+    rows = jnp.arange(out_hw[0], dtype=jnp.int32) * step_h - top
+    columns = jnp.arange(out_hw[1], dtype=jnp.int32) * step_w - left
+    return rows[:, None, None], columns[:, None]
