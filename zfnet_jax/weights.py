@@ -77,7 +77,6 @@ class Pretrained(networks.Network):
         self.metadata = dict(metadata)
 
 
-# Inside a compiled function it is a network, as any other.
 jax.tree_util.register_pytree_node(Pretrained, networks._flatten, networks._unflatten)
 
 
@@ -110,21 +109,16 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
 
 
 def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
-    """Find the file of a network, by a shipped name or a path.
-
-    Raises:
-        DataNotFoundError: There is no such file.
-        ValueError: There is no shipped network of that name, or the path is not a file.
-    """
+    """Find the file of a network, by a shipped name or a path; raise as `load` does."""
     path = Path(name_or_path)
     shipped = {file.stem: file for file in sorted(_SHIPPED.glob("*.safetensors"))}
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
-    if not path.exists() and path.name == str(path) and not path.suffix:
-        raise ValueError(
-            f"no network is called {path.name!r}; shipped: {', '.join(shipped)}"
-        )
     if not path.exists():
+        if path.name == str(path) and not path.suffix:
+            raise ValueError(
+                f"no network is called {path.name!r}; shipped: {', '.join(shipped)}"
+            )
         raise DataNotFoundError(f"there is no weight file {path}")
     # Reading a pipe or a device could wait, or go on, forever.
     if not path.is_file():
@@ -280,13 +274,7 @@ def _layers(
 def _shapes(
     source: str, given: Collection[str], arch: Architecture
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of an architecture's tensors, by the names that they have in a state dict.
-
-    Args:
-        source: Where the state dict comes from, for messages.
-        given: The names in the state dict.
-        arch: The architecture.
-    """
+    """Shapes of an architecture's tensors, by their names among the given ones."""
     layers = [re.escape(name) for _, names, *_ in _layers(arch) for name in names]
     pattern = rf"((?:.*\.)?)({'|'.join(layers)}|{_COUNTED})\.(?:weight|bias)"
     matches = [m for name in given if (m := re.fullmatch(pattern, name, re.DOTALL))]
@@ -322,7 +310,7 @@ def _refuse_normalization(source: str, tensors: Mapping[str, np.ndarray]) -> Non
 
 
 def _recognize(source: str, tensors: Mapping[str, np.ndarray]) -> Architecture:
-    """The architecture whose tensors these are, with any number of classes."""
+    """Find the architecture of these tensors, with any number of classes."""
     matches = []
     for arch in ARCHITECTURES.values():
         *_, bias = _shapes(source, tensors, arch)
@@ -368,7 +356,7 @@ def _build(
     return model
 
 
-def _find_problem(array: np.ndarray | None, shape: tuple[int, ...]) -> str | None:
+def _find_problem(array: np.ndarray | None, shape: tuple[int, ...]) -> str:
     if array is None:
         return "is missing"
     if array.shape != shape:
@@ -376,8 +364,8 @@ def _find_problem(array: np.ndarray | None, shape: tuple[int, ...]) -> str | Non
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return f"has dtype {array.dtype}, expected a float"
     with np.errstate(over="ignore"):
-        finite = np.isfinite(array.astype(np.float32)).all()
-    return None if finite else "is not finite in float32"
+        is_finite = np.isfinite(array.astype(np.float32)).all()
+    return "" if is_finite else "is not finite in float32"
 
 
 def _quote(name: str) -> str:
@@ -387,7 +375,6 @@ def _quote(name: str) -> str:
 
 
 def _list(items: Iterable[str], separator: str = ", ") -> str:
-    """The first eight items, and how many more there are."""
     items = list(items)
     more = [f"{len(items) - 8} more"] if len(items) > 8 else []
     return separator.join([*items[:8], *more])
@@ -404,7 +391,7 @@ def read_safetensors(
     Raises:
         DamagedFileError: The file is truncated, damaged, or not a safetensors file.
         DataNotFoundError: There is no such file.
-        ValueError: The path is a folder or device, or NumPy has no type for a tensor.
+        ValueError: NumPy has no type for a tensor.
     """
     try:
         with safetensors.safe_open(find_weights(path), framework="numpy") as file:
@@ -473,7 +460,6 @@ def _parse(
 
 
 def _to_tuples(value: Any) -> Any:
-    """A copy of a value of JSON, with tuples in place of its lists."""
     if isinstance(value, dict):
         return {name: _to_tuples(item) for name, item in value.items()}
     return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
@@ -488,22 +474,11 @@ def _check_description(
     mean = preprocess.mean
     shape = (*(preprocess.size or mean.shape[:2]), *mean.shape[2:])
     expected = (*arch.input_hw, arch.channels)
-    wrong = [name for name, value in metadata.items() if not _is_plain(value)]
     if shape != expected:
         raise ValueError(f"preprocessing gives images {shape}, expected {expected}")
-    if not np.isfinite(mean).all():
-        raise ValueError("the mean image is not finite")
-    if isinstance(preprocess.scale, str) or not _is_plain(preprocess.scale):
-        raise ValueError(f"the scale {preprocess.scale!r} is not a finite number")
-    if not all(isinstance(name, str) for name in class_names):
-        raise ValueError("class names must be text")
     if len(class_names) != arch.num_classes:
         raise ValueError(f"{len(class_names)} class names, expected {arch.num_classes}")
-    if wrong:
-        raise ValueError(f"metadata {_list(wrong)} must be text or a finite number")
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, int | float) and abs(value) < math.inf
-    )
+    for name, value in metadata.items():
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if not is_number and not isinstance(value, str):
+            raise ValueError(f"metadata {name} must be text or a finite number")

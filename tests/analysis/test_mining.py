@@ -1,6 +1,5 @@
 """Mining against a search of every activation, for any batches and devices."""
 
-import json
 import os
 import subprocess
 import sys
@@ -130,14 +129,9 @@ class Stream:
 def test_batches_and_streams_do_not_matter(model, images, batch_size):
     reference = top_activations(model, images, k=5, labels=np.arange(COUNT) % 3)
     done = []
-    result = top_activations(
-        network(model),
-        Stream(images, -(-batch_size // 32) * 32),
-        k=5,
-        labels=np.arange(COUNT) % 3,
-        batch_size=batch_size,
-        progress=lambda *numbers: done.append(numbers),
-    )
+    stream = Stream(images, -(-batch_size // 32) * 32)
+    options = {"batch_size": batch_size, "progress": lambda *x: done.append(x)}
+    result = top_activations(model, stream, k=5, labels=np.arange(COUNT) % 3, **options)
     for layer in LAYERS:
         assert_same(result[layer], reference[layer])
     assert done[-1] == (COUNT, COUNT) and len(done) == len(set(done))
@@ -162,25 +156,24 @@ print(len(jax.devices()), json.dumps([
 """
 
 
-def run_child(**environment: str) -> tuple[int, list]:
+def run_child(devices: int, **environment: str) -> str:
+    """Search with several devices of the CPU; the result as text."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
     result = subprocess.run(
         [sys.executable, "-c", CHILD],
-        env={**os.environ, **environment},
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
         capture_output=True,
         text=True,
     )
     assert not result.returncode, result.stderr
-    devices, _, values = result.stdout.partition(" ")
-    return int(devices), json.loads(values)
+    count, _, values = result.stdout.partition(" ")
+    assert int(count) == devices
+    return values
 
 
 def test_devices_and_64_bit_mode_do_not_matter():
     """float32 images stay float32; Python's and NumPy's integers become int64."""
-    flag = "XLA_FLAGS", "--xla_force_host_platform_device_count"
-    one = run_child(**{flag[0]: f"{flag[1]}=1"})
-    four = run_child(**{flag[0]: f"{flag[1]}=4", "JAX_ENABLE_X64": "1"})
-    assert (one[0], four[0]) == (1, 4)
-    assert one[1] == four[1]
+    assert run_child(1) == run_child(4, JAX_ENABLE_X64="1")
 
 
 def test_any_model_and_a_folder_of_photographs(tmp_path):
@@ -206,16 +199,15 @@ def test_any_model_and_a_folder_of_photographs(tmp_path):
         np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
 
 
-def test_labels_are_checked(model):
+def test_labels_and_k_are_checked(model):
     images = np.zeros((3, 9, 12, 3), np.float32)
-    for labels, message in (
-        ([0, 1], r"labels are int64\[2\], not int\[3\]"),
-        ([0, -1, 2], "label -1 is negative"),
+    for options, message in (
+        ({"labels": np.array([0, 1])}, r"labels are int64\[2\], not int\[3\]"),
+        ({"labels": np.array([0, -1, 2])}, "label -1 is negative"),
+        ({"k": 0}, "k must be at least 1, not 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            top_activations(model, images, "conv1", labels=np.array(labels))
-    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
-        top_activations(model, images, "conv1", k=0)
+            top_activations(model, images, "conv1", **options)
 
 
 def make_top(means: list[list[float]], active: list[float]) -> TopActivations:
@@ -251,15 +243,8 @@ def test_each_activation_is_projected_from_its_own_image(model, images):
     rank = 0
     for unit in units:
         for image, position in zip(top.images[unit], top.positions[unit], strict=True):
-            one = zf.project(
-                model,
-                images[image : image + 1],
-                "conv1",
-                unit,
-                position,
-                rule=rule,
-                crop=True,
-            )
+            own = images[image][None], "conv1", unit, position
+            one = zf.project(model, *own, rule=rule, crop=True)
             np.testing.assert_allclose(result.pixels[rank], one.pixels[0], atol=1e-6)
             np.testing.assert_array_equal(result.boxes[rank], one.boxes[0])
             assert (result.images[rank], result.units[rank]) == (image, unit)

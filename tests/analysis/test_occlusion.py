@@ -66,15 +66,12 @@ def test_full_passes_give_the_same(model, size, stride, fill):
     for i, image in enumerate(images):
         expected = run_covered(model, image, responses.boxes.reshape(-1, 4), cover)
         logits = np.asarray(expected["logits"]).reshape(rows, cols, classes)
-        np.testing.assert_allclose(responses.logits[i], logits, rtol=1e-4, atol=1e-4)
         chances = np.asarray(jax.nn.softmax(logits))[..., i + 1]
-        np.testing.assert_allclose(responses.probability[i], chances, atol=1e-5)
-        label = responses.logits[i].argmax(-1)
-        np.testing.assert_array_equal(responses.label[i], label)
         activity = expected[layer][..., 2].sum((1, 2)).reshape(rows, cols)
-        np.testing.assert_allclose(
-            responses.activity[i], activity, rtol=1e-4, atol=1e-4
-        )
+        assert_close(responses.logits[i], logits, atol=1e-4)
+        assert_close(responses.probability[i], chances)
+        assert_close(responses.label[i], responses.logits[i].argmax(-1))
+        assert_close(responses.activity[i], activity, atol=1e-4)
 
 
 def test_any_other_network_gives_the_same(model, monkeypatch):
@@ -142,15 +139,12 @@ def test_a_network_that_sees_one_pixel_gives_a_map_of_that_pixel():
     np.testing.assert_allclose(drop_of(1)[1], expected, atol=1e-6)
     # A rectangle of 2 x 3 covers it at six positions and shares it among its pixels.
     responses, drop = drop_of((2, 3))
-    covering = [*np.ndindex(2, 3)]
-    np.testing.assert_array_equal(
-        np.argwhere(drop > 1), [(3 + row, 1 + column) for row, column in covering]
-    )
+    covering = [(3 + row, 1 + column) for row, column in np.ndindex(2, 3)]
+    np.testing.assert_array_equal(np.argwhere(drop > 1), covering)
     pixels = responses.by_pixel(drop)
     assert pixels.shape == (6, 8)
     assert pixels[4, 3] == pytest.approx(6.0) and pixels[0, 0] == pytest.approx(0)
     assert pixels[3, 1] == pytest.approx(6.0 / 4)
-    np.testing.assert_allclose(responses.by_pixel(drop[None])[0], pixels)
 
 
 def test_the_share_of_a_drop_on_an_object():
@@ -165,7 +159,6 @@ def test_the_share_of_a_drop_on_an_object():
     ("change", "message"),
     [
         ({"size": (4, 17)}, "square of 4 x 17 pixels does not fit an image of 16 x 16"),
-        ({"size": 0}, "size must be at least 1 pixel, not 0"),
         ({"stride": (1, 0)}, r"stride must be at least 1 pixel, not \(1, 0\)"),
         ({"units": 5}, r"unit 5: conv2 has 5 units \(0 to 4\)"),
         ({"layer": "logits"}, "logits has no feature maps"),

@@ -9,12 +9,10 @@ the Hamming distance of their signs:
 
 A lower Δ means more alike. Here Δ is the mean over pairs and dimensions, from 0 to 1. A
 sign is -1, 0 or 1, since a rectified feature often does not change at all. A mask that
-changes nothing therefore has Δ = 0 as well; the share of the features that change is
-reported alongside.
+changes nothing thus has Δ = 0 too, so the share of features that change is reported.
 
-The paper compares with random boxes, most of which lie on the background. A second
-control, beyond the paper, tells whether it matters which part it is: a random part in
-each image.
+The paper's control is random boxes. A second one, a random part in each image, tells
+whether it matters which part is hidden.
 """
 
 from __future__ import annotations
@@ -60,21 +58,18 @@ class Correspondence(Result):
 
     @property
     def p_random(self) -> Float64[np.ndarray, " p"]:
-        """P-values of a permutation test against random boxes.
+        """P-values of a one-sided permutation test against random boxes.
 
-        Null hypothesis: a part's boxes are random boxes too, so each rank of its Δ
-        among the r draws is equally likely. The p-value is (1 + number of draws with Δ
-        no higher) / (1 + r): one-sided, ties counted against the part, at least 1 / (1
-        + r).
+        Null hypothesis: a part's boxes are random boxes too. The p-value is (1 + number
+        of draws with Δ no higher) / (1 + r).
         """
         return self._rank(self.random)
 
     @property
     def p_mixed(self) -> Float64[np.ndarray, " p"]:
-        """P-values of the same test against `mixed`.
+        """P-values of the same test against `mixed`; 1 with a single part.
 
-        Null hypothesis: within an image the parts may exchange their names. With a
-        single part it is 1.
+        Null hypothesis: within an image the parts may exchange their names.
         """
         return self._rank(self.mixed[None])
 
@@ -181,7 +176,6 @@ def _check(
 
 
 def _find_layers_5_and_7(net: Network) -> list[str]:
-    """The last spatial and the last hidden layer."""
     hidden = list(net.layers)[:-1]
     spatial = [name for name in hidden if len(net.layers[name].shape) == 3]
     return spatial[-1:] + hidden[-1:]
@@ -230,7 +224,6 @@ def _summarize(
 def _features(
     net: Network, images: Array, boxes: Array, layers: tuple[str, ...]
 ) -> dict[str, Float[Array, "n d"]]:
-    """Features of images with a box masked; an empty box masks nothing."""
     features = net.features(mask_boxes(images, boxes), layers)
     return {name: x.reshape(len(images), -1) for name, x in features.items()}
 

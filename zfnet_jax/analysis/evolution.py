@@ -160,17 +160,11 @@ def motion(
     of all images, at two checkpoints: 0 for a unit that was only scaled or shifted, 1
     for one that is unrelated to its former self.
 
-    Args:
-        networks: As in `evolution`.
-        images: As in `top_activations`.
-        layers: Names of layers; all if None.
+    The arguments and errors are those of `evolution`.
 
     Returns:
         For each layer one row per step from a checkpoint to the next; NaN for a unit
         that does not vary at one of the two.
-
-    Raises:
-        ValueError: As in `evolution`.
     """
     nets = _sort(networks, images)
     rows: dict[str, list[np.ndarray]] = {}
@@ -213,7 +207,6 @@ def _moments(
 
 
 def _sort(networks: Mapping[int, Any], images: Any) -> dict[int, Network]:
-    """Networks by epoch, checked to have the same layers."""
     if len(networks) < 2:
         raise ValueError(f"two checkpoints are needed, not {len(networks)}")
     nets = {epoch: as_network(networks[epoch], images)[0] for epoch in sorted(networks)}

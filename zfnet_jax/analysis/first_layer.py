@@ -39,13 +39,7 @@ def filter_rms(kernel: Kernel) -> Float32[np.ndarray, " o"]:
 
 
 def limit_filters(kernel: Kernel, limit: float) -> Float32[np.ndarray, "kh kw i o"]:
-    """Scale filters whose RMS is above a limit back to it.
-
-    Raises:
-        ValueError: The limit is not above 0.
-    """
-    if not limit > 0:
-        raise ValueError(f"limit must be above 0, not {limit}")
+    """Scale filters whose RMS is above a limit back to it."""
     scale = np.minimum(1, limit / filter_rms(kernel).clip(1e-30))
     return (np.asarray(kernel) * scale).astype(np.float32)
 
@@ -63,13 +57,7 @@ def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
     Returns:
         Shares that add up to 1, by the name of the band in `BANDS`; 0 for a filter of
         zeros.
-
-    Raises:
-        ValueError: The kernel is too large.
     """
-    height, width = kernel.shape[:2]
-    if max(height, width) > _SPECTRUM:
-        raise ValueError(f"a kernel of {height} x {width} exceeds {_SPECTRUM} pixels")
     wide = np.asarray(kernel, np.float64)
     spectrum = np.fft.fft2(wide, (_SPECTRUM, _SPECTRUM), axes=(0, 1))
     energy = (np.abs(spectrum) ** 2).sum(2)

@@ -127,7 +127,6 @@ def _read(
     layers: tuple[str, ...],
     amount: Array,
 ) -> tuple[dict[str, Float[Array, "n d"]], Float[Array, " n"]]:
-    """Features of transformed images, and the probability of each one's class."""
     # Interpolation at whole pixels is exact only to rounding.
     moved = jnp.where(
         amount == IDENTITY[transform],
@@ -205,15 +204,10 @@ def check_amounts(
 ) -> Float32[np.ndarray, " a"]:
     """Check the amounts of a transformation and return them in single precision.
 
-    Args:
-        transform: The transformation.
-        amounts: Shifts up to the image's height, scales from 0.1 to 10, angles up to
-            ten turns either way.
-        height: Height of the images in pixels.
-
     Raises:
-        ValueError: There is no such transformation, no amount, or one that is out of
-            range or not finite.
+        ValueError: There is no such transformation, no amount, or one that is not
+            finite or out of range: shifts up to the images' height, scales from 0.1 to
+            10, angles up to ten turns either way.
     """
     ranges = {
         "translate": (-height, height),
@@ -270,17 +264,12 @@ def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
 
     Args:
         curve: Distances at equal steps of a full turn, without the last.
-        folds: At least 2.
+        folds: From 2 to half the number of steps.
 
     Returns:
         From 0 to 1; NaN for a constant curve.
-
-    Raises:
-        ValueError: `folds` is below 2 or more than the steps can resolve.
     """
     y = np.asarray(curve, np.float64)
-    if not 2 <= folds <= len(y) // 2:
-        raise ValueError(f"folds must be from 2 to {len(y) // 2}, not {folds}")
     power = np.abs(np.fft.fft(y - y.mean())) ** 2
     if power.sum() <= 1e-20 * (y**2).sum():
         return math.nan

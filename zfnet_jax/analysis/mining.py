@@ -147,8 +147,6 @@ def project_strongest(
 
 @dataclasses.dataclass(frozen=True)
 class _Selection:
-    """Some images of a source, in another order."""
-
     source: np.ndarray | Array | ImageSource
     indices: Int[np.ndarray, " n"]
 

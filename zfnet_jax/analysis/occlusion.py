@@ -172,8 +172,6 @@ def occlusion(
 
 
 class _Squares(NamedTuple):
-    """All positions of a square, and what shows in it."""
-
     tops: Int32[np.ndarray, " rows"]
     lefts: Int32[np.ndarray, " cols"]
     corners: Int32[np.ndarray, "positions 2"]
@@ -224,7 +222,7 @@ def _last_convolution(net: Network) -> str:
 
 
 def _each_image(net: Network, images: Any) -> Iterator[tuple[int, np.ndarray]]:
-    """Each image as a batch of one; several devices get several together."""
+    # Several devices get several together.
     for start, batch, real in net.batches(images, 1):
         for i in range(real):
             yield start + i, batch[i : i + 1]
@@ -380,7 +378,7 @@ def _cover_windows(
     layer: str,
     unit: np.int32,
 ) -> tuple[Array, Array]:
-    """As `_cover_images`, for a ConvNet: only what the squares change is computed."""
+    """Compute the same for a ConvNet, but only what the squares change."""
     dtype = features["image"].dtype
     patches = _cut_squares(jnp.asarray(cover, dtype), corners, size)
     activity = jnp.zeros(0)
@@ -404,8 +402,6 @@ def _cut_squares(cover: Array, corners: Array, size: Pair) -> Array:
 
 @jax.jit
 def _sum_map(clean: Array, patches: Array, starts: Array, unit: Array) -> Array:
-    """Sum of one map with its changes."""
-
     def sum_one(item: tuple[Array, Array]) -> Array:
         patch, start = item
         changed = lax.dynamic_update_slice(clean[..., unit], patch, tuple(start))

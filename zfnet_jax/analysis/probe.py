@@ -152,18 +152,18 @@ def probe_features(
     Every dimension is standardized over the training rows; one that is constant there
     becomes 0. All are then divided by the square root of the number of the others, so
     that a row has length 1 (in the mean square) and a penalty means the same for layers
-    of any width.
+    of any width. The arguments are those of `probe`, with a row of features for each
+    image.
 
     Memory is `train`² + `train` · min(d, `train`) numbers besides the features; time
-    grows with the cube of the smaller of `train` and d. The arguments are those of
-    `probe`, with a row of features for each image.
+    grows with the cube of the smaller of `train` and d.
 
     Returns:
         Probes by classifier.
 
     Raises:
-        ValueError: A part of the split is empty, a class has no training row, a feature
-            is not finite, or as in `fit_linear`.
+        ValueError: A part of the split is empty, a class has no training row, or as in
+            `fit_linear`.
     """
     test = len(features) - train - validation
     if min(train, validation, test) < 1:
@@ -171,8 +171,6 @@ def probe_features(
             f"{len(features)} images cannot be split into {train} to train, "
             f"{validation} to validate and at least 1 to test"
         )
-    if not np.isfinite([features.min(), features.max()]).all():
-        raise ValueError("features must be finite")
     classes = int(labels.max()) + 1
     counts = np.bincount(labels[:train], minlength=classes)
     if missing := np.flatnonzero(counts == 0).tolist():
@@ -204,7 +202,7 @@ def _fit_all(
     classifiers: Sequence[Classifier],
     penalties: Sequence[float],
 ) -> tuple[list[LinearFit], list[Float32[np.ndarray, "n p classes"]]]:
-    """Train on the first rows; return the classifiers, and their scores of all rows."""
+    """Train on the first rows, and score all rows."""
     train = len(labels)
     coordinates, squares = _rotate(features, train)
     fits = [fit_linear(coordinates, labels, name, penalties) for name in classifiers]
@@ -281,14 +279,12 @@ def fit_linear(
         steps, which the smallest penalties may need.
 
     Raises:
-        ValueError: There is no such classifier, fewer than two classes, no penalty, or
-            one that is out of range.
+        ValueError: There is no such classifier, there are fewer than two classes, or a
+            penalty is out of range.
     """
     if classifier not in get_args(Classifier):
         known = ", ".join(get_args(Classifier))
         raise ValueError(f"classifier {classifier!r} is not one of {known}")
-    if not penalties:
-        raise ValueError("penalties is empty: give at least one")
     if outside := [x for x in penalties if not 1e-9 <= x <= 1e9]:
         raise ValueError(f"a penalty must be from 1e-9 to 1e9, not {outside[0]:g}")
     classes = int(labels.max()) + 1
