@@ -154,7 +154,7 @@ def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.
     rows, columns, channels = shape
     large = ten_crop_size((rows, columns)) if view == "ten_crop" else (rows, columns)
     if isinstance(images, Photographs):
-        file, size = images.pictures.files[index], (large[0], large[1], channels)
+        file, size = images.pictures.items[index], (large[0], large[1], channels)
         # Its pictures are not preprocessed.
         return Photographs(file, size, np.float32, run.fit).pictures[0]
     picture = DatasetImages(images.dataset, shape, np.float32).pictures[index]

@@ -162,7 +162,6 @@ def test_the_share_of_a_drop_on_an_object():
         ({"stride": (1, 0)}, r"stride must be at least 1 pixel, not \(1, 0\)"),
         ({"units": 5}, r"unit 5: conv2 has 5 units \(0 to 4\)"),
         ({"layer": "logits"}, "logits has no feature maps"),
-        ({"fill": np.zeros(4, np.float32)}, r"fill of shape \(4,\)"),
     ],
     ids=str,
 )

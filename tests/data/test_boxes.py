@@ -80,7 +80,6 @@ def test_shipped_boxes_are_of_ten_dogs_each():
         (HEADER, "holds no boxes"),
         (HEADER + GOOD + "3,eye,0,0,9,9,1\n", "line 4: give 6 fields"),
         (HEADER + "1,eye,0,1.5,9,9\n", "line 2: edges must be whole numbers.*1.5"),
-        (HEADER + ",eye,0,0,9,9\n", "line 2: name the image and the part"),
         (HEADER + GOOD + "01,eye,1,1,9,9\n", "line 4: eye of 1 is also in .*line 2"),
         (HEADER + GOOD + "2,nose,1,1,9,9\n", "line 2: 1 has no nose"),
         (HEADER + "1,œil,0,0,9,9\n", "not a CSV file in UTF-8"),

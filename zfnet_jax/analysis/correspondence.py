@@ -117,13 +117,13 @@ def correspondence(
         Results by layer, in the order of the forward pass.
 
     Raises:
-        ValueError: There are fewer than two images, no parts or draws, no such layer,
-            or a box is empty, leaves its image or covers all of it.
+        ValueError: There are fewer than two images, there is no such layer, or a box is
+            empty, leaves its image or covers all of it.
     """
     net, images = as_network(net, images)
     image_hw = net.image_shape[:2]
     boxes = {part: np.asarray(rows) for part, rows in dict(boxes).items()}
-    _check(len(images), boxes, draws, image_hw)
+    _check(len(images), boxes, image_hw)
     names = net.select(layers or _find_layers_5_and_7(net))
     batches = list(net.batches(images, _BATCH_SIZE))
     whole = _read(net, batches, np.zeros((len(images), 4), np.int64), names)
@@ -152,19 +152,10 @@ def correspondence(
 
 
 def _check(
-    count: int,
-    boxes: Mapping[str, np.ndarray],
-    draws: int,
-    image_hw: tuple[int, int],
+    count: int, boxes: Mapping[str, np.ndarray], image_hw: tuple[int, int]
 ) -> None:
     if count < 2:
         raise ValueError(f"correspondence compares at least two images, not {count}")
-    if not boxes:
-        raise ValueError(
-            "boxes are a dict with at least one part: from its name to int [images, 4]"
-        )
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, not {draws}")
     for part, rows in boxes.items():
         if len(rows) != count:
             raise ValueError(f"{part}: {len(rows)} boxes for {count} images")

@@ -109,7 +109,7 @@ class TopActivations:
             net: The network that was searched.
             images: The images that were searched.
             units: Units of the layer; all if None.
-            rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
+            rule: Backward rule for ReLUs.
 
         Returns:
             Crops of the receptive field over units, then from the strongest on. An
@@ -204,7 +204,9 @@ def top_activations(
         raise ValueError(f"k must be at least 1, not {k}")
     total = len(images)
     has_labels = labels is not None
-    classes = _check_labels(labels, total) if has_labels else np.zeros(total, int)
+    classes = np.asarray(labels) if has_labels else np.zeros(total, int)
+    if classes.shape != (total,):
+        raise ValueError(f"labels are {classes.shape}, not one per image ({total},)")
     outputs = net.num_classes if has_labels else 1
     images_by_class = np.bincount(classes, minlength=outputs)
 
@@ -238,18 +240,6 @@ def top_activations(
         )
         for name in names
     }
-
-
-def _check_labels(labels: Any, count: int) -> Int[np.ndarray, " n"]:
-    labels = np.asarray(labels)
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels are {labels.dtype}{list(labels.shape)}, not int[{count}]: one "
-            "class per image"
-        )
-    if labels.min(initial=0) < 0:
-        raise ValueError(f"label {labels.min()} is negative; classes start at 0")
-    return labels
 
 
 # The strongest so far, [u, k] each: activations, images, and flat row-major places.

@@ -199,12 +199,7 @@ def _place_squares(
             f"size {size}: a square of {size[0]} x {size[1]} pixels does not fit an "
             f"image of {height} x {width}"
         )
-    try:
-        cover = np.broadcast_to(np.asarray(fill, np.float32), image_shape)
-    except ValueError:
-        raise ValueError(
-            f"fill of shape {np.shape(fill)} does not fit images of {image_shape}"
-        ) from None
+    cover = np.broadcast_to(np.asarray(fill, np.float32), image_shape)
     tops, lefts = (
         np.minimum(np.arange(-(-(extent - side) // step) + 1) * step, extent - side)
         for extent, side, step in zip((height, width), size, stride, strict=True)
@@ -266,16 +261,7 @@ def _respond(
 
 
 def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> float:
-    """Share of a map's positive values that lies on an object.
-
-    Args:
-        values: One number per pixel, such as `Occlusion.by_pixel` of a drop.
-        mask: True on the object.
-
-    Returns:
-        From 0 to 1; NaN where no value is positive. A constant map has the object's
-        share of the image, which is chance.
-    """
+    """Share of a map's positive values that lies on an object; NaN without any."""
     positive = np.maximum(values, 0)
     total = positive.sum()
     return float(positive[mask].sum() / total) if total > 0 else math.nan
@@ -284,11 +270,7 @@ def share_on(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) ->
 def drop_on_objects(
     responses: Occlusion, masks: Bool[np.ndarray, "n h w"]
 ) -> dict[str, Any]:
-    """Measure how much of the drop in probability lies on the objects.
-
-    Args:
-        responses: Responses to n images.
-        masks: True on the object of each image.
+    """Measure how much of the drop in probability lies on the objects, `masks`.
 
     Returns:
         The mean share on an image's own object, with its standard error; "chance", the
@@ -312,12 +294,9 @@ def drop_on_objects(
 
 
 def _pair(name: str, value: Any) -> Pair:
-    pixels = np.asarray(value)
-    if pixels.shape not in ((), (2,)) or not np.issubdtype(pixels.dtype, np.integer):
-        raise ValueError(f"{name} is a number of pixels or a pair of them, not {value}")
-    if pixels.min() < 1:
+    rows, columns = np.broadcast_to(value, 2).tolist()
+    if min(rows, columns) < 1:
         raise ValueError(f"{name} must be at least 1 pixel, not {value}")
-    rows, columns = np.broadcast_to(pixels, 2).tolist()
     return rows, columns
 
 
@@ -326,15 +305,13 @@ def _check_units(
 ) -> Int[np.ndarray, " n"] | None:
     if units is None:
         return None
-    array = np.asarray(units)
-    if array.shape not in {(), (count,)}:
-        raise ValueError(f"units of shape {array.shape} for {count} images")
+    array = np.broadcast_to(units, count)
     outside = array[(array < 0) | (array >= width)]
     if outside.size:
         raise ValueError(
             f"unit {outside[0]}: {layer} has {width} units (0 to {width - 1})"
         )
-    return np.broadcast_to(array, count)
+    return array
 
 
 def _split(count: int, together: int) -> list[Int[np.ndarray, " k"]]:

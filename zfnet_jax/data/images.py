@@ -105,13 +105,7 @@ class Pictures:
         image_shape: tuple[int, int, int],
         preprocess: Callable[[Any], Any] | None,
     ) -> None:
-        """Keep the images and how to read them.
-
-        Args:
-            items: An image each, in any form.
-            read: From an item and (rows, columns) to uint8 pixels of that size.
-            image_shape: Rows, columns and channels (1 or 3) of the network's images.
-            preprocess: From uint8[b, h, w, c] to the floats that the network takes.
+        """Keep the images, in any form, and how to read one at a size (rows, columns).
 
         Raises:
             ValueError: There is no `preprocess`.

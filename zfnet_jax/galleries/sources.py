@@ -84,8 +84,6 @@ def open_source(
         pictures = getattr(images, "pictures", None)
     if pictures is None:
         pictures = _Stretched(images)
-    if len(pictures) != len(images):
-        raise ValueError(f"{len(pictures)} pictures for {len(images)} images")
     shape = np.asarray(pictures[np.arange(1)]).shape[1:3]
     if shape != net.image_shape[:2]:
         raise ValueError(
