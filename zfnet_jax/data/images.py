@@ -42,11 +42,12 @@ class DatasetImages:
         Raises:
             ValueError: There is no `preprocess`.
         """
-        self.dataset, self._shape, self._preprocess = dataset, image_shape, preprocess
+        self._shape = stored_shape(image_shape, preprocess)
+        self.dataset, self._preprocess = dataset, preprocess
         self.labels: Int32[np.ndarray, " n"] = dataset.labels
         self.class_names = dataset.class_names
         self.source = dataset.source or dataset.name
-        self.pictures = Pictures(dataset.images, _fit, image_shape, preprocess)
+        self.pictures = Pictures(dataset.images, _fit, self._shape, preprocess)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -85,7 +86,16 @@ def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def stored_shape(
     image_shape: tuple[int, int, int], preprocess: Any
 ) -> tuple[int, int, int]:
-    """Shape of the images that a network's preprocessing takes."""
+    """Shape of the images that a network's preprocessing takes.
+
+    Raises:
+        ValueError: There is no `preprocess`.
+    """
+    if preprocess is None:
+        raise ValueError(
+            "images need the network's preprocessing: give `preprocess`, from "
+            "uint8[b, h, w, c] to floats"
+        )
     if isinstance(preprocess, Preprocessing):
         height, width, channels = preprocess.mean.shape
         return height, width, channels
@@ -102,21 +112,12 @@ class Pictures:
         self,
         items: Sequence[Any] | np.ndarray,
         read: Callable[[Any, tuple[int, int]], np.ndarray],
-        image_shape: tuple[int, int, int],
-        preprocess: Callable[[Any], Any] | None,
+        shape: tuple[int, int, int],
+        preprocess: Any,
     ) -> None:
-        """Keep the images, in any form, and how to read one at a size (rows, columns).
-
-        Raises:
-            ValueError: There is no `preprocess`.
-        """
-        if preprocess is None:
-            raise ValueError(
-                "images need the network's preprocessing: give `preprocess`, from "
-                "uint8[b, h, w, c] to floats"
-            )
-        self.items, self.preprocess, self._read = items, preprocess, read
-        self._shape = stored_shape(image_shape, preprocess)
+        """Keep images of any form, and how to read one at a size (rows, columns)."""
+        self.items, self.preprocess = items, preprocess
+        self._read, self._shape = read, shape
         # It takes pictures of the size of its mean image, and may resize them.
         is_own = isinstance(preprocess, Preprocessing)
         self._resize = preprocess.pictures if is_own else np.asarray

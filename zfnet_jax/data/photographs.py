@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 from PIL import Image, ImageOps
 
-from zfnet_jax.data.images import Pictures
+from zfnet_jax.data.images import Pictures, stored_shape
 from zfnet_jax.data.preprocessing import Fit, fit_photograph
 from zfnet_jax.files import DataNotFoundError, digest
 
@@ -63,6 +63,7 @@ class Photographs:
                 f"photographs are gray or RGB, but images {image_shape} have "
                 f"{image_shape[2]} channels"
             )
+        shape = stored_shape(image_shape, preprocess)
         files = find_photographs(path)
         folder = Path(path) if Path(path).is_dir() else files[0].parent
         self.names = tuple(_show(file.relative_to(folder).as_posix()) for file in files)
@@ -79,7 +80,7 @@ class Photographs:
         def read(file: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
             return fit_photograph(load_photograph(file), size, fit)
 
-        self.pictures = Pictures(files, read, image_shape, preprocess)
+        self.pictures = Pictures(files, read, shape, preprocess)
 
     def __len__(self) -> int:
         """Number of photographs."""
