@@ -72,7 +72,7 @@ def save(
         step: Number of the step.
         state: Pytree of numeric arrays.
         metadata: Anything that `files.to_json` takes.
-        keep: Number of steps to keep, counted back from this one.
+        keep: Number of steps to keep, this one included.
 
     Raises:
         OSError: The folder cannot be written or the disk is full; the earlier steps are

@@ -235,12 +235,9 @@ def mask_boxes(
     *,
     fill: float | Shaped[Array | np.ndarray, "h w c"] = 0.0,
 ) -> Shaped[Array, "n h w c"]:
-    """Fill a box in each image; also under jit.
+    """Fill a box (top, left, bottom, right) in each image; also under jit.
 
-    Args:
-        images: Images of any dtype, which the result keeps.
-        boxes: Top, left, bottom, right in pixels; bottom and right are exclusive.
-        fill: A value, or an image that shows in the box.
+    Bottom and right are exclusive. An image as `fill` shows in the box.
     """
     images = jnp.asarray(images)
     rows = jnp.arange(images.shape[1])[:, None]
@@ -259,13 +256,8 @@ def draw_boxes(
     """Draw boxes of the same sizes at random positions, the paper's control.
 
     Every position inside the image is equally likely, including the part's own:
-    otherwise the permutation test would not be exact.
-
-    Args:
-        boxes: As in `mask_boxes`, inside the image.
-        image_hw: Height and width of the images.
-        draws: Number of draws.
-        seed: Seed for the random draws; it gives parts of one size the same boxes.
+    otherwise the permutation test would not be exact. One seed gives parts of one size
+    the same boxes.
     """
     sizes = boxes[:, 2:] - boxes[:, :2]
     shares = np.random.default_rng(seed).random((draws, len(boxes), 2))

@@ -66,18 +66,11 @@ class Evolution:
     ) -> Projections:
         """Project each unit's strongest activation at each checkpoint.
 
-        Args:
-            networks: The network at each checkpoint, by epoch.
-            images: The images that were searched.
-            units: Units of the layer; all if None.
-            rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
+        The arguments are those of `evolution`, and some units, or None for all.
 
         Returns:
             Crops of the receptive field over units, then checkpoints. A dead unit's is
             zero.
-
-        Raises:
-            ValueError: There is no such unit or rule, or the images do not fit.
         """
         parts = []
         for row, epoch in enumerate(self.epochs):

@@ -170,8 +170,8 @@ def transform_images(
             paper; "scale" enlarges it by the factor `amount`; "rotate" turns it
             counterclockwise by `amount` degrees.
         amount: Amount of the transformation.
-        border: Pixels outside the image: its reflection about the edge, the nearest
-            edge, or zeros, the mean image after preprocessing.
+        border: Pixels outside the image: its reflection, the nearest edge, or zeros,
+            the mean image after preprocessing.
     """
     height, width = images.shape[1:3]
     center = (height - 1) / 2, (width - 1) / 2
@@ -234,19 +234,10 @@ def linearity(
     identity: float,
     within: float,
 ) -> float:
-    """R² of a line through a curve over the distance from the identity.
+    """R² of a line through a curve over the distance from the identity, up to `within`.
 
-    The paper calls layer 7 quasi-linear for translation and scaling.
-
-    Args:
-        amounts: Amounts of a transformation.
-        curve: A distance at each of them.
-        identity: The amount that changes nothing.
-        within: Largest distance from the identity that is included.
-
-    Returns:
-        1 for a line, 0 where a line explains no more than the mean does; NaN for fewer
-        than three amounts or a constant curve.
+    The paper calls layer 7 quasi-linear for translation and scaling. NaN for fewer than
+    three amounts or a constant curve.
     """
     distances = np.abs(np.asarray(amounts, np.float64) - identity)
     included = distances <= within
@@ -260,14 +251,8 @@ def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
     """Share of a curve's variance that repeats `folds` times in a full turn.
 
     The distance curve of a rotation falls back every 360 / folds degrees for an object
-    of that rotational symmetry.
-
-    Args:
-        curve: Distances at equal steps of a full turn, without the last.
-        folds: From 2 to half the number of steps.
-
-    Returns:
-        From 0 to 1; NaN for a constant curve.
+    of that rotational symmetry. The curve has equal steps of a full turn, without the
+    last. NaN for a constant curve.
     """
     y = np.asarray(curve, np.float64)
     power = np.abs(np.fft.fft(y - y.mean())) ** 2

@@ -105,11 +105,7 @@ class TopActivations:
     ) -> Projections:
         """Project the strongest activations back to pixels, each from its own image.
 
-        Args:
-            net: The network that was searched.
-            images: The images that were searched.
-            units: Units of the layer; all if None.
-            rule: Backward rule for ReLUs.
+        The network and images are those that were searched; units are all if None.
 
         Returns:
             Crops of the receptive field over units, then from the strongest on. An

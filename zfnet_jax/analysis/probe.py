@@ -61,12 +61,12 @@ class LinearFit(Result):
     """Linear classifiers for p penalties.
 
     Attributes:
-        weights: [p, d, classes].
-        intercepts: [p, classes].
-        objectives: [p], the minimized values.
-        gaps: [p], the squared gradient over twice the penalty, as a share of the
-            objective. No other weights are better by more, since the penalty curves the
-            objective upward in all their directions.
+        weights: One matrix per penalty.
+        intercepts: One vector per penalty.
+        objectives: The minimized values.
+        gaps: The squared gradient over twice the penalty, as a share of the objective.
+            No other weights are better by more, since the penalty curves the objective
+            upward in all their directions.
     """
 
     weights: Float32[np.ndarray, "p d classes"]
@@ -236,10 +236,7 @@ def _standardize(
 def _rotate(
     features: Float[np.ndarray, "n d"], train: int
 ) -> tuple[Float32[np.ndarray, "train r"], Float32[np.ndarray, " r"]]:
-    """Training rows in principal coordinates, and the sum of squares of each.
-
-    There are min(`train`, d) coordinates; products of rows stay the same.
-    """
+    """Training rows in principal coordinates, and the sum of squares of each."""
     rows = (block[:train] for block in _standardize(features, train))
     if features.shape[1] <= train:
         whole = np.concatenate(list(rows), 1)
@@ -367,13 +364,6 @@ def balance_order(labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, "
 
     Consecutive parts cut from it hold equally many images of each class, to within one,
     as long as there are images of all.
-
-    Args:
-        labels: Class of each image.
-        seed: Seed for the random order.
-
-    Returns:
-        Indices of all images.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)

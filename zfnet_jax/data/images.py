@@ -32,12 +32,7 @@ class DatasetImages:
         image_shape: tuple[int, int, int],
         preprocess: Callable[[Any], Any] | None,
     ) -> None:
-        """Take the images of a dataset; nothing is computed yet.
-
-        Args:
-            dataset: The dataset.
-            image_shape: Rows, columns and channels (1 or 3) of the network's images.
-            preprocess: From uint8[b, h, w, c] to the floats that the network takes.
+        """Take the images of a dataset, and a network's image shape and preprocessing.
 
         Raises:
             ValueError: There is no `preprocess`.

@@ -91,7 +91,6 @@ class Photographs:
 
         Raises:
             DataNotFoundError: A file is damaged or gone; the message names it.
-            IndexError: There is no such photograph.
         """
         return self.pictures.convert(index, self.pictures.preprocess)
 
@@ -126,12 +125,8 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
     In a folder these are the files whose suffix is that of a photograph, or else those
     in its subfolders. Hidden files and folders are left out.
 
-    Args:
-        path: A photograph or a folder.
-
     Raises:
         DataNotFoundError: There is no such file or folder, or no photograph in it.
-        OSError: The system refuses to read the folder.
     """
     path = Path(path)
     if not path.is_dir():
@@ -165,7 +160,6 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         DataNotFoundError: There is no such file, or it is not an image, is damaged or
             truncated, has too many pixels for Pillow, or has values that are not gray
             levels (floats, integers beyond 16 bits). The message names the file.
-        OSError: The system refuses to read the file.
     """
     path = Path(path)
     # Reading a pipe or a device could wait, or go on, forever.

@@ -79,13 +79,8 @@ def shape_parts(
     """Locate the corners of one class in the images of `make_shapes`.
 
     A box is a square about a corner, its side half the radius of the circle that holds
-    the object, cut off at the image's border.
-
-    Args:
-        name: A class of `CORNERS`.
-        count: Number of images, as for `make_shapes`, and so are `size` and `seed`.
-        size: Rows and columns of an image.
-        seed: Seed of the images.
+    the object, cut off at the image's border. The class is one of `CORNERS`; the other
+    arguments are those of `make_shapes`.
 
     Returns:
         The indices of that class's images; and by the corner's name its box in each of
