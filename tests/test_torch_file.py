@@ -181,27 +181,6 @@ def test_parameters_and_older_tensors(file):
     np.testing.assert_array_equal(state["older"], [1, 4])
 
 
-def test_opcodes_of_protocol_4():
-    def short(value):
-        return b"\x8c" + bytes([len(value)]) + value.encode()
-
-    def stacked(module, name):
-        return short(module) + b"\x94" + short(name) + b"\x93\x94"
-
-    stored = b"(" + short("storage") + stacked("torch", "FloatStorage") + short("0")
-    stored += short("cpu") + b"K\x18tQ"
-    body = b"}\x94(" + short("a") + b"\x94" + stacked(*REBUILD)
-    body += b"(" + stored + b"K\x06K\x02K\x03\x86K\x06K\x01\x86\x89Nt\x94R\x94"
-    # Remembered in turn: the dict, a, the function's module and itself (3), the same
-    # of the storage's kind, and the arguments (6).
-    again = short("b") + b"h\x03h\x06R"
-    value = b"\x95" + struct.pack("<Q", len(body)) + body + again + b"u"
-    state = read_state_dict(zipped(value))
-    expected = NUMBERS.reshape(4, 6)[1:3, :3]
-    np.testing.assert_array_equal(state["a"], expected)
-    np.testing.assert_array_equal(state["b"], expected)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -104,17 +104,6 @@ def test_delta_is_the_papers(model):
                 assert x.spread[index] == pytest.approx(spread)
 
 
-def test_equal_images_with_equal_boxes_have_delta_0(model):
-    images = np.repeat(noise(1, 9, 12), 4, 0)
-    boxes = {"part": np.tile([[2, 3, 6, 8]], (4, 1))}
-    results = correspondence(model, images, boxes, layers=["conv1", "fc3"], draws=2)
-    for x in results.values():
-        assert x.delta == x.spread == [0]
-        assert x.changed > 0
-        # One part cannot be mixed with others.
-        assert not x.mixed.any() and x.p_mixed == [1]
-
-
 def test_only_what_sees_the_mask_changes(linear, model):
     images = noise(3, 10, 10)
     boxes = {"part": np.tile([[2, 3, 5, 9]], (3, 1))}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from tests.networks import IMAGE_SHAPE, TINY, residual_nnx
+from tests.networks import TINY
 from tests.references.deconvnet_cases import draw_state
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.networks import network
@@ -176,27 +176,14 @@ def test_devices_and_64_bit_mode_do_not_matter():
     assert run_child(1) == run_child(4, JAX_ENABLE_X64="1")
 
 
-def test_any_model_and_a_folder_of_photographs(tmp_path):
-    rng = np.random.default_rng(0)
-    height, width, _ = IMAGE_SHAPE
-    for index in range(40):
-        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index:02}.png")
-    net = network(
-        residual_nnx(), IMAGE_SHAPE, preprocess=lambda x: x / np.float32(64) - 2
-    )
+def test_a_folder_of_photographs_is_searched(model, tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 9, 12, 3), np.uint8)
+    for index, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    net = network(model, preprocess=lambda x: x / np.float32(64) - 2)
     images = net.images(net.load_images(tmp_path))
-    result = top_activations(net, tmp_path, k=4, batch_size=1)
-    maps = net.activations(images)
-    assert list(result) == list(net.layers) == list(maps)
-    for layer, top in result.items():
-        expected = search(maps[layer], 4)
-        np.testing.assert_allclose(
-            top.activations, expected[..., 0], rtol=1e-4, atol=1e-5
-        )
-        live = ~top.dead
-        np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
-        np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
+    expected = top_activations(net, images, "conv1", k=2)["conv1"]
+    assert_same(top_activations(net, tmp_path, "conv1", k=2)["conv1"], expected)
 
 
 def test_labels_and_k_are_checked(model):

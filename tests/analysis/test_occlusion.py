@@ -7,11 +7,10 @@ from flax import nnx
 
 import zfnet_jax as zf
 from tests.comparison import assert_close
-from tests.networks import MIXED, as_function, residual_form, residual_images
+from tests.networks import MIXED, as_function
 from zfnet_jax.analysis import occlusion as module
 from zfnet_jax.analysis.occlusion import occlusion, share_on
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.networks import network
 
 PLAIN = Architecture(
     "plain",
@@ -84,21 +83,6 @@ def test_any_other_network_gives_the_same(model, monkeypatch):
         for net in (model, as_function(model))
     )
     assert_close(theirs, ours, atol=1e-4)
-
-
-def test_a_residual_network():
-    (arguments, options, apply), images = residual_form("function"), residual_images(1)
-    net = network(*arguments, **options)
-    responses = occlusion(net, images, 1, size=(8, 6), stride=9)
-    assert responses.layer == [n for n, x in net.layers.items() if x.kind == "conv"][-1]
-    run = jax.jit(apply)
-    for row, column in np.ndindex(responses.logits.shape[1:3]):
-        top, left, bottom, right = responses.boxes[row, column]
-        covered = images.copy()
-        covered[:, top:bottom, left:right] = 0
-        np.testing.assert_allclose(
-            responses.logits[0, row, column], run(covered)[0], rtol=1e-4, atol=1e-4
-        )
 
 
 def test_squares_reach_every_pixel(model):
