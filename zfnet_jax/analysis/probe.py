@@ -24,6 +24,8 @@ from zfnet_jax.results import Result
 
 Classifier = Literal["svm", "softmax"]
 
+_CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
+
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 TOLERANCE = 1e-3
 # Rounding accumulates during training and shows when the gap is computed afresh.
@@ -83,7 +85,6 @@ def probe(
     layers: Sequence[str] | str | None = None,
     train: int,
     validation: int,
-    classifiers: Sequence[Classifier] = get_args(Classifier),
     penalties: Sequence[float] = PENALTIES,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[Classifier, Probe]]:
@@ -107,7 +108,6 @@ def probe(
         layers: Names of layers; all if None.
         train: Number of training images.
         validation: Number of validation images.
-        classifiers: As in `fit_linear`.
         penalties: Penalties to select from; on a tie the greatest is selected.
         progress: Called with the number of layers done and their total.
 
@@ -130,7 +130,6 @@ def probe(
             labels,
             train,
             validation,
-            classifiers=classifiers,
             penalties=penalties,
         )
         if progress is not None:
@@ -144,7 +143,6 @@ def probe_features(
     train: int,
     validation: int,
     *,
-    classifiers: Sequence[Classifier] = get_args(Classifier),
     penalties: Sequence[float] = PENALTIES,
 ) -> dict[Classifier, Probe]:
     """Train linear classifiers on features, select their penalty, and test them.
@@ -176,11 +174,11 @@ def probe_features(
     if missing := np.flatnonzero(counts == 0).tolist():
         raise ValueError(f"class {missing[0]} is not among the {train} training images")
 
-    fits, scores = _fit_all(features, labels[:train], classifiers, penalties)
+    fits, scores = _fit_all(features, labels[:train], penalties)
     # The greatest penalty first, since argmax takes the first on a tie.
     order = np.argsort(-np.array(penalties), kind="stable")
     probes: dict[Classifier, Probe] = {}
-    for classifier, fit, values in zip(classifiers, fits, scores, strict=True):
+    for classifier, fit, values in zip(_CLASSIFIERS, fits, scores, strict=True):
         predictions = values.argmax(2)
         correct = predictions == labels[:, None]
         accuracies = correct[train : train + validation].mean(0)
@@ -199,13 +197,12 @@ def probe_features(
 def _fit_all(
     features: Float[np.ndarray, "n d"],
     labels: Int[np.ndarray, " train"],
-    classifiers: Sequence[Classifier],
     penalties: Sequence[float],
 ) -> tuple[list[LinearFit], list[Float32[np.ndarray, "n p classes"]]]:
     """Train on the first rows, and score all rows."""
     train = len(labels)
     coordinates, squares = _rotate(features, train)
-    fits = [fit_linear(coordinates, labels, name, penalties) for name in classifiers]
+    fits = [fit_linear(coordinates, labels, name, penalties) for name in _CLASSIFIERS]
     weights = np.stack([fit.weights for fit in fits])  # [classifier, p, r, classes]
     # Share of each training row in the weights: coordinates are sums of rows.
     shares = coordinates / np.where(squares > 0, squares, 1)
@@ -276,12 +273,8 @@ def fit_linear(
         steps, which the smallest penalties may need.
 
     Raises:
-        ValueError: There is no such classifier, there are fewer than two classes, or a
-            penalty is out of range.
+        ValueError: There are fewer than two classes, or a penalty is out of range.
     """
-    if classifier not in get_args(Classifier):
-        known = ", ".join(get_args(Classifier))
-        raise ValueError(f"classifier {classifier!r} is not one of {known}")
     if outside := [x for x in penalties if not 1e-9 <= x <= 1e9]:
         raise ValueError(f"a penalty must be from 1e-9 to 1e9, not {outside[0]:g}")
     classes = int(labels.max()) + 1
