@@ -291,32 +291,26 @@ def test_keys_work(browser, visit):
     assert browser.title == "A <i>small</i> network"
 
 
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [
-        ("CONV1/unit 23", "conv1/23.html"),
-        ("conv1", "conv1/index.html"),
-        ("2", "logits/2.html"),
-        ("../$x$ <b>\ufffd\ufffd[1m 4", f"{slug(ODD)}/4.html"),
-    ],
-)
-def test_any_unit_is_reached_from_any_page(browser, visit, text, target):
-    visit(f"{LOGITS}/1.html")
-    press(browser, "/", text, Keys.ENTER)
-    assert place(browser) == target
+def test_any_unit_is_reached_from_any_page(browser, visit):
+    for text, target in {
+        "CONV1/unit 23": "conv1/23.html",
+        "conv1": "conv1/index.html",
+        "2": "logits/2.html",
+        "../$x$ <b>\ufffd\ufffd[1m 4": f"{slug(ODD)}/4.html",
+    }.items():
+        visit(f"{LOGITS}/1.html")
+        press(browser, "/", text, Keys.ENTER)
+        assert place(browser) == target
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("conv9 1", "there is no layer conv9; the layers are conv1, "),
-        ("logits 6", "there is no unit 6; logits has the units 0 to 2"),
-    ],
-)
-def test_a_missing_unit_is_said_with_those_there_are(browser, visit, text, message):
-    visit("index.html")
-    press(browser, "/", text, Keys.ENTER)
-    assert browser.find_element("id", "jump-error").text.startswith(message)
+def test_a_missing_unit_is_said_with_those_there_are(browser, visit):
+    for text, message in {
+        "conv9 1": "there is no layer conv9; the layers are conv1, ",
+        "logits 6": "there is no unit 6; logits has the units 0 to 2",
+    }.items():
+        visit("index.html")
+        press(browser, "/", text, Keys.ENTER)
+        assert browser.find_element("id", "jump-error").text.startswith(message)
 
 
 def test_pages_are_dark_where_the_reader_wants_it(browser, visit):

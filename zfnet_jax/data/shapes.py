@@ -108,22 +108,6 @@ def shape_parts(
     return indices, boxes
 
 
-def _disk(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.hypot(x, y) - 0.85
-
-
-def _ring(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.abs(np.hypot(x, y) - 0.72) - 0.2
-
-
-def _square(x: Coordinates, y: Coordinates) -> Coordinates:
-    return _box(x, y, 0.69, 0.69)
-
-
-def _triangle(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.maximum(-y, np.sqrt(0.75) * np.abs(x) + 0.5 * y) - 0.5
-
-
 def _star(x: Coordinates, y: Coordinates) -> Coordinates:
     # Ten mirror images of one edge, from a tip at radius 1 to a notch at radius 0.4.
     angle = np.abs((np.arctan2(y, x) / (np.pi / 5)) % 2 - 1) * (np.pi / 5)
@@ -133,14 +117,6 @@ def _star(x: Coordinates, y: Coordinates) -> Coordinates:
     along = (tip - notch) / np.hypot(*(tip - notch))
     across = radius * np.cos(angle) - notch[0], radius * np.sin(angle) - notch[1]
     return across[0] * along[1] - across[1] * along[0]
-
-
-def _cross(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.minimum(_box(x, y, 0.93, 0.29), _box(x, y, 0.29, 0.93))
-
-
-def _crescent(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y))
 
 
 def _heart(x: Coordinates, y: Coordinates) -> Coordinates:
@@ -167,13 +143,15 @@ def _box(x: Coordinates, y: Coordinates, half_x: float, half_y: float) -> Coordi
 
 
 SHAPES: dict[str, Callable[[Coordinates, Coordinates], Coordinates]] = {
-    "disk": _disk,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "disk": lambda x, y: np.hypot(x, y) - 0.85,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.2,
+    "square": lambda x, y: _box(x, y, 0.69, 0.69),
+    "triangle": lambda x, y: np.maximum(-y, np.sqrt(0.75) * np.abs(x) + 0.5 * y) - 0.5,
     "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.93, 0.29), _box(x, y, 0.29, 0.93)),
+    "crescent": lambda x, y: np.maximum(
+        np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y)
+    ),
     "heart": _heart,
     "arrow": _arrow,
     "hourglass": _hourglass,
