@@ -391,7 +391,6 @@ def read_safetensors(
     Raises:
         DamagedFileError: The file is truncated, damaged, or not a safetensors file.
         DataNotFoundError: There is no such file.
-        ValueError: NumPy has no type for a tensor.
     """
     try:
         with safetensors.safe_open(find_weights(path), framework="numpy") as file:
@@ -401,8 +400,6 @@ def read_safetensors(
         raise DamagedFileError(
             f"{path} is truncated, damaged, or not a weight file: {error}"
         ) from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a type that NumPy lacks: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:

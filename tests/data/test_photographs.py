@@ -340,7 +340,7 @@ def test_photographs_equal_those_that_are_read_one_by_one(folder):
         np.testing.assert_array_equal(images[index], unit(chosen), strict=True)
     with pytest.raises(IndexError):
         images[np.array([3])]
-    assert repr(images) == "Photographs(3 photographs of photographs, 16 x 12 x 3)"
+    assert repr(images) == "Photographs(3 photographs of photographs)"
     one = Photographs(str(folder / "c.png"), (16, 12, 3), unit)
     assert one.names == ("c.png",)
     np.testing.assert_array_equal(one.pictures[0], expected[2])

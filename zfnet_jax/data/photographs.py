@@ -75,7 +75,6 @@ class Photographs:
             self.class_names = tuple(dict.fromkeys(classes))
             labels = [self.class_names.index(name) for name in classes]
             self.labels = np.array(labels, np.int32)
-        self._image_shape = image_shape
 
         def read(file: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
             return fit_photograph(load_photograph(file), size, fit)
@@ -96,7 +95,7 @@ class Photographs:
 
     @property
     def source(self) -> str:
-        """Number of photographs and name of the folder."""
+        """Origin of the images, in one line."""
         plural = "" if len(self) == 1 else "s"
         return f"{len(self):,} photograph{plural} of {self._folder}"
 
@@ -114,9 +113,8 @@ class Photographs:
         return digest(self.names, *self.pictures.items)
 
     def __repr__(self) -> str:
-        """One line."""
-        shape = " x ".join(map(str, self._image_shape))
-        return f"Photographs({self.source}, {shape})"
+        """Number of photographs and name of the folder."""
+        return f"Photographs({self.source})"
 
 
 def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
