@@ -1,15 +1,10 @@
 """Similarity of the changes when a part is hidden in several images (Table 1, Fig. 8).
 
-Section 4.3 asks whether a network relates parts, such as eyes and noses, between images
-of one kind of object. One part is masked in each image. With x_i the features of image
-i at a layer and x̃_i those of the masked image, ε_i = x_i - x̃_i, and the paper sums
-the Hamming distance of their signs:
-
-    Δ = Σ_{i≠j} H(sign ε_i, sign ε_j)
-
-A lower Δ means more alike. Here Δ is the mean over pairs and dimensions, from 0 to 1. A
-sign is -1, 0 or 1, since a rectified feature often does not change at all. A mask that
-changes nothing thus has Δ = 0 too, so the share of features that change is reported.
+Section 4.3 masks one part, such as the left eye, in each image. With x_i the features
+of image i at a layer, x̃_i those of the masked image and ε_i = x_i - x̃_i, the paper
+sums Hamming distances: Δ = Σ_{i≠j} H(sign ε_i, sign ε_j). Lower means more alike. Here
+Δ is the mean over pairs and dimensions, from 0 to 1. A sign is -1, 0 or 1, so a mask
+that changes nothing has Δ = 0 too: the share of features that change is reported.
 
 The paper's control is random boxes. A second one, a random part in each image, tells
 whether it matters which part is hidden.

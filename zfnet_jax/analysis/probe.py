@@ -108,7 +108,7 @@ def probe(
         layers: Names of layers; all if None.
         train: Number of training images.
         validation: Number of validation images.
-        penalties: Penalties to select from; on a tie the greatest is selected.
+        penalties: Penalties to select from; a tie goes to the greatest.
         progress: Called with the number of layers done and their total.
 
     Returns:
