@@ -140,7 +140,7 @@ def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.
     shape = stored_shape(run.net.image_shape, run.net.preprocess)
     large = ten_crop_size(shape[:2]) if view == "ten_crop" else shape[:2]
     if isinstance(images, Photographs):
-        file, size = images.pictures.files[index], (*large, shape[2])
+        file, size = images.pictures.items[index], (*large, shape[2])
         # Its pictures are not preprocessed.
         return Photographs(file, size, np.float32, run.fit).pictures[0]
     picture = DatasetImages(images.dataset, shape, np.float32).pictures[index]

@@ -140,7 +140,7 @@ def describe(
 def measure_image(images: Images) -> tuple[int, ...]:
     """Rows and columns of the first image before it is fitted to the network."""
     if isinstance(images, Photographs):
-        return load_photograph(images.pictures.files[0]).shape[:2]
+        return load_photograph(images.pictures.items[0]).shape[:2]
     return images.dataset.images.shape[1:3]
 
 

@@ -58,7 +58,7 @@ def files_of(folder: Path, step: int) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def read_all(folder: Path) -> dict[Path, bytes]:
+def read_bytes(folder: Path) -> dict[Path, bytes]:
     return {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
 
 
@@ -66,11 +66,6 @@ def flip_byte(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
     content[position] ^= 0x20
     path.write_bytes(content)
-
-
-def rewrite(step: Path) -> None:
-    """Make the digests those of the files that a step holds."""
-    (step / "digests.json").write_text(files.to_json(checkpoint._digests(step)))
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -111,18 +106,16 @@ def test_one_changed_missing_or_extra_file_is_caught(two_steps, tmp_path):
             shutil.rmtree(copy)
 
 
-@pytest.mark.parametrize("part", ["metadata", "json", "list", "state"])
+@pytest.mark.parametrize("part", ["metadata", "state"])
 def test_wrong_content_under_right_digests_counts_as_damaged(copy, part):
     step = copy / "step_00000012"
     if part == "state":
         shutil.rmtree(step / "state")
     else:
-        content = {"metadata": "{}", "json": "{", "list": "[]"}[part]
-        (step / "metadata.json").write_text(content)
-    rewrite(step)
+        (step / "metadata.json").write_text("{}")
+    (step / "digests.json").write_text(files.to_json(checkpoint._digests(step)))
     restored = restore(copy, lambda metadata: metadata["step"])
-    assert restored.step == 3
-    assert part == "state" or "metadata" in restored.damaged[0] or part == "json"
+    assert restored.step == 3 and part in restored.damaged[0]
 
 
 def test_a_check_refuses_the_checkpoint_of_another_run(two_steps):
@@ -136,12 +129,10 @@ def test_a_check_refuses_the_checkpoint_of_another_run(two_steps):
 def test_when_every_step_is_damaged_the_error_names_each(copy):
     for step in (3, 12):
         flip_byte(copy / f"step_{step:08d}/metadata.json", 5)
-    with pytest.raises(
-        DamagedFileError, match=r"every checkpoint in .* is damaged"
-    ) as e:
+    each = "metadata.json is not the file"
+    message = rf"every checkpoint in {copy} is damaged .*{each}.*{each}"
+    with pytest.raises(DamagedFileError, match=message):
         checkpoint.restore(copy)
-    assert str(copy) in str(e.value) and "\n" not in str(e.value)
-    assert str(e.value).count("metadata.json is not the file") == 2
 
 
 def test_a_folder_without_steps_restores_nothing(tmp_path):
@@ -213,27 +204,20 @@ except OSError as error:
 
 def test_a_write_that_the_system_refuses_is_one_os_error(copy):
     # A limit on the size of a file fails inside TensorStore, as a full disk would.
-    before = read_all(copy)
+    before = read_bytes(copy)
     command = [sys.executable, "-W", "error", "-c", FULL_DISK, str(copy)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.stdout.startswith("[Errno 5] Input/output error: ")
     assert result.stdout.count("\n") == 1
     assert (result.returncode, result.stderr) == (0, "")
-    assert read_all(copy) == before
+    assert read_bytes(copy) == before
 
 
-def test_a_full_disk_leaves_the_earlier_steps(two_steps, tmp_path, monkeypatch):
-    copy = shutil.copytree(two_steps, tmp_path / "copy")
-    before = read_all(copy)
+def test_a_full_disk_leaves_the_earlier_steps(copy, monkeypatch):
+    before = read_bytes(copy)
     usage = shutil.disk_usage(copy)._replace(free=70_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError) as error:
         checkpoint.save(copy, 13, {"w": np.ones(10_000)}, {})
     assert error.value.errno == errno.ENOSPC
-    assert read_all(copy) == before
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        checkpoint.save(tmp_path / "file" / "out", 0, small_state(0), {})
+    assert read_bytes(copy) == before

@@ -103,14 +103,10 @@ def test_every_link_leads_to_a_file_of_the_folder(folder):
             assert target.is_file() and target.is_relative_to(folder), (file, link)
             reached.add(target)
         assert all(page.alts), f"{file} has a picture without a text"
-    assert {x.name for x in folder.rglob("*.*")} - {x.name for x in reached} == {
-        "record.json"
-    }
-
-
-def test_nothing_is_written_outside_the_folder(folder):
+    unreached = {x.name for x in folder.rglob("*.*")} - {x.name for x in reached}
+    assert unreached == {"record.json"}
+    # Whatever the name of a layer.
     assert [x.name for x in folder.parent.iterdir()] == ["gallery"]
-    assert {x.name for x in folder.iterdir()} == {"index.html", "pages"}
 
 
 def test_any_name_is_shown_as_text(folder):
@@ -217,17 +213,11 @@ def test_evolution_shows_the_strongest_activation_at_each_epoch(folder):
 def test_the_sanity_check_is_that_of_the_first_images(folder):
     replaced = controls(NET, IMAGES[:5], ODD)
     randomized = zf.sanity(NET, IMAGES[:5], LABELS[:5], shown=3)
-    numbers = [
-        result.similarity["deconvnet"].signed.mean(0)[result.columns.index(name)]
-        for result, name in (
-            (replaced, "another unit"),
-            (replaced, "another image"),
-            (replaced, "random there"),
-            (randomized, "logits"),
-        )
-    ]
-    for file in (folder / "index.html", folder / "pages/sanity/index.html"):
-        assert all(f"{number:z.2f}" in Page(file).text for number in numbers)
+    for result, name in ((replaced, "another unit"), (randomized, "logits")):
+        column = result.columns.index(name)
+        number = result.similarity["deconvnet"].signed[:, column].mean()
+        for file in (folder / "index.html", folder / "pages/sanity/index.html"):
+            assert f"{number:z.2f}" in Page(file).text
     size = 12, 12
     cells = read_cells(folder / "pages/sanity/randomized.webp", *size)
     assert cells.shape[:2] == (9, len(randomized.columns))
@@ -267,10 +257,8 @@ def test_a_second_build_computes_only_what_has_changed(folder, tmp_path, monkeyp
     [
         {"k": 3},
         {"labels": LABELS[::-1]},
-        {"class_names": ("cat", "dog", "boat")},
         {"pictures": 255 - PICTURES},
         {"rules": ["gradient"]},
-        {"epochs": None},
         {"epochs": ({1: YOUNG, 10: YOUNG}, TRAINING)},
         {"epochs": ({1: YOUNG, 10: NET}, IMAGES)},
     ],
@@ -310,16 +298,13 @@ def test_an_interrupted_build_leaves_the_earlier_layer(folder, tmp_path, monkeyp
     assert {x: x.read_bytes() for x in out.rglob("*.*")} == before
 
 
-def test_a_page_of_something_else_is_left_alone(tmp_path):
+def test_pictures_of_another_size_or_another_page_in_the_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"pictures of 6 x 12 .* images of 12 x 12"):
+        build(tmp_path, pictures=PICTURES[:, :6])
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(ValueError, match=r"index\.html is not a gallery's: choose"):
         build(tmp_path)
     assert [x.name for x in tmp_path.iterdir()] == ["index.html"]
-
-
-def test_pictures_of_another_size_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"pictures of 6 x 12 .* images of 12 x 12"):
-        build(tmp_path, pictures=PICTURES[:, :6])
 
 
 def test_a_gray_network_without_labels_or_live_units(tmp_path):

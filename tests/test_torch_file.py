@@ -132,9 +132,8 @@ def test_views_of_one_storage(file):
         "repeated": ((3, (2, 5), (0, 1)), np.tile(NUMBERS[3:8], (2, 1))),
         "empty": ((24, (0, 3), (3, 1)), np.zeros((0, 3))),
     }
-    state = read_state_dict(
-        file(mapping({n: tensor(*v) for n, (v, _) in views.items()}))
-    )
+    value = mapping({name: tensor(*view) for name, (view, _) in views.items()})
+    state = read_state_dict(file(value))
     assert list(state) == list(views)
     for name, (_, expected) in views.items():
         assert state[name].dtype == np.float32
@@ -143,16 +142,7 @@ def test_views_of_one_storage(file):
 
 
 @FORMATS
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [
-        ("Half", "<f2"),
-        ("Double", "<f8"),
-        ("Byte", "u1"),
-        ("Long", "<i8"),
-        ("Bool", "?"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "dtype"), [("Double", "<f8"), ("Bool", "?")])
 def test_dtypes(file, kind, dtype):
     values = np.array([0, 1, 100, 3], dtype)
     value = mapping({"x": tensor(1, (3,), (1,), storage("0", kind, 4))})
@@ -191,38 +181,12 @@ def test_parameters_and_older_tensors(file):
     np.testing.assert_array_equal(state["older"], [1, 4])
 
 
-def test_opcodes_of_protocol_4():
-    def short(value):
-        return b"\x8c" + bytes([len(value)]) + value.encode()
-
-    def stacked(module, name):
-        return short(module) + b"\x94" + short(name) + b"\x93\x94"
-
-    stored = b"(" + short("storage") + stacked("torch", "FloatStorage") + short("0")
-    stored += short("cpu") + b"K\x18tQ"
-    body = b"}\x94(" + short("a") + b"\x94" + stacked(*REBUILD)
-    body += b"(" + stored + b"K\x06K\x02K\x03\x86K\x06K\x01\x86\x89Nt\x94R\x94"
-    # Remembered in turn: the dict, a, the function's module and itself (3), the same
-    # of the storage's kind, and the arguments (6).
-    again = short("b") + b"h\x03h\x06R"
-    value = b"\x95" + struct.pack("<Q", len(body)) + body + again + b"u"
-    state = read_state_dict(zipped(value))
-    expected = NUMBERS.reshape(4, 6)[1:3, :3]
-    np.testing.assert_array_equal(state["a"], expected)
-    np.testing.assert_array_equal(state["b"], expected)
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         (tensor(), "it holds a Tensor, not a state dict"),
         (imported("torch.nn", "Linear") + b")\x81}b", "it holds a 'torch.nn.Linear'"),
         (mapping({}), "it has no state dict (empty)"),
-        (
-            mapping({"net": mapping({}), "a\nb": b"N"}),
-            r"'net': a dict, 'a\nb': a NoneType",
-        ),
-        (b"}(" + integer(4) + tensor() + b"u", "it has no state dict (empty)"),
         (mapping({"m": b"}(" + integer(0) + tensor() + b"u"}), "no state dict ('m': a"),
         (
             mapping({"a": mapping({"x": tensor()}), "b": mapping({"x": tensor()})}),
@@ -240,12 +204,9 @@ def test_no_state_dict(value, message):
 
 def test_negated_tensors_are_not_read():
     arguments = [storage(), integer(0), extents((2,)), extents((1,)), b"\x89", b"}"]
-    for more, is_read in ([], True), ([mapping({"neg": b"\x88"}, b"}")], False):
-        value = mapping({"x": imported(*REBUILD) + several(*arguments, *more) + b"R"})
-        if is_read:
-            assert list(read_state_dict(zipped(value))) == ["x"]
-        else:
-            assert "no state dict" in refused(zipped(value))
+    negated = several(*arguments, mapping({"neg": b"\x88"}, b"}"))
+    value = mapping({"x": imported(*REBUILD) + negated + b"R"})
+    assert "no state dict" in refused(zipped(value))
 
 
 # Beside the weights.
@@ -262,15 +223,12 @@ BESIDE = {
     "set": {1, 2, "x"},
     "frozen": frozenset({("a", 1)}),
     "bytes": b"\x00\xff",
-    "numbers": {1: "a", 2.5: "b", None: "c", -3: "d"},
-    "tuples": {("conv1", 3): 1, (1, (2, 3)): 2},
+    "keys": {1: "a", 2.5: "b", None: "c", (1, (2, 3)): 2},
     "path": pathlib.PurePosixPath("/etc/passwd"),
     "time": datetime.datetime(2020, 1, 2),
-    "scalar": np.float64(3),
     "array": np.arange(4),
     "complex": 3 + 4j,
     "huge": 2**3000,
-    "range": range(3),
 }
 # What only PyTorch, or a user's own code, could make.
 FOREIGN = {
@@ -288,7 +246,7 @@ FOREIGN = {
 
 @FORMATS
 @pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "network", None])
+@pytest.mark.parametrize("key", ["model_state_dict", "network", None])
 def test_other_objects_are_skipped(file, protocol, key):
     entries = {name: pickled(value, protocol) for name, value in BESIDE.items()}
     loop: list = []
@@ -318,11 +276,8 @@ def test_other_objects_are_skipped(file, protocol, key):
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
     [
-        (0, (4, 7), (6, 1)),
         (1, (4, 6), (6, 1)),
-        (0, (25,), (1,)),
         (24, (), ()),
-        (2**61, (1,), (1,)),
         (0, (2**40, 2**40), (1, 1)),
         # These wrap around to small numbers in 64 bits.
         (0, (2**32 + 1,), (2**32,)),
@@ -352,15 +307,10 @@ def test_huge_shapes_take_no_memory():
 def test_a_storage_is_all_there():
     value = mapping({"x": tensor()})
     for data in (BYTES[:-1], BYTES + b"\0"):
-        assert f"'0' has {len(data)} bytes, expected 96" in refused(
-            zipped(value, [data])
-        )
-    for keys, length, data in [
-        ((), 24, BYTES),
-        ("0", 24, BYTES[:-1]),
-        ("0", 20, BYTES),
-    ]:
-        refused(legacy(value, keys, length, data))
+        message = refused(zipped(value, [data]))
+        assert f"'0' has {len(data)} bytes, expected 96" in message
+    refused(legacy(value, ()))
+    refused(legacy(value, length=20))
     assert "unknown type" in refused(legacy(value, "1"))
     twice = {"x": tensor(), "y": tensor(stored=storage("0", "Double", 24))}
     for file in (zipped, legacy):
@@ -372,14 +322,11 @@ def test_a_storage_is_all_there():
 @pytest.mark.parametrize(
     "identity",
     [
-        b"N",
         text("0"),
-        several(text("module"), imported("torch", "FloatStorage"), text("net.py")),
         several(
             text("storage"), imported("os", "system"), text("0"), text("a"), b"K\1"
         ),
         storage(view=several(text("1"), integer(0), integer(4)))[:-1],
-        several(*map(text, ("storage", "torch.FloatStorage", "0", "cpu", "24"))),
     ],
 )
 def test_other_references_are_inert(identity):
@@ -387,14 +334,6 @@ def test_other_references_are_inert(identity):
     assert list(read_state_dict(zipped(value))) == ["x"]
     value = mapping({"x": tensor(), "y": tensor(stored=identity + b"Q")})
     assert "tensor 'y' is not read" in refused(zipped(value))
-
-
-@pytest.mark.parametrize("key", ["../../../etc/passwd", "/etc/passwd", "../data.pkl"])
-def test_a_key_is_not_a_path(key):
-    value = mapping({"x": tensor(0, (1,), (1,), storage(key, "Byte", 1))})
-    length = len(program(value))
-    value = mapping({"x": tensor(0, (1,), (1,), storage(key, "Byte", length))})
-    assert f"{key!r} has 0 bytes" in refused(zipped(value))
 
 
 # What would run something.
@@ -412,22 +351,13 @@ def hostile(trace):
     """Pickles that would leave a trace if anything in them ran."""
     command = f"touch {trace}"
     code = f"open({str(trace)!r}, 'w')"
-    for call in (
-        Call(os.system, command),
-        Call(builtins.eval, code),
-        Call(builtins.exec, code),
-        Call(open, str(trace), "w"),
-        Call(getattr, "", "format"),
-    ):
+    for call in (Call(os.system, command), Call(builtins.eval, code)):
         for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
             yield pickled({"x": call}, protocol)
     argument = several(text(command)) + b"R"
     for module, name in [
         ("os", "system"),
-        ("torch", "load"),
-        ("torch._tensor", "_rebuild_tensor_v2.__globals__"),
         ("collections", "OrderedDict.__class__"),
-        ("collections.OrderedDict", "fromkeys"),
         ("", "collections.OrderedDict"),
         ("zfnet_jax.torch_file", "io.open"),
     ]:
@@ -455,13 +385,8 @@ def test_nothing_is_called(tmp_path):
 def test_attributes_are_not_set():
     # The types of NumPy are shared by the whole process.
     state = several(integer(3), text(">"), b"NNN", integer(4), integer(4), integer(0))
-    for name in ("FloatStorage", "DoubleStorage"):
-        value = imported("torch", name) + state + b"b"
-        assert refused(zipped(value))
-    value = imported(*REBUILD) + several(b"}", mapping({"__defaults__": b")"})) + b"b"
-    refused(zipped(value))
+    refused(zipped(imported("torch", "FloatStorage") + state + b"b"))
     assert np.dtype("f4").byteorder == "="
-    test_views_of_one_storage(zipped)
 
 
 @pytest.mark.parametrize(
@@ -478,8 +403,7 @@ def test_attributes_are_not_set():
         b"(" + imported("collections", "OrderedDict") + text("a") + b"o",
         b"\x97",
         # Too few values, or of the wrong kinds.
-        *(b"", b"N(", b"\x85", b"t", b"R", b"a", b"e", b"q\0", b"h\0", b"Q", b"\x93"),
-        *(text("os.system") + b")R", b"})R", b"}(Nu", b"](Nu", b"NN\x93"),
+        *(b"", b"N(", b"\x85", b"R", b"q\0", b"Q", b"})R", b"](Nu", b"NN\x93"),
     ],
 )
 def test_wrong_pickles_are_refused(value):
@@ -514,17 +438,12 @@ def test_records_take_no_more_than_the_file():
 
 def test_files_of_another_kind():
     file = io.BytesIO()
-    for name, message in [
-        ("word/document.xml", "not of torch.save"),
-        ("a/data.pkl", "no state dict"),
-        ("b/data.pkl", "not of torch.save"),
-    ]:
-        with zipfile.ZipFile(file, "a") as archive:
-            archive.writestr(name, program(b"}"))
-        assert message in refused(file.getvalue())
-    for content in (b"", b"\x93NUMPY", b"ustar", b"P", bytes(100)):
-        assert refused(content) == "not a PyTorch file"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("word/document.xml", program(b"}"))
+    assert "not of torch.save" in refused(file.getvalue())
     assert "not of torch.save" in refused(pickle.dumps(1, 2) * 3)
+    for content in (b"", b"\x93NUMPY", bytes(100)):
+        assert refused(content) == "not a PyTorch file"
 
 
 # Damage.
@@ -549,23 +468,15 @@ def test_truncation_and_flipped_bits(file):
         if file is zipped:
             # An archive has a checksum for every record.
             np.testing.assert_equal(state, good)
-    assert read > (0 if file is zipped else 24 * 3)
+    assert read
 
 
-PIECES = [bytes([code]) for code in b"NIt)]}(aesubRQ.q\x93\x94\x85\x86\x87\x88"] + [
-    b"q\x00",
-    b"h\x00",
-    text("storage"),
-    integer(-1),
-    integer(2**62),
-    imported("torch", "FloatStorage"),
-    imported("collections", "OrderedDict"),
-    imported(*REBUILD),
-    imported("os", "system"),
-    storage(),
-    tensor(),
-    mapping({"x": tensor()}),
-    extents((2, 3)),
+PIECES = [
+    *(bytes([code]) for code in b"NIt)]}(aesubRQ.q\x93\x94\x85\x86\x87\x88"),
+    *(b"q\x00", b"h\x00", text("storage"), integer(-1), integer(2**62)),
+    *(imported("torch", "FloatStorage"), imported("collections", "OrderedDict")),
+    *(imported(*REBUILD), imported("os", "system"), storage(), tensor()),
+    *(mapping({"x": tensor()}), extents((2, 3))),
 ]
 
 

@@ -72,7 +72,7 @@ def save(
         step: Number of the step.
         state: Pytree of numeric arrays.
         metadata: Anything that `files.to_json` takes.
-        keep: Number of steps to keep, counted back from this one.
+        keep: Number of steps to keep, this one included.
 
     Raises:
         OSError: The folder cannot be written or the disk is full; the earlier steps are
@@ -143,7 +143,6 @@ def _digests(path: Path) -> dict[str, str]:
 def _read(
     path: Path, check: Callable[[Mapping[str, Any]], object]
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """Read the arrays and the metadata of a step whose digests match."""
     try:
         digests = json.loads((path / _DIGESTS).read_bytes())
         current = _digests(path)
@@ -158,7 +157,8 @@ def _read(
     except (KeyError, TypeError) as error:
         raise DamagedFileError(f"{_METADATA}: {error!r}") from error
     try:
-        return _read_arrays(path / _STATE), metadata
+        with _checkpointer() as checkpointer:
+            return checkpointer.restore(path / _STATE), metadata
     except Exception as error:  # Orbax raises many kinds
         raise DamagedFileError(f"{_STATE} cannot be read") from error
 
@@ -178,11 +178,6 @@ def _write_arrays(path: Path, leaves: list[np.ndarray]) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
     finally:
         log.setLevel(level)
-
-
-def _read_arrays(path: Path) -> list[np.ndarray]:
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(path)
 
 
 def _checkpointer() -> Any:

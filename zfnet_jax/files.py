@@ -25,14 +25,9 @@ class DamagedFileError(Exception):
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
-    """Write a file so that it appears complete or not at all.
+    """Write a file so that it appears complete or not at all, and return its path.
 
-    Args:
-        path: The file; its folder exists.
-        content: Text is written as UTF-8; what is not Unicode is escaped.
-
-    Returns:
-        The path.
+    Text is written as UTF-8; what is not Unicode is escaped.
 
     Raises:
         OSError: The file cannot be written; the error names it.
@@ -59,9 +54,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
 def to_json(value: object) -> str:
     """Format a value as strict JSON with sorted keys.
 
-    Args:
-        value: Mappings, sequences, dataclasses, arrays of NumPy and JAX, paths, text,
-            numbers and None, nested in any way. A number that is not finite is null.
+    It takes mappings, sequences, dataclasses, arrays, paths, text, numbers and None,
+    nested in any way. A number that is not finite becomes null.
     """
     return json.dumps(
         _plain(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
@@ -85,11 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def digest(*parts: object) -> str:
-    """Compute the sha256, in hex, of parts of any kind, in their order.
-
-    Args:
-        parts: Files (as `Path`), bytes, arrays, or anything that `to_json` takes.
-    """
+    """Compute the sha256, in hex, of files, bytes, arrays, or values for `to_json`."""
     sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):

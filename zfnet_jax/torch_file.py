@@ -28,7 +28,7 @@ _ERRORS += (struct.error, zipfile.BadZipFile)
 
 
 class Storage(NamedTuple):
-    """A run of numbers that the file keeps outside the pickle."""
+    """Numbers that the file keeps outside the pickle."""
 
     dtype: np.dtype
     key: str

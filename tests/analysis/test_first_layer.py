@@ -25,8 +25,6 @@ def test_rms_and_its_limit_by_hand():
     after = limit_filters(kernel, 0.1)
     np.testing.assert_allclose(after[..., 0, 0], 0.1, rtol=1e-6)
     np.testing.assert_array_equal(after[..., 1:], kernel[..., 1:])
-    with pytest.raises(ValueError, match="above 0, not 0"):
-        limit_filters(kernel, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +46,10 @@ def test_a_wave_lies_in_its_band(wavelength, band):
 def test_energy_of_noise_and_of_nothing():
     noise = np.random.default_rng(0).normal(size=(5, 5, 3, 1000)).astype(np.float32)
     means = [float(share.mean()) for share in band_energy(noise).values()]
-    assert means == pytest.approx(
-        [np.pi / 64, 3 * np.pi / 64, 1 - np.pi / 16], abs=0.01
-    )
-    assert not any(
-        x.any() for x in band_energy(np.zeros((3, 3, 3, 2), np.float32)).values()
-    )
-    with pytest.raises(ValueError, match="65"):
-        band_energy(np.zeros((65, 3, 3, 1), np.float32))
+    areas = [np.pi / 64, 3 * np.pi / 64, 1 - np.pi / 16]
+    assert means == pytest.approx(areas, abs=0.01)
+    nothing = band_energy(np.zeros((3, 3, 3, 2), np.float32))
+    assert not any(share.any() for share in nothing.values())
 
 
 @pytest.mark.parametrize(("layer", "stride"), [("conv1", (2, 1)), ("conv3", (8, 4))])
@@ -99,8 +93,6 @@ def test_aliasing_of_noise_and_of_smooth_images():
     waves = np.broadcast_to(wave, (1, 48, 48, 3)).astype(np.float32)
     assert share(4, waves) < 0.01
     assert share(8, waves) > 0.99
-    with pytest.raises(ValueError, match="no images"):
-        share(2, noise[:0])
 
 
 def test_a_map_that_never_varies_has_no_aliasing():

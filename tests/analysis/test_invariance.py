@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from skimage import transform as skimage
 
+from tests.comparison import assert_close
 from tests.networks import TINY, random_model
 from zfnet_jax.analysis.invariance import (
     IDENTITY,
@@ -92,15 +93,9 @@ def test_distances_are_those_of_the_features(model, images, monkeypatch):
     amounts = [-1.5, 0.0, 2.0]
     layers = ["logits", "pool1"]
     done = []
+    options = {"border": "zero", "progress": lambda *x: done.append(x)}
     result = invariance(
-        model,
-        images,
-        labels,
-        "translate",
-        amounts,
-        layers=layers,
-        border="zero",
-        progress=lambda *numbers: done.append(numbers),
+        model, images, labels, "translate", amounts, layers=layers, **options
     )
     assert done == [(2, 5), (4, 5), (5, 5)]
     assert list(result.distances) == ["pool1", "logits"]
@@ -112,21 +107,11 @@ def test_distances_are_those_of_the_features(model, images, monkeypatch):
         for layer in layers:
             x, y = (np.asarray(f[layer]).reshape(5, -1) for f in (before, after))
             distance = np.linalg.norm(x - y, axis=1)
-            np.testing.assert_allclose(
-                result.distances[layer][:, column], distance, rtol=1e-4, atol=1e-5
-            )
-            np.testing.assert_allclose(
-                result.relative[layer][:, column],
-                distance / np.linalg.norm(x, axis=1),
-                rtol=1e-4,
-                atol=1e-5,
-            )
+            relative = distance / np.linalg.norm(x, axis=1)
+            assert_close(result.distances[layer][:, column], distance)
+            assert_close(result.relative[layer][:, column], relative)
         probabilities = np.asarray(jax.nn.softmax(after["logits"]))
-        np.testing.assert_allclose(
-            result.probability[:, column],
-            probabilities[np.arange(5), labels],
-            rtol=1e-4,
-        )
+        assert_close(result.probability[:, column], probabilities[np.arange(5), labels])
 
 
 def test_linearity_by_hand():
@@ -146,8 +131,6 @@ def test_periodicity_of_known_curves():
     assert periodicity(1 - np.cos(4 * angles), 3) == pytest.approx(0)
     assert periodicity(2 - np.cos(4 * angles) - np.cos(angles), 4) == pytest.approx(0.5)
     assert math.isnan(periodicity(np.ones(24), 4))
-    with pytest.raises(ValueError, match="folds must be from 2 to 12, not 1"):
-        periodicity(np.ones(24), 1)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +138,6 @@ def test_periodicity_of_known_curves():
     [
         ({"transform": "shear"}, "shear.*translate, scale, rotate"),
         ({"border": "none"}, "none.*reflect, edge, zero"),
-        ({"amounts": []}, "amounts"),
         ({"amounts": [np.nan]}, "finite"),
         ({"amounts": [10.0]}, "amount 10: translate takes -9 to 9"),
     ],

@@ -1,9 +1,6 @@
 """Comparisons of pictures with known answers."""
 
-from typing import Any, cast
-
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
@@ -111,10 +108,9 @@ def test_the_cascade_redraws_layers_from_the_top_and_nothing_else(model):
     for name in names:
         for new, old in zip(weights(net, name), before[name], strict=True):
             np.testing.assert_array_equal(new, old)
-    last, again, other = (
-        weights(list(cascade(net, seed))[-1][1], "conv1")[1] for seed in (3, 3, 4)
+    last, other = (
+        weights(list(cascade(net, seed))[-1][1], "conv1")[1] for seed in (3, 4)
     )
-    np.testing.assert_array_equal(last, again)
     assert (last != other).all()
 
 
@@ -149,12 +145,8 @@ def test_pictures_are_attributions_of_the_class_at_each_stage(model, images):
                 result.pictures[rule][:, column], expected[:2], rtol=1e-4, atol=1e-5
             )
             known = similarity(maps[0], expected)
-            for name in ("signed", "magnitude", "ssim"):
-                measure = getattr(result.similarity[rule], name)
-                assert measure.shape == (7, 6)
-                np.testing.assert_allclose(
-                    measure[:, column], getattr(known, name), atol=0.01
-                )
+            for ours, theirs in zip(result.similarity[rule], known, strict=True):
+                np.testing.assert_allclose(ours[:, column], theirs, atol=0.01)
             np.testing.assert_array_equal(
                 result.empty[rule][:, column], ~expected.any((1, 2, 3))
             )
@@ -162,16 +154,12 @@ def test_pictures_are_attributions_of_the_class_at_each_stage(model, images):
 
 def test_batches_do_not_matter(model, images, monkeypatch):
     done = []
-    whole = controls(model, images, "conv2", rules=RULES[:1], shown=5)
+    options = {"rules": RULES[:1], "shown": 5, "progress": lambda *x: done.append(x)}
+    whole = controls(model, images, "conv2", **options)
+    assert done == [(7, 7)]
+    done.clear()
     monkeypatch.setattr("zfnet_jax.analysis.sanity._BATCH_SIZE", 3)
-    parts = controls(
-        model,
-        images,
-        "conv2",
-        rules=RULES[:1],
-        shown=5,
-        progress=lambda *numbers: done.append(numbers),
-    )
+    parts = controls(model, images, "conv2", **options)
     assert done == [(3, 7), (6, 7), (7, 7)]
     assert_close(parts, whole, rtol=1e-3, atol=1e-3)
 
@@ -202,14 +190,8 @@ def test_upper_layers_that_do_not_matter_change_nothing(images):
 def test_controls_are_what_they_are_called(model, images):
     layer, rule = "conv2", "guided"
     result = controls(model, images, layer, seed=2, rules=[rule], shown=7)
-    assert result.columns == (
-        "unit",
-        "random there",
-        "random everywhere",
-        "another unit",
-        "another image",
-        "edges",
-    )
+    others = ("random there", "random everywhere", "another unit", "another image")
+    assert result.columns == ("unit", *others, "edges")
     maps = features(model, images, layer)
     assert ((maps > 0).sum(-1).max((1, 2)) > 1).all()
     for i in range(3):
@@ -218,15 +200,9 @@ def test_controls_are_what_they_are_called(model, images):
         rivals = maps[:, row, column, unit].copy()
         rivals[i] = -1
         pictures = result.pictures[rule][i]
+        place = layer, range(maps.shape[-1]), (row, column)
         own, others = (
-            zf.project(
-                model,
-                images[j][None],
-                layer,
-                range(maps.shape[-1]),
-                (row, column),
-                rule=rule,
-            )
+            zf.project(model, images[j][None], *place, rule=rule)
             for j in (i, int(rivals.argmax()))
         )
         value = own.activations[unit]
@@ -259,18 +235,8 @@ def test_without_switches_a_deconvnet_picture_knows_no_image(images):
     assert (measures[0, :, 3] < 0.9).all()
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda m, x: sanity(m, x, 0, rules=cast(Any, ["lrp"])),
-            "rule 'lrp' is not one of",
-        ),
-        (lambda m, x: sanity(lambda x: x.mean((1, 2)), x, 0), "no layer .* weights"),
-        (lambda m, x: controls(m, x[:1], "conv2"), "at least two images, not 1"),
-    ],
-)
-def test_bad_input_is_refused(model, images, call, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=message):
-        call(model, images)
+def test_bad_input_is_refused(model, images):
+    with pytest.raises(ValueError, match=r"no layer .* weights"):
+        sanity(lambda x: x.mean((1, 2)), images, 0)
+    with pytest.raises(ValueError, match="at least two images, not 1"):
+        controls(model, images[:1], "conv2")

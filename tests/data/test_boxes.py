@@ -17,7 +17,6 @@ GOOD = "1,eye,0,0,9,9\n2,eye,3,3,9,9\n"
 @pytest.mark.parametrize(
     ("stored", "kept", "input_hw"),
     [
-        ((256, 341), (32, 32), (32, 32)),
         ((101, 77), (20, 12), (20, 12)),
         ((20, 30), (32, 32), (32, 32)),
         ((57, 57), (32, 32), (16, 16)),
@@ -77,16 +76,12 @@ def test_shipped_boxes_are_of_ten_dogs_each():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the header must be image,part"),
         ("image,part,top,left,bottom\n", "the header must be image,part"),
         (HEADER, "holds no boxes"),
-        (HEADER + "1,eye,0,0,9\n", "line 2: give 6 fields"),
         (HEADER + GOOD + "3,eye,0,0,9,9,1\n", "line 4: give 6 fields"),
         (HEADER + "1,eye,0,1.5,9,9\n", "line 2: edges must be whole numbers.*1.5"),
-        (HEADER + ",eye,0,0,9,9\n", "line 2: name the image and the part"),
         (HEADER + GOOD + "01,eye,1,1,9,9\n", "line 4: eye of 1 is also in .*line 2"),
         (HEADER + GOOD + "2,nose,1,1,9,9\n", "line 2: 1 has no nose"),
-        (HEADER + '1,"eye,0,0,9,9\n', "not a CSV file"),
         (HEADER + "1,œil,0,0,9,9\n", "not a CSV file in UTF-8"),
     ],
 )

@@ -1,20 +1,13 @@
 """Similarity of the changes when a part is hidden in several images (Table 1, Fig. 8).
 
-Section 4.3 asks whether a network relates parts, such as eyes and noses, between images
-of one kind of object. One part is masked in each image. With x_i the features of image
-i at a layer and x̃_i those of the masked image, ε_i = x_i - x̃_i, and the paper sums
-the Hamming distance of their signs:
+Section 4.3 masks one part, such as the left eye, in each image. With x_i the features
+of image i at a layer, x̃_i those of the masked image and ε_i = x_i - x̃_i, the paper
+sums Hamming distances: Δ = Σ_{i≠j} H(sign ε_i, sign ε_j). Lower means more alike. Here
+Δ is the mean over pairs and dimensions, from 0 to 1. A sign is -1, 0 or 1, so a mask
+that changes nothing has Δ = 0 too: the share of features that change is reported.
 
-    Δ = Σ_{i≠j} H(sign ε_i, sign ε_j)
-
-A lower Δ means more alike. Here Δ is the mean over pairs and dimensions, from 0 to 1. A
-sign is -1, 0 or 1, since a rectified feature often does not change at all. A mask that
-changes nothing therefore has Δ = 0 as well; the share of the features that change is
-reported alongside.
-
-The paper compares with random boxes, most of which lie on the background. A second
-control, beyond the paper, tells whether it matters which part it is: a random part in
-each image.
+The paper's control is random boxes. A second one, a random part in each image, tells
+whether it matters which part is hidden.
 """
 
 from __future__ import annotations
@@ -60,21 +53,18 @@ class Correspondence(Result):
 
     @property
     def p_random(self) -> Float64[np.ndarray, " p"]:
-        """P-values of a permutation test against random boxes.
+        """P-values of a one-sided permutation test against random boxes.
 
-        Null hypothesis: a part's boxes are random boxes too, so each rank of its Δ
-        among the r draws is equally likely. The p-value is (1 + number of draws with Δ
-        no higher) / (1 + r): one-sided, ties counted against the part, at least 1 / (1
-        + r).
+        Null hypothesis: a part's boxes are random boxes too. The p-value is (1 + number
+        of draws with Δ no higher) / (1 + r).
         """
         return self._rank(self.random)
 
     @property
     def p_mixed(self) -> Float64[np.ndarray, " p"]:
-        """P-values of the same test against `mixed`.
+        """P-values of the same test against `mixed`; 1 with a single part.
 
-        Null hypothesis: within an image the parts may exchange their names. With a
-        single part it is 1.
+        Null hypothesis: within an image the parts may exchange their names.
         """
         return self._rank(self.mixed[None])
 
@@ -122,13 +112,13 @@ def correspondence(
         Results by layer, in the order of the forward pass.
 
     Raises:
-        ValueError: There are fewer than two images, no parts or draws, no such layer,
-            or a box is empty, leaves its image or covers all of it.
+        ValueError: There are fewer than two images, there is no such layer, or a box is
+            empty, leaves its image or covers all of it.
     """
     net, images = as_network(net, images)
     image_hw = net.image_shape[:2]
     boxes = {part: np.asarray(rows) for part, rows in dict(boxes).items()}
-    _check(len(images), boxes, draws, image_hw)
+    _check(len(images), boxes, image_hw)
     names = net.select(layers or _find_layers_5_and_7(net))
     batches = list(net.batches(images, _BATCH_SIZE))
     whole = _read(net, batches, np.zeros((len(images), 4), np.int64), names)
@@ -157,19 +147,10 @@ def correspondence(
 
 
 def _check(
-    count: int,
-    boxes: Mapping[str, np.ndarray],
-    draws: int,
-    image_hw: tuple[int, int],
+    count: int, boxes: Mapping[str, np.ndarray], image_hw: tuple[int, int]
 ) -> None:
     if count < 2:
         raise ValueError(f"correspondence compares at least two images, not {count}")
-    if not boxes:
-        raise ValueError(
-            "boxes are a dict with at least one part: from its name to int [images, 4]"
-        )
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, not {draws}")
     for part, rows in boxes.items():
         if len(rows) != count:
             raise ValueError(f"{part}: {len(rows)} boxes for {count} images")
@@ -181,7 +162,6 @@ def _check(
 
 
 def _find_layers_5_and_7(net: Network) -> list[str]:
-    """The last spatial and the last hidden layer."""
     hidden = list(net.layers)[:-1]
     spatial = [name for name in hidden if len(net.layers[name].shape) == 3]
     return spatial[-1:] + hidden[-1:]
@@ -230,7 +210,6 @@ def _summarize(
 def _features(
     net: Network, images: Array, boxes: Array, layers: tuple[str, ...]
 ) -> dict[str, Float[Array, "n d"]]:
-    """Features of images with a box masked; an empty box masks nothing."""
     features = net.features(mask_boxes(images, boxes), layers)
     return {name: x.reshape(len(images), -1) for name, x in features.items()}
 
@@ -251,12 +230,9 @@ def mask_boxes(
     *,
     fill: float | Shaped[Array | np.ndarray, "h w c"] = 0.0,
 ) -> Shaped[Array, "n h w c"]:
-    """Fill a box in each image; also under jit.
+    """Fill a box (top, left, bottom, right) in each image; also under jit.
 
-    Args:
-        images: Images of any dtype, which the result keeps.
-        boxes: Top, left, bottom, right in pixels; bottom and right are exclusive.
-        fill: A value, or an image that shows in the box.
+    Bottom and right are exclusive. An image as `fill` shows in the box.
     """
     images = jnp.asarray(images)
     rows = jnp.arange(images.shape[1])[:, None]
@@ -275,13 +251,8 @@ def draw_boxes(
     """Draw boxes of the same sizes at random positions, the paper's control.
 
     Every position inside the image is equally likely, including the part's own:
-    otherwise the permutation test would not be exact.
-
-    Args:
-        boxes: As in `mask_boxes`, inside the image.
-        image_hw: Height and width of the images.
-        draws: Number of draws.
-        seed: Seed for the random draws; it gives parts of one size the same boxes.
+    otherwise the permutation test would not be exact. One seed gives parts of one size
+    the same boxes.
     """
     sizes = boxes[:, 2:] - boxes[:, :2]
     shares = np.random.default_rng(seed).random((draws, len(boxes), 2))

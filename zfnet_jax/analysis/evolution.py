@@ -66,18 +66,11 @@ class Evolution:
     ) -> Projections:
         """Project each unit's strongest activation at each checkpoint.
 
-        Args:
-            networks: The network at each checkpoint, by epoch.
-            images: The images that were searched.
-            units: Units of the layer; all if None.
-            rule: Backward rule for ReLUs, as in `zfnet_jax.project`.
+        The arguments are those of `evolution`, and some units, or None for all.
 
         Returns:
             Crops of the receptive field over units, then checkpoints. A dead unit's is
             zero.
-
-        Raises:
-            ValueError: There is no such unit or rule, or the images do not fit.
         """
         parts = []
         for row, epoch in enumerate(self.epochs):
@@ -160,17 +153,11 @@ def motion(
     of all images, at two checkpoints: 0 for a unit that was only scaled or shifted, 1
     for one that is unrelated to its former self.
 
-    Args:
-        networks: As in `evolution`.
-        images: As in `top_activations`.
-        layers: Names of layers; all if None.
+    The arguments and errors are those of `evolution`.
 
     Returns:
         For each layer one row per step from a checkpoint to the next; NaN for a unit
         that does not vary at one of the two.
-
-    Raises:
-        ValueError: As in `evolution`.
     """
     nets = _sort(networks, images)
     rows: dict[str, list[np.ndarray]] = {}
@@ -213,7 +200,6 @@ def _moments(
 
 
 def _sort(networks: Mapping[int, Any], images: Any) -> dict[int, Network]:
-    """Networks by epoch, checked to have the same layers."""
     if len(networks) < 2:
         raise ValueError(f"two checkpoints are needed, not {len(networks)}")
     nets = {epoch: as_network(networks[epoch], images)[0] for epoch in sorted(networks)}

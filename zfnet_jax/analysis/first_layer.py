@@ -39,37 +39,18 @@ def filter_rms(kernel: Kernel) -> Float32[np.ndarray, " o"]:
 
 
 def limit_filters(kernel: Kernel, limit: float) -> Float32[np.ndarray, "kh kw i o"]:
-    """Scale filters whose RMS is above a limit back to it.
-
-    Raises:
-        ValueError: The limit is not above 0.
-    """
-    if not limit > 0:
-        raise ValueError(f"limit must be above 0, not {limit}")
+    """Scale filters whose RMS is above a limit back to it."""
     scale = np.minimum(1, limit / filter_rms(kernel).clip(1e-30))
     return (np.asarray(kernel) * scale).astype(np.float32)
 
 
 def band_energy(kernel: Kernel) -> dict[str, Float32[np.ndarray, " o"]]:
-    """Share of each filter's energy in bands of spatial frequency.
+    """Share of each filter's energy in `BANDS` of spatial frequency; 0 without any.
 
-    The filter is padded with zeros, its squared spectrum summed over the input channels
-    and assigned to bands by the length of the frequency vector. White noise has shares
-    of 5, 15 and 80%, the bands' shares of the area.
-
-    Args:
-        kernel: HWIO; height and width at most 64.
-
-    Returns:
-        Shares that add up to 1, by the name of the band in `BANDS`; 0 for a filter of
-        zeros.
-
-    Raises:
-        ValueError: The kernel is too large.
+    The filter is padded with zeros to 64 x 64, its squared spectrum summed over the
+    input channels and assigned to bands by the length of the frequency vector. White
+    noise has shares of 5, 15 and 80%, the bands' shares of the area.
     """
-    height, width = kernel.shape[:2]
-    if max(height, width) > _SPECTRUM:
-        raise ValueError(f"a kernel of {height} x {width} exceeds {_SPECTRUM} pixels")
     wide = np.asarray(kernel, np.float64)
     spectrum = np.fft.fft2(wide, (_SPECTRUM, _SPECTRUM), axes=(0, 1))
     energy = (np.abs(spectrum) ** 2).sum(2)
@@ -89,11 +70,6 @@ def dense_feature(
 
     Every stride is replaced by a dilation of the layers after it. With the product T of
     all strides up to the layer, `dense[:, ::T, ::T]` starts with the feature itself.
-
-    Args:
-        model: A `ConvNet`, whose strides are known.
-        images: Preprocessed images.
-        layer: A layer below the dense ones.
 
     Raises:
         ValueError: There is no such layer, or it is a dense one.
@@ -146,16 +122,8 @@ def aliasing(
 
     It is the share of the energy of `dense_feature`, without its mean and under a Hann
     window, at frequencies of at least half a cycle per stride in either direction:
-    keeping every T-th value folds this onto lower frequencies. It is 0 at stride 1, and
-    1 - 1/T² for white noise.
-
-    Args:
-        net: A `ConvNet` or a network of one, whose strides are known.
-        images: Preprocessed images.
-        layer: A layer below the dense ones.
-
-    Returns:
-        A share per map, over all images; NaN for a map that varies in none.
+    keeping every T-th value folds this onto lower frequencies. It is 0 at stride 1,
+    1 - 1/T² for white noise, and NaN for a map that varies in no image.
 
     Raises:
         ValueError: The network is not a `ConvNet`, the images do not fit it, or as in

@@ -127,7 +127,6 @@ def _read(
     layers: tuple[str, ...],
     amount: Array,
 ) -> tuple[dict[str, Float[Array, "n d"]], Float[Array, " n"]]:
-    """Features of transformed images, and the probability of each one's class."""
     # Interpolation at whole pixels is exact only to rounding.
     moved = jnp.where(
         amount == IDENTITY[transform],
@@ -171,8 +170,8 @@ def transform_images(
             paper; "scale" enlarges it by the factor `amount`; "rotate" turns it
             counterclockwise by `amount` degrees.
         amount: Amount of the transformation.
-        border: Pixels outside the image: its reflection about the edge, the nearest
-            edge, or zeros, the mean image after preprocessing.
+        border: Pixels outside the image: its reflection, the nearest edge, or zeros,
+            the mean image after preprocessing.
     """
     height, width = images.shape[1:3]
     center = (height - 1) / 2, (width - 1) / 2
@@ -205,15 +204,10 @@ def check_amounts(
 ) -> Float32[np.ndarray, " a"]:
     """Check the amounts of a transformation and return them in single precision.
 
-    Args:
-        transform: The transformation.
-        amounts: Shifts up to the image's height, scales from 0.1 to 10, angles up to
-            ten turns either way.
-        height: Height of the images in pixels.
-
     Raises:
-        ValueError: There is no such transformation, no amount, or one that is out of
-            range or not finite.
+        ValueError: There is no such transformation, no amount, or one that is not
+            finite or out of range: shifts up to the images' height, scales from 0.1 to
+            10, angles up to ten turns either way.
     """
     ranges = {
         "translate": (-height, height),
@@ -240,19 +234,10 @@ def linearity(
     identity: float,
     within: float,
 ) -> float:
-    """R² of a line through a curve over the distance from the identity.
+    """R² of a line through a curve over the distance from the identity, up to `within`.
 
-    The paper calls layer 7 quasi-linear for translation and scaling.
-
-    Args:
-        amounts: Amounts of a transformation.
-        curve: A distance at each of them.
-        identity: The amount that changes nothing.
-        within: Largest distance from the identity that is included.
-
-    Returns:
-        1 for a line, 0 where a line explains no more than the mean does; NaN for fewer
-        than three amounts or a constant curve.
+    The paper calls layer 7 quasi-linear for translation and scaling. NaN for fewer than
+    three amounts or a constant curve.
     """
     distances = np.abs(np.asarray(amounts, np.float64) - identity)
     included = distances <= within
@@ -266,21 +251,10 @@ def periodicity(curve: Float[np.ndarray, " a"], folds: int) -> float:
     """Share of a curve's variance that repeats `folds` times in a full turn.
 
     The distance curve of a rotation falls back every 360 / folds degrees for an object
-    of that rotational symmetry.
-
-    Args:
-        curve: Distances at equal steps of a full turn, without the last.
-        folds: At least 2.
-
-    Returns:
-        From 0 to 1; NaN for a constant curve.
-
-    Raises:
-        ValueError: `folds` is below 2 or more than the steps can resolve.
+    of that rotational symmetry. The curve has equal steps of a full turn, without the
+    last. NaN for a constant curve.
     """
     y = np.asarray(curve, np.float64)
-    if not 2 <= folds <= len(y) // 2:
-        raise ValueError(f"folds must be from 2 to {len(y) // 2}, not {folds}")
     power = np.abs(np.fft.fft(y - y.mean())) ** 2
     if power.sum() <= 1e-20 * (y**2).sum():
         return math.nan

@@ -24,6 +24,8 @@ from zfnet_jax.results import Result
 
 Classifier = Literal["svm", "softmax"]
 
+_CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
+
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 TOLERANCE = 1e-3
 # Rounding accumulates during training and shows when the gap is computed afresh.
@@ -61,12 +63,12 @@ class LinearFit(Result):
     """Linear classifiers for p penalties.
 
     Attributes:
-        weights: [p, d, classes].
-        intercepts: [p, classes].
-        objectives: [p], the minimized values.
-        gaps: [p], the squared gradient over twice the penalty, as a share of the
-            objective. No other weights are better by more, since the penalty curves the
-            objective upward in all their directions.
+        weights: One matrix per penalty.
+        intercepts: One vector per penalty.
+        objectives: The minimized values.
+        gaps: The squared gradient over twice the penalty, as a share of the objective.
+            No other weights are better by more, since the penalty curves the objective
+            upward in all their directions.
     """
 
     weights: Float32[np.ndarray, "p d classes"]
@@ -83,7 +85,6 @@ def probe(
     layers: Sequence[str] | str | None = None,
     train: int,
     validation: int,
-    classifiers: Sequence[Classifier] = get_args(Classifier),
     penalties: Sequence[float] = PENALTIES,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[Classifier, Probe]]:
@@ -107,8 +108,7 @@ def probe(
         layers: Names of layers; all if None.
         train: Number of training images.
         validation: Number of validation images.
-        classifiers: As in `fit_linear`.
-        penalties: Penalties to select from; on a tie the greatest is selected.
+        penalties: Penalties to select from; a tie goes to the greatest.
         progress: Called with the number of layers done and their total.
 
     Returns:
@@ -130,7 +130,6 @@ def probe(
             labels,
             train,
             validation,
-            classifiers=classifiers,
             penalties=penalties,
         )
         if progress is not None:
@@ -144,7 +143,6 @@ def probe_features(
     train: int,
     validation: int,
     *,
-    classifiers: Sequence[Classifier] = get_args(Classifier),
     penalties: Sequence[float] = PENALTIES,
 ) -> dict[Classifier, Probe]:
     """Train linear classifiers on features, select their penalty, and test them.
@@ -152,18 +150,18 @@ def probe_features(
     Every dimension is standardized over the training rows; one that is constant there
     becomes 0. All are then divided by the square root of the number of the others, so
     that a row has length 1 (in the mean square) and a penalty means the same for layers
-    of any width.
+    of any width. The arguments are those of `probe`, with a row of features for each
+    image.
 
     Memory is `train`² + `train` · min(d, `train`) numbers besides the features; time
-    grows with the cube of the smaller of `train` and d. The arguments are those of
-    `probe`, with a row of features for each image.
+    grows with the cube of the smaller of `train` and d.
 
     Returns:
         Probes by classifier.
 
     Raises:
-        ValueError: A part of the split is empty, a class has no training row, a feature
-            is not finite, or as in `fit_linear`.
+        ValueError: A part of the split is empty, a class has no training row, or as in
+            `fit_linear`.
     """
     test = len(features) - train - validation
     if min(train, validation, test) < 1:
@@ -171,18 +169,16 @@ def probe_features(
             f"{len(features)} images cannot be split into {train} to train, "
             f"{validation} to validate and at least 1 to test"
         )
-    if not np.isfinite([features.min(), features.max()]).all():
-        raise ValueError("features must be finite")
     classes = int(labels.max()) + 1
     counts = np.bincount(labels[:train], minlength=classes)
     if missing := np.flatnonzero(counts == 0).tolist():
         raise ValueError(f"class {missing[0]} is not among the {train} training images")
 
-    fits, scores = _fit_all(features, labels[:train], classifiers, penalties)
+    fits, scores = _fit_all(features, labels[:train], penalties)
     # The greatest penalty first, since argmax takes the first on a tie.
     order = np.argsort(-np.array(penalties), kind="stable")
     probes: dict[Classifier, Probe] = {}
-    for classifier, fit, values in zip(classifiers, fits, scores, strict=True):
+    for classifier, fit, values in zip(_CLASSIFIERS, fits, scores, strict=True):
         predictions = values.argmax(2)
         correct = predictions == labels[:, None]
         accuracies = correct[train : train + validation].mean(0)
@@ -201,13 +197,12 @@ def probe_features(
 def _fit_all(
     features: Float[np.ndarray, "n d"],
     labels: Int[np.ndarray, " train"],
-    classifiers: Sequence[Classifier],
     penalties: Sequence[float],
 ) -> tuple[list[LinearFit], list[Float32[np.ndarray, "n p classes"]]]:
-    """Train on the first rows; return the classifiers, and their scores of all rows."""
+    """Train on the first rows, and score all rows."""
     train = len(labels)
     coordinates, squares = _rotate(features, train)
-    fits = [fit_linear(coordinates, labels, name, penalties) for name in classifiers]
+    fits = [fit_linear(coordinates, labels, name, penalties) for name in _CLASSIFIERS]
     weights = np.stack([fit.weights for fit in fits])  # [classifier, p, r, classes]
     # Share of each training row in the weights: coordinates are sums of rows.
     shares = coordinates / np.where(squares > 0, squares, 1)
@@ -238,10 +233,7 @@ def _standardize(
 def _rotate(
     features: Float[np.ndarray, "n d"], train: int
 ) -> tuple[Float32[np.ndarray, "train r"], Float32[np.ndarray, " r"]]:
-    """Training rows in principal coordinates, and the sum of squares of each.
-
-    There are min(`train`, d) coordinates; products of rows stay the same.
-    """
+    """Training rows in principal coordinates, and the sum of squares of each."""
     rows = (block[:train] for block in _standardize(features, train))
     if features.shape[1] <= train:
         whole = np.concatenate(list(rows), 1)
@@ -281,14 +273,8 @@ def fit_linear(
         steps, which the smallest penalties may need.
 
     Raises:
-        ValueError: There is no such classifier, fewer than two classes, no penalty, or
-            one that is out of range.
+        ValueError: There are fewer than two classes, or a penalty is out of range.
     """
-    if classifier not in get_args(Classifier):
-        known = ", ".join(get_args(Classifier))
-        raise ValueError(f"classifier {classifier!r} is not one of {known}")
-    if not penalties:
-        raise ValueError("penalties is empty: give at least one")
     if outside := [x for x in penalties if not 1e-9 <= x <= 1e9]:
         raise ValueError(f"a penalty must be from 1e-9 to 1e9, not {outside[0]:g}")
     classes = int(labels.max()) + 1
@@ -371,13 +357,6 @@ def balance_order(labels: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, "
 
     Consecutive parts cut from it hold equally many images of each class, to within one,
     as long as there are images of all.
-
-    Args:
-        labels: Class of each image.
-        seed: Seed for the random order.
-
-    Returns:
-        Indices of all images.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     rank = np.empty(len(labels), np.int64)

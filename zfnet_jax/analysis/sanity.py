@@ -66,8 +66,6 @@ _Signal = Callable[[np.ndarray], np.ndarray]
 
 
 class _Column(NamedTuple):
-    """One picture per image."""
-
     name: str
     net: Network  # makes the pictures
     sources: Int[np.ndarray, " n"]  # indices of the images they are made from
@@ -133,10 +131,6 @@ def cascade(net: Network, seed: int = 0) -> Iterator[tuple[str, Network]]:
     negative values, such as the variances of a batch normalization, is shuffled
     instead.
 
-    Args:
-        net: The network; it stays unchanged.
-        seed: Seed for the random weights.
-
     Yields:
         Name of a layer with weights, and a network in which it and all layers above it
         are random.
@@ -155,7 +149,6 @@ def cascade(net: Network, seed: int = 0) -> Iterator[tuple[str, Network]]:
 
 
 def _redraw(net: Network, layer: str, rng: np.random.Generator) -> Network | None:
-    """The network with a layer's weights drawn anew; None if it has no weights."""
     arrays: list[Any] = []
     net.map_weights(layer, lambda array: arrays.append(array) or array)
     if not arrays:
@@ -194,14 +187,8 @@ def controls(
     - the same unit at the same position of another image, the one that activates it
       most there.
 
-    Args:
-        net: A `Network`, or any model that `zf.network` takes.
-        images: At least two preprocessed images.
-        layer: Name of a layer.
-        rules: Backward rules for ReLUs.
-        seed: Seed for the random draws.
-        shown: Number of images whose pictures are returned.
-        progress: Called with the number of images done and their total.
+    The arguments are those of `sanity`, with at least two images and the name of a
+    layer.
 
     Returns:
         Columns `unit`, `random there`, `random everywhere`, `another unit`, `another
@@ -234,7 +221,6 @@ def _replace_units(
     units: Int[np.ndarray, " n"],
     seed: int,
 ) -> list[_Column]:
-    """The unit of each image at its position, and what `controls` puts in its place."""
     own = np.arange(len(maps))
     scores = np.array([_rng(seed, i).random(maps.shape[2]) for i in own.tolist()])
     scores += maps[own, positions] > 0
@@ -269,14 +255,13 @@ def _replace_units(
 
 
 def _rng(seed: int, index: int) -> np.random.Generator:
-    """The random numbers of one image, whatever its batch, or of one layer."""
+    """Random numbers of one image, in any batch, or of one layer."""
     return np.random.default_rng([seed, index])
 
 
 def _receptive_fields(
     net: Network, layer: str, positions: Int[np.ndarray, " n"]
 ) -> Bool[np.ndarray, "n h w"]:
-    """Pixels that each position of a layer depends on."""
     field, shape = net.layer(layer).receptive_field, net.layer(layer).shape
     inside = np.full((len(positions), *net.image_shape[:2]), field is None)
     if field is not None:
@@ -346,13 +331,7 @@ def similarity(
     b: Float[np.ndarray, "n h w c"],
     inside: Bool[np.ndarray, "n h w"] | None = None,
 ) -> Similarity:
-    """Compare pictures pair by pair, whatever the scale of each.
-
-    Args:
-        a: Pictures.
-        b: The pictures to compare them with.
-        inside: Pixels that count; all if None.
-    """
+    """Compare pictures pair by pair, at any scale, by the pixels `inside` (or all)."""
     masks = np.ones(a.shape[:3], bool) if inside is None else inside
     pairs = [
         (x[mask].ravel(), y[mask].ravel())
@@ -368,8 +347,6 @@ def similarity(
 
 @jax.jit
 def _shown_ssim(a: Array, b: Array, inside: Array) -> Float[Array, "n h w"]:
-    """SSIM of magnitudes as they are shown."""
-
     def normalize(pictures: Array) -> Array:
         values = jnp.where(inside, importance(pictures), 0)
         peak = values.max((1, 2), keepdims=True)

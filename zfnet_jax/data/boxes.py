@@ -69,8 +69,6 @@ def _add_row(
     if None in cells or None in cells.values():
         raise ValueError(f"{place}: give {len(_COLUMNS)} fields")
     image, part = cells["image"].strip(), cells["part"].strip()
-    if not image or not part:
-        raise ValueError(f"{place}: name the image and the part")
     image = str(int(image)) if image.isdecimal() else image
     try:
         box = tuple(int(cells[edge]) for edge in _EDGES)
@@ -130,11 +128,10 @@ def fit_box(
     kept: tuple[int, int],
     image_hw: tuple[int, int],
 ) -> Int[np.ndarray, " 4"]:
-    """Convert a box as `convert_box` does.
+    """Convert a box as `convert_box` does; an error names its line.
 
     Raises:
-        ValueError: It is not a proper part of its image or of the network's image; the
-            message names the line.
+        ValueError: It is not a proper part of its image or of the network's image.
     """
     try:
         check_box(row.box, stored)

@@ -40,12 +40,11 @@ def load_cifar10(
         limit: Read only the first images.
 
     Returns:
-        The images, in the order of the files. `source` says where they come from, and
-        whether their pixels have been through JPEG.
+        The images, in the order of the files. `source` says whether their pixels have
+        been through JPEG.
 
     Raises:
-        DataNotFoundError: CIFAR-10 is neither there nor can it be fetched, or it is
-            damaged.
+        DataNotFoundError: CIFAR-10 is missing and cannot be fetched, or is damaged.
         ValueError: There is no such split.
     """
     if split not in _BATCHES:
@@ -62,7 +61,7 @@ def _read_prepared(root: Path, split: str, limit: int | None) -> Dataset:
     import tensorflow_datasets as tfds
 
     encoded = {"image": tfds.decode.SkipDecoding()}
-    # What is raised at a damaged file is not documented, and comes from four libraries.
+    # A damaged file makes four libraries raise errors that are not documented.
     try:
         builder: Any = tfds.builder("cifar10", data_dir=root)
         source = builder.as_data_source(split=split, decoders=encoded)

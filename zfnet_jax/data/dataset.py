@@ -49,18 +49,16 @@ class Dataset:
                 f"images must be uint8[n, h, w, 3] or [n, h, w, 1], not "
                 f"{self.images.dtype}{list(shape)}"
             )
-        if self.labels.shape != shape[:1] or self.labels.dtype != np.int32:
-            raise ValueError(
-                f"labels must be int32[{shape[0]}] to fit the images, "
-                f"not {self.labels.dtype}{self.labels.shape}"
-            )
-        if self.masks is not None and (
-            self.masks.shape != shape[:3] or self.masks.dtype != np.bool_
+        for name, fit in (
+            ("labels", (np.int32, shape[:1])),
+            ("masks", (np.bool_, shape[:3])),
         ):
-            raise ValueError(
-                f"masks must be bool{shape[:3]} to fit the images, "
-                f"not {self.masks.dtype}{self.masks.shape}"
-            )
+            array = getattr(self, name)
+            if array is not None and (array.dtype, array.shape) != fit:
+                raise ValueError(
+                    f"{name} must be {np.dtype(fit[0])}{fit[1]} to fit the images, "
+                    f"not {array.dtype}{array.shape}"
+                )
         if len(self) and not (
             0 <= self.labels.min() and self.labels.max() < len(self.class_names)
         ):

@@ -1,8 +1,8 @@
-"""A dataset as images of a network."""
+"""Datasets as images of a network, and pixels of its size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,26 +32,17 @@ class DatasetImages:
         image_shape: tuple[int, int, int],
         preprocess: Callable[[Any], Any] | None,
     ) -> None:
-        """Take the images of a dataset; nothing is computed yet.
-
-        Args:
-            dataset: The dataset.
-            image_shape: Rows, columns and channels (1 or 3) of the network's images.
-            preprocess: From uint8[b, h, w, c] to the floats that the network takes.
+        """Take the images of a dataset, and a network's image shape and preprocessing.
 
         Raises:
             ValueError: There is no `preprocess`.
         """
-        if preprocess is None:
-            raise ValueError(
-                "images of a dataset need the network's preprocessing: give "
-                "`preprocess`, from uint8[b, h, w, c] to floats"
-            )
-        self.dataset, self._shape, self._preprocess = dataset, image_shape, preprocess
+        self._shape = stored_shape(image_shape, preprocess)
+        self.dataset, self._preprocess = dataset, preprocess
         self.labels: Int32[np.ndarray, " n"] = dataset.labels
         self.class_names = dataset.class_names
         self.source = dataset.source or dataset.name
-        self.pictures = Pictures(dataset.images, image_shape, preprocess)
+        self.pictures = Pictures(dataset.images, _fit, self._shape, preprocess)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -59,9 +50,7 @@ class DatasetImages:
 
     def __getitem__(self, index: Any) -> Any:
         """Preprocess one image [h, w, c] or a batch [b, h, w, c]."""
-        chosen = np.arange(len(self))[index]
-        batch = np.asarray(self._preprocess(self.pictures.read(chosen.ravel())))
-        return batch if chosen.ndim else batch[0]
+        return self.pictures.convert(index, self.pictures.preprocess)
 
     def take(self, indices: np.ndarray) -> DatasetImages:
         """Select the images at `indices`, in that order."""
@@ -77,18 +66,31 @@ class DatasetImages:
         if self.dataset.masks is None:
             return None
         gray = np.where(self.dataset.masks[..., None], 255, 0).astype(np.uint8)
-        pictures = Pictures(np.repeat(gray, 3, 3), self._shape, self._preprocess)
-        return pictures[:][..., 0] > 128
+        color = np.repeat(gray, 3, 3)
+        return Pictures(color, _fit, self._shape, self._preprocess)[:][..., 0] > 128
 
     def __repr__(self) -> str:
         """One line."""
         return f"DatasetImages({len(self)} of {self.source})"
 
 
+def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return image if image.shape[:2] == size else fit_photograph(image, size)
+
+
 def stored_shape(
     image_shape: tuple[int, int, int], preprocess: Any
 ) -> tuple[int, int, int]:
-    """Shape of the images that a network's preprocessing takes."""
+    """Shape of the images that a network's preprocessing takes.
+
+    Raises:
+        ValueError: There is no `preprocess`.
+    """
+    if preprocess is None:
+        raise ValueError(
+            "images need the network's preprocessing: give `preprocess`, from "
+            "uint8[b, h, w, c] to floats"
+        )
     if isinstance(preprocess, Preprocessing):
         height, width, channels = preprocess.mean.shape
         return height, width, channels
@@ -96,36 +98,41 @@ def stored_shape(
 
 
 class Pictures:
-    """Images of a dataset as uint8 pixels of a network's size."""
+    """Images as uint8 pixels of a network's size, read when needed.
+
+    An index is an int for one image, or an integer array, list or slice for a batch.
+    """
 
     def __init__(
-        self, images: np.ndarray, shape: tuple[int, int, int], preprocess: Any
+        self,
+        items: Sequence[Any] | np.ndarray,
+        read: Callable[[Any, tuple[int, int]], np.ndarray],
+        shape: tuple[int, int, int],
+        preprocess: Any,
     ) -> None:
-        """Made by `DatasetImages`."""
-        self._images = images
-        # It takes images of the size of its mean, which it may resize.
-        self._own = preprocess if isinstance(preprocess, Preprocessing) else None
-        self._shape = stored_shape(shape, preprocess)
+        """Keep images of any form, and how to read one at a size (rows, columns)."""
+        self.items, self.preprocess = items, preprocess
+        self._read, self._shape = read, shape
+        # It takes pictures of the size of its mean image, and may resize them.
+        is_own = isinstance(preprocess, Preprocessing)
+        self._resize = preprocess.pictures if is_own else np.asarray
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._images)
+        return len(self.items)
 
     def __getitem__(self, index: Any) -> UInt8[np.ndarray, ...]:
         """Get one picture [h, w, c] or a batch [b, h, w, c]."""
-        chosen = np.arange(len(self))[index]
-        batch = self.read(chosen.ravel())
-        if self._own is not None:
-            batch = self._own.pictures(batch)
-        return batch if chosen.ndim else batch[0]
+        return self.convert(index, self._resize)
 
-    def read(self, indices: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
-        """Get a batch for `preprocess`."""
-        batch = self._images[indices]
-        rows, columns, channels = self._shape
-        if batch.shape[1:3] != (rows, columns):
-            batch = np.stack([fit_photograph(x, (rows, columns)) for x in batch])
-        if batch.shape[3] > channels:
-            gray = [np.asarray(Image.fromarray(x).convert("L")) for x in batch]
-            batch = np.stack(gray)[..., None]
-        return batch
+    def convert(self, index: Any, function: Callable[[Any], Any]) -> np.ndarray:
+        """Apply a function to a batch; an int as index is a batch of one."""
+        chosen = np.arange(len(self))[index]
+        batch = np.empty((chosen.size, *self._shape), np.uint8)
+        for row, number in zip(batch, chosen.flat, strict=True):
+            pixels = self._read(self.items[int(number)], self._shape[:2])
+            if pixels.shape[2] > row.shape[2]:
+                pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+            row[...] = pixels
+        images = np.asarray(function(batch))
+        return images if chosen.ndim else images[0]

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 from PIL import Image, ImageOps
 
-from zfnet_jax.data.preprocessing import Fit, Preprocessing, fit_photograph
+from zfnet_jax.data.images import Pictures, stored_shape
+from zfnet_jax.data.preprocessing import Fit, fit_photograph
 from zfnet_jax.files import DataNotFoundError, digest
 
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
@@ -57,16 +58,12 @@ class Photographs:
             ValueError: There is no `preprocess`, or the network does not take gray or
                 RGB images.
         """
-        if preprocess is None:
-            raise ValueError(
-                "photographs need the network's preprocessing: give `preprocess`, from "
-                "uint8[b, h, w, c] to floats"
-            )
         if image_shape[2] not in (1, 3):
             raise ValueError(
                 f"photographs are gray or RGB, but images {image_shape} have "
                 f"{image_shape[2]} channels"
             )
+        shape = stored_shape(image_shape, preprocess)
         files = find_photographs(path)
         folder = Path(path) if Path(path).is_dir() else files[0].parent
         self.names = tuple(_show(file.relative_to(folder).as_posix()) for file in files)
@@ -78,8 +75,11 @@ class Photographs:
             self.class_names = tuple(dict.fromkeys(classes))
             labels = [self.class_names.index(name) for name in classes]
             self.labels = np.array(labels, np.int32)
-        self.preprocess = preprocess
-        self.pictures = Pictures(files, image_shape, preprocess, fit)
+
+        def read(file: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+            return fit_photograph(load_photograph(file), size, fit)
+
+        self.pictures = Pictures(files, read, shape, preprocess)
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -90,13 +90,12 @@ class Photographs:
 
         Raises:
             DataNotFoundError: A file is damaged or gone; the message names it.
-            IndexError: There is no such photograph.
         """
-        return self.pictures.decode(index, self.preprocess)
+        return self.pictures.convert(index, self.pictures.preprocess)
 
     @property
     def source(self) -> str:
-        """Number of photographs and name of the folder."""
+        """Origin of the images, in one line."""
         plural = "" if len(self) == 1 else "s"
         return f"{len(self):,} photograph{plural} of {self._folder}"
 
@@ -106,59 +105,16 @@ class Photographs:
         part.names = tuple(self.names[index] for index in indices)
         part.labels = None if self.labels is None else self.labels[indices]
         part.pictures = copy.copy(self.pictures)
-        part.pictures.files = [self.pictures.files[index] for index in indices]
+        part.pictures.items = [self.pictures.items[index] for index in indices]
         return part
 
     def digest(self) -> str:
         """Compute the sha256, in hex, of the names and contents of the files."""
-        return digest(self.names, *self.pictures.files)
+        return digest(self.names, *self.pictures.items)
 
     def __repr__(self) -> str:
-        """One line."""
-        shape = " x ".join(map(str, self.pictures.image_shape))
-        return f"Photographs({self.source}, {shape})"
-
-
-class Pictures:
-    """Photographs as uint8 pixels of a network's size; made by `Photographs`."""
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        image_shape: tuple[int, int, int],
-        preprocess: Callable[[Any], Any],
-        fit: Fit,
-    ) -> None:
-        """Keep the paths and the size."""
-        self.files, self.image_shape, self._resize = files, image_shape, np.asarray
-        self._fit: Fit = fit
-        self._decoded_shape: tuple[int, ...] = image_shape
-        if isinstance(preprocess, Preprocessing):
-            # It takes pictures of the size of its mean image, and resizes them.
-            self._decoded_shape = preprocess.mean.shape
-            self._resize = preprocess.pictures
-
-    def __len__(self) -> int:
-        """Number of photographs."""
-        return len(self.files)
-
-    def __getitem__(self, index: Any) -> UInt8[np.ndarray, ...]:
-        """Decode one picture [h, w, c] or a batch [b, h, w, c]."""
-        return self.decode(index, self._resize)
-
-    def decode(self, index: Any, convert: Callable[[Any], Any]) -> np.ndarray:
-        """Decode a batch and convert it; an int as index is a batch of one."""
-        chosen = np.arange(len(self))[index]
-        height, width, channels = self._decoded_shape
-        batch = np.empty((chosen.size, height, width, channels), np.uint8)
-        for row, number in zip(batch, chosen.flat, strict=True):
-            photograph = load_photograph(self.files[int(number)])
-            pixels = fit_photograph(photograph, (height, width), self._fit)
-            if channels == 1:
-                pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-            row[...] = pixels
-        images = np.asarray(convert(batch))
-        return images if chosen.ndim else images[0]
+        """Number of photographs and name of the folder."""
+        return f"Photographs({self.source})"
 
 
 def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
@@ -167,12 +123,8 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
     In a folder these are the files whose suffix is that of a photograph, or else those
     in its subfolders. Hidden files and folders are left out.
 
-    Args:
-        path: A photograph or a folder.
-
     Raises:
         DataNotFoundError: There is no such file or folder, or no photograph in it.
-        OSError: The system refuses to read the folder.
     """
     path = Path(path)
     if not path.is_dir():
@@ -206,7 +158,6 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         DataNotFoundError: There is no such file, or it is not an image, is damaged or
             truncated, has too many pixels for Pillow, or has values that are not gray
             levels (floats, integers beyond 16 bits). The message names the file.
-        OSError: The system refuses to read the file.
     """
     path = Path(path)
     # Reading a pipe or a device could wait, or go on, forever.

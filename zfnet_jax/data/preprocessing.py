@@ -63,18 +63,14 @@ class Preprocessing:
         return cls(mean, scale, None if size == mean.shape[:2] else size)
 
     def __call__(self, images: _Images) -> Any:
-        """Preprocess a batch, of NumPy or of JAX, also under `jax.jit`.
-
-        Args:
-            images: uint8[b, h, w, c] with the shape of the mean image.
+        """Preprocess uint8[b, h, w, c] of NumPy or of JAX, also under `jax.jit`.
 
         Returns:
             float32[b, H, W, c] of the same library: (images - mean) * scale, resized to
             the attribute `size`.
 
         Raises:
-            ValueError: The images are not uint8, or do not have the size and the
-                channels of the mean image.
+            ValueError: The images are not uint8 or not of the mean image's shape.
         """
         self._check(images)
         return self._resize((images.astype(np.float32) - self.mean) * self.scale)
@@ -170,16 +166,12 @@ def center_crop(image: _Images, size: tuple[int, int]) -> Any:
 def fit_photograph(
     photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int], fit: Fit = "crop"
 ) -> UInt8[np.ndarray, "H W c"]:
-    """Bring a photograph to the size of a network.
+    """Bring a photograph to the rows and columns of a network.
 
-    "crop" equals the paper's order, to resize the shortest side and then to crop, but a
-    strip one pixel high takes no more memory than any photograph.
-
-    Args:
-        photograph: Pixels of one or three channels; "pad" and "stretch" take three.
-        size: Rows and columns of the result.
-        fit: Treatment of another aspect ratio: "crop" cuts the center out, "pad" adds
-            gray, "stretch" distorts.
+    Of another aspect ratio, "crop" cuts the center out, "pad" adds gray, and "stretch"
+    distorts; the last two take three channels. "crop" equals the paper's order, to
+    resize the shortest side and then to crop, but a strip one pixel high takes no more
+    memory than any photograph.
     """
     if fit != "crop":
         image, bilinear = Image.fromarray(photograph), Image.Resampling.BILINEAR
@@ -203,14 +195,10 @@ def ten_crop(
 ) -> Any:
     """Cut out the four corners and the center, and mirror each (section 3).
 
-    Args:
-        images: Images of NumPy or of JAX.
-        size: Rows and columns of a crop, in pixels.
-
     Returns:
-        [b, 10, size[0], size[1], c], in the dtype of `images`: top left, top right,
-        bottom left, bottom right, center, then the mirror images (left to right) of
-        these five in the same order.
+        [b, 10, size[0], size[1], c], of the library and dtype of `images`: top left,
+        top right, bottom left, bottom right, center, then the mirror images (left to
+        right) of these five.
 
     Raises:
         ValueError: The images are smaller than the crop.

@@ -1,11 +1,11 @@
 """Ten shapes over textured backgrounds: images that are drawn, never downloaded.
 
 Each image shows one filled shape of random position, size, rotation and color, over a
-colored texture whose amplitude falls as 1/f, as that of natural images does (Field
-1987). The object's mask comes with it, so that an attribution can be checked against
-where the object is.
+colored texture whose amplitude falls as 1/f, like that of natural images (Field 1987).
+An attribution can be checked against the object's mask.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -41,15 +41,18 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
     Args:
         count: Number of images.
         size: Rows and columns of an image, in pixels, at least 8 each.
-        seed: From 0 to 2**32 - 1.
+        seed: Seed for the random draws, 0 or more.
 
     Returns:
         The images, with `masks`: true where the center of a pixel is inside the object.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: The images are smaller than 8 x 8 pixels.
     """
-    _check(count, size, seed)
+    if min(size) < 8:
+        raise ValueError(
+            f"shapes need at least 8 x 8 pixels, not {size[0]} x {size[1]}"
+        )
     images = np.empty((count, *size, 3), np.uint8)
     masks = np.empty((count, *size), np.bool_)
     labels = _labels(count, seed)
@@ -76,22 +79,16 @@ def shape_parts(
     """Locate the corners of one class in the images of `make_shapes`.
 
     A box is a square about a corner, its side half the radius of the circle that holds
-    the object, cut off at the image's border.
-
-    Args:
-        name: A class of `CORNERS`.
-        count: Number of images, as for `make_shapes`, and so are `size` and `seed`.
-        size: Rows and columns of an image.
-        seed: Seed of the images.
+    the object, cut off at the image's border. The class is one of `CORNERS`; the other
+    arguments are those of `make_shapes`.
 
     Returns:
         The indices of that class's images; and by the corner's name its box in each of
         them: top, left, bottom, right in pixels, ends exclusive.
 
     Raises:
-        ValueError: An argument is out of its range, or the class has no such corners.
+        ValueError: The class has no named corners.
     """
-    _check(count, size, seed)
     if name not in CORNERS:
         raise ValueError(
             f"there are named corners of {', '.join(CORNERS)}, not of {name!r}"
@@ -111,33 +108,6 @@ def shape_parts(
     return indices, boxes
 
 
-def _check(count: int, size: tuple[int, int], seed: int) -> None:
-    if count < 0:
-        raise ValueError(f"count must be 0 or more, not {count}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be from 0 to 2**32 - 1, not {seed}")
-    if min(size) < 8:
-        raise ValueError(
-            f"shapes need at least 8 x 8 pixels, not {size[0]} x {size[1]}"
-        )
-
-
-def _disk(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.hypot(x, y) - 0.85
-
-
-def _ring(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.abs(np.hypot(x, y) - 0.72) - 0.2
-
-
-def _square(x: Coordinates, y: Coordinates) -> Coordinates:
-    return _box(x, y, 0.69, 0.69)
-
-
-def _triangle(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.maximum(-y, np.sqrt(0.75) * np.abs(x) + 0.5 * y) - 0.5
-
-
 def _star(x: Coordinates, y: Coordinates) -> Coordinates:
     # Ten mirror images of one edge, from a tip at radius 1 to a notch at radius 0.4.
     angle = np.abs((np.arctan2(y, x) / (np.pi / 5)) % 2 - 1) * (np.pi / 5)
@@ -147,14 +117,6 @@ def _star(x: Coordinates, y: Coordinates) -> Coordinates:
     along = (tip - notch) / np.hypot(*(tip - notch))
     across = radius * np.cos(angle) - notch[0], radius * np.sin(angle) - notch[1]
     return across[0] * along[1] - across[1] * along[0]
-
-
-def _cross(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.minimum(_box(x, y, 0.93, 0.29), _box(x, y, 0.29, 0.93))
-
-
-def _crescent(x: Coordinates, y: Coordinates) -> Coordinates:
-    return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y))
 
 
 def _heart(x: Coordinates, y: Coordinates) -> Coordinates:
@@ -181,13 +143,15 @@ def _box(x: Coordinates, y: Coordinates, half_x: float, half_y: float) -> Coordi
 
 
 SHAPES: dict[str, Callable[[Coordinates, Coordinates], Coordinates]] = {
-    "disk": _disk,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "disk": lambda x, y: np.hypot(x, y) - 0.85,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.72) - 0.2,
+    "square": lambda x, y: _box(x, y, 0.69, 0.69),
+    "triangle": lambda x, y: np.maximum(-y, np.sqrt(0.75) * np.abs(x) + 0.5 * y) - 0.5,
     "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.93, 0.29), _box(x, y, 0.29, 0.93)),
+    "crescent": lambda x, y: np.maximum(
+        np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y)
+    ),
     "heart": _heart,
     "arrow": _arrow,
     "hourglass": _hourglass,
@@ -220,7 +184,6 @@ upward.
 
 
 def _labels(count: int, seed: int) -> np.ndarray:
-    """Labels that are a random permutation of the classes in each block of ten."""
     classes = len(SHAPES)
     blocks = -(-count // classes)
     raw = [_raw(classes, seed, 0, block) for block in range(blocks)]
@@ -233,7 +196,7 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = size
     spectrum = (_TEXTURES, height, width // 2 + 1)
-    numbers = _PARAMETERS + int(np.prod(spectrum))
+    numbers = _PARAMETERS + math.prod(spectrum)
     raw = np.stack([_raw(numbers, seed, 1, index) for index in indices])
     parameters = _uniform(raw[:, :_PARAMETERS])
     radius, center_x, center_y, turn = _pose(parameters[:_POSE], size)
@@ -281,14 +244,13 @@ def _draw(
 
 
 def _uniform(raw: UInt64[np.ndarray, "n p"]) -> Float64[np.ndarray, "p n"]:
-    """Numbers in [0, 1) from the upper 53 bits."""
     return (raw >> np.uint64(11)).T * 2.0**-53
 
 
 def _pose(
     uniform: Float64[np.ndarray, "4 n"], size: tuple[int, int]
 ) -> tuple[np.ndarray, ...]:
-    """Radius, x and y of the center in pixels, turn in radians, clockwise as seen."""
+    """Radius, x and y of the center in pixels, and clockwise turn in radians."""
     height, width = size
     radius = (_RADIUS[0] + (_RADIUS[1] - _RADIUS[0]) * uniform[0]) * min(size)
     center_x = radius + uniform[1] * (width - 2 * radius)

@@ -19,13 +19,10 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """Load one split of a dataset, or its first images.
+    """Load the training or test images of a dataset, at most `limit`.
 
-    Args:
-        name: `"cifar10"` (50,000 and 10,000 images) or `"shapes"` (10,000 and 2,000).
-        split: `"train"` or `"test"`.
-        data_dir: Where CIFAR-10 lies, see `load_cifar10`.
-        limit: Images at most; None takes all.
+    CIFAR-10 has 50,000 and 10,000 images, in `data_dir` as for `load_cifar10`; shapes
+    are 10,000 and 2,000.
 
     Raises:
         DataNotFoundError: CIFAR-10 is missing or damaged.

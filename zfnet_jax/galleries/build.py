@@ -77,9 +77,9 @@ def gallery(
 ) -> Gallery:
     """Write a gallery of static pages, to be explored in a browser without a server.
 
-    It shows each unit's strongest activations, the patches that they saw and their
-    projections, and how much such pictures depend on the network. Layers that the
-    folder already holds, computed from the same inputs, are kept.
+    It shows each unit's strongest activations, their patches and projections, and how
+    much such pictures depend on the network. Layers that the folder already holds,
+    computed from the same inputs, are kept.
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -188,11 +188,7 @@ def _write_layers(
 
 
 def _claim(folder: Path) -> Path:
-    """Make the folder of the pages; refuse to replace a first page of something else.
-
-    Raises:
-        ValueError: The folder holds such a page.
-    """
+    """Make the folder of the pages; refuse to replace a page of something else."""
     page = folder / "index.html"
     if page.exists() and pages.MARK not in page.read_text(errors="replace"):
         raise ValueError(f"{page} is not a gallery's: choose another folder")
@@ -202,7 +198,6 @@ def _claim(folder: Path) -> Path:
 
 
 def _read_record(home: Path) -> dict[str, Any]:
-    """Read the record of a folder; empty if there is none."""
     file = home / "record.json"
     return json.loads(file.read_bytes()) if file.exists() else {}
 

@@ -171,11 +171,7 @@ def write_index(
     records: Sequence[dict[str, Any]],
     check: dict[str, Any] | None,
 ) -> Path:
-    """Write the first page, and what all pages share.
-
-    Returns:
-        The first page.
-    """
+    """Write the first page, and what all pages share; return its path."""
     for name in ("gallery.css", "gallery.js"):
         text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
         write_atomically(root / name, text)

@@ -42,7 +42,7 @@ class Source:
         return len(self.images)
 
     def read_pictures(self, indices: Any) -> UInt8[np.ndarray, "b h w 3"]:
-        """Get pictures in color; other channel counts than 1 and 3 are averaged."""
+        """Get pictures in color; channels other than 1 or 3 are averaged."""
         pictures = np.asarray(self.pictures[np.asarray(indices)])
         if pictures.shape[3] not in (1, 3):
             pictures = pictures.mean(3, keepdims=True).astype(np.uint8)
@@ -84,8 +84,6 @@ def open_source(
         pictures = getattr(images, "pictures", None)
     if pictures is None:
         pictures = _Stretched(images)
-    if len(pictures) != len(images):
-        raise ValueError(f"{len(pictures)} pictures for {len(images)} images")
     shape = np.asarray(pictures[np.arange(1)]).shape[1:3]
     if shape != net.image_shape[:2]:
         raise ValueError(
