@@ -97,7 +97,7 @@ def test_a_dict_of_activations_names_its_entries_in_order(model):
     net = network(several, SHAPE)
     assert list(net.layers) == ["late", "early"]
     assert net.layers["early"].shape == (12, 10, 4)
-    assert net.layers["early"].rectified
+    assert net.layers["early"].rectified and net.layers["early"].kind == "conv"
     expected = model.features(images()).features
     np.testing.assert_allclose(
         net.activations(images())["early"], expected["conv1"], rtol=1e-5, atol=1e-6
@@ -113,7 +113,15 @@ def test_weights_that_change_later_are_seen():
     np.testing.assert_allclose(net(images()), 2 * before, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrap", [network, lambda x: network(lambda y: x(y), SHAPE)])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        network,
+        lambda x: network(lambda y: x(y), SHAPE),
+        lambda x: network(lambda y: dict(x.features(y).features), SHAPE),
+    ],
+    ids=["ConvNet", "function", "dict"],
+)
 def test_map_weights_changes_one_layer(model, wrap):
     net = wrap(model)
     changed = net.map_weights("fc3", lambda x: 0 * x)

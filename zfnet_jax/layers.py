@@ -145,9 +145,17 @@ class Reader:
 
     def read_outputs(self, names: Sequence[str]) -> list[Position]:
         """The program's results as layers of the names given."""
+        self.read()
         positions = []
         for name, value in zip(names, self.program.outputs, strict=True):
-            draft = _Draft("named", value, name, rectified=self._is_rectified(value))
+            owner = self.owners.get(self._unshaped(value))
+            draft = (
+                _Draft("named", value, name) if owner is None else self.drafts[owner]
+            )
+            is_rectified = self._is_rectified(value)
+            draft = dataclasses.replace(
+                draft, value=value, name=name, rectified=is_rectified
+            )
             positions.append(self._position(draft))
         return positions
 
