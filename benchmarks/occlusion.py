@@ -44,7 +44,7 @@ class Options:
     """Time occlusion against Captum."""
 
     model: Literal["zfnet", "zfnet-plain", "alexnet"] = "zfnet"
-    """Which network, with weights drawn at random."""
+    """The network, with weights drawn at random."""
     size: int = 32
     """Height and width of the square, in pixels."""
     stride: int = 16

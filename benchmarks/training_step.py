@@ -39,7 +39,7 @@ class Options:
     """Time training steps against PyTorch eager."""
 
     cases: tuple[str, ...] = ("zfnet32", "zfnet-plain")
-    """Which networks: zfnet32, zfnet-plain, zfnet, alexnet."""
+    """The networks: zfnet32, zfnet-plain, zfnet, alexnet."""
     turns: int = 7
     """Turns that each side takes."""
     steps: int = 3

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from experiments.progress import say
+
 
 def list_commands() -> dict[str, str]:
     """First line of the docstring of each command, by its name."""
@@ -16,6 +18,6 @@ def list_commands() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    print("python -m experiments.NAME [--help]\n")
+    say("python -m experiments.NAME [--help]\n")
     for name, line in list_commands().items():
-        print(f"  {name:<16}{line}")
+        say(f"  {name:<16}{line}")

@@ -1,4 +1,4 @@
-"""Does hiding the same part change features alike? Table 1 and Fig. 8 of the paper.
+"""Correspondence of the same part in different images: Table 1 and Fig. 8 of the paper.
 
     python -m experiments.correspondence --boxes experiments/boxes/cifar10_dogs.csv
 
@@ -188,7 +188,7 @@ def draw(run: NetworkRun, parts: Parts, by_layer: Mapping[str, Correspondence]) 
     )
     run.figure("masked_images", figure)
     figure = correspondence_chart(
-        f"How alike hiding a part changes {count}, {run.network_name}",
+        f"Effect of hiding the same part in {count}, {run.network_name}",
         list(parts.boxes),
         {
             layer: (x.delta, x.spread, x.random, x.mixed, x.p_random, x.p_mixed)

@@ -27,7 +27,7 @@ from experiments.inputs import Images, NetworkRun
 from experiments.progress import plural
 from zfnet_jax.analysis.evolution import Evolution, motion
 from zfnet_jax.analysis.evolution import evolution as follow
-from zfnet_jax.files import DataNotFoundError
+from zfnet_jax.files import DataNotFoundError, slug
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.viz.contrast import Contrast
 
@@ -69,6 +69,7 @@ def evolution(
     networks = {epoch: step.net for epoch, step in jobs.items()}
     last = jobs[max(jobs)]
     names = last.net.select(layers or last.default_layers())
+    last.check_units(names, units)
     images = last.images(limit, split)
     job.digests |= {
         f"epoch {epoch}": step.digests["weights"] for epoch, step in jobs.items()
@@ -82,9 +83,9 @@ def evolution(
     results = {}
     for layer, course in job.track("projecting", courses.items()):
         alive = np.flatnonzero(~course.dead.any(0))
-        chosen = last.select_units(names, units, count, layer, alive)
+        chosen = last.select_units(units, count, layer, alive)
         figure = draw(last, networks, images, course, chosen, rule, contrast)
-        job.figure(f"evolution_{layer}", figure)
+        job.figure(f"evolution_{slug(layer)}", figure)
         results[layer] = describe(course, chosen) | {"motion": moved[layer]}
     job.figure("motion", motion_chart(last.network_name, list(networks), moved))
     yield from last.describe_data(images)

@@ -74,7 +74,7 @@ def gallery(
         session.path,
         layers=layers or None,
         k=k,
-        rules=rules,
+        rules=rules or RULES,
         epochs=epochs,
         sanity_images=sanity_images,
         title=f"Units of {session.network_name}",

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import inspect
+import io
 import platform
 import shlex
 import signal
@@ -26,13 +27,13 @@ import docstring_parser
 import jax
 import numpy as np
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
 
 import zfnet_jax as zf
 from experiments.progress import Progress, say
 from zfnet_jax.files import (
     DamagedFileError,
     DataNotFoundError,
+    slug,
     to_json,
     write_atomically,
 )
@@ -48,22 +49,8 @@ class UserError(ValueError):
     """The command line asks for something impossible; the message is one line."""
 
 
-def _parse_positive(words: list[str]) -> int:
-    if not words[0].isdecimal() or int(words[0]) < 1:
-        raise ValueError(f"{words[0]} is not a whole number of at least 1")
-    return int(words[0])
-
-
-Positive = Annotated[
-    int,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N",
-        instance_from_str=_parse_positive,
-        is_instance=lambda value: isinstance(value, int) and value > 0,
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+_AT_LEAST_ONE = "at least 1"
+Positive = Annotated[int, _AT_LEAST_ONE]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,7 +90,7 @@ class Run:
         """Write a figure as NAME.png and NAME.pdf; NAME may contain subfolders."""
         from zfnet_jax.viz.layout import figure_bytes
 
-        path = self.path / name
+        path = self.path.joinpath(*map(slug, name.split("/")))
         path.parent.mkdir(parents=True, exist_ok=True)
         for kind in ("png", "pdf"):
             data = figure_bytes(figure, kind, self.dpi)
@@ -139,6 +126,9 @@ def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) 
         experiment: The generator of metrics.
         argv: Arguments without the program's name; None takes those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a help text may not be ASCII
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run: Run | None = None
@@ -184,13 +174,28 @@ def parse(
         collect,
         args=argv,
         prog=_program(),
-        description=inspect.getdoc(sys.modules[experiment.__module__]),
+        description=_join_lines(sys.modules[experiment.__module__].__doc__ or ""),
         config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )
+    for name, value in values.items():
+        if (
+            _AT_LEAST_ONE in str(hints[name])
+            and np.min(1 if value in (None, ()) else value) < 1
+        ):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {value}: give a whole number of at least 1")
     run = kind(**{f.name: values.pop(f.name) for f in shared})
     if run.out is None:
         run.out = Path("results") / experiment.__name__
     return run, values
+
+
+def _join_lines(text: str) -> str:
+    """Join the lines of each paragraph; indented ones stay as they are."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        x if x.startswith(" ") else " ".join(x.split()) for x in paragraphs
+    )
 
 
 def _read_help(documented: Any) -> dict[str, str]:

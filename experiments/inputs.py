@@ -25,7 +25,7 @@ from zfnet_jax.data import (
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
 from zfnet_jax.networks import Network
-from zfnet_jax.weights import find_weights
+from zfnet_jax.weights import BareWeightsError, find_weights
 
 Images = DatasetImages | Photographs
 Fill = Literal["gray", "mean", "black", "white"]
@@ -78,9 +78,11 @@ class NetworkRun(Run):
         """Load a file that describes itself, or with --arch one of bare weights."""
         try:
             net = zf.load(weights)
-        except ValueError as error:
+        except BareWeightsError as error:
             if self.arch is None:
-                raise UserError(f"{error}; on the command line, give --arch") from error
+                raise UserError(
+                    f"--weights {weights} has weights alone: give --arch"
+                ) from error
             arch = ARCHITECTURES[self.arch]
             model = zf.load_weights(weights, arch, self.num_classes)
             return zf.network(model, preprocess=normalize_as_torchvision)
@@ -100,6 +102,8 @@ class NetworkRun(Run):
             raise UserError(
                 f"--model {name}: {error}; give module:function, importable from here"
             ) from error
+        if not callable(build):
+            raise UserError(f"--model {name}: {function} is not a function")
         takes_weights = bool(inspect.signature(build).parameters)
         if takes_weights and self.weights is None:
             raise UserError(f"--model {name} takes weights: give --weights")
@@ -180,27 +184,22 @@ class NetworkRun(Run):
         names = tuple(name for name, layer in kinds if layer.kind == "conv")
         return names or (self.net.output,)
 
-    def select_units(
-        self,
-        layers: Sequence[str],
-        units: Sequence[int],
-        count: int,
-        layer: str,
-        candidates: np.ndarray,
-    ) -> np.ndarray:
-        """Choose the units of a layer to draw: --units, or random candidates.
+    def check_units(self, layers: Sequence[str], units: Sequence[int]) -> None:
+        """Refuse --units that are not of a single layer."""
+        if units and len(layers) != 1:
+            raise UserError("--units needs exactly one --layers")
+        for unit in units:
+            width = self.net.layer(layers[0]).shape[-1]
+            if not 0 <= unit < width:
+                raise UserError(
+                    f"--units {unit}: {layers[0]} has {width} units (0 to {width - 1})"
+                )
 
-        --units needs a single one of the `layers` of the run; `candidates` are alive.
-        """
+    def select_units(
+        self, units: Sequence[int], count: int, layer: str, candidates: np.ndarray
+    ) -> np.ndarray:
+        """Choose the units of a layer to draw: --units, or random live candidates."""
         if units:
-            if len(layers) != 1:
-                raise UserError("--units needs exactly one --layers")
-            width = self.net.layer(layer).shape[-1]
-            for unit in units:
-                if not 0 <= unit < width:
-                    raise UserError(
-                        f"--units {unit}: {layer} has {width} units (0 to {width - 1})"
-                    )
             return np.array(units)
         if not candidates.size:
             raise UserError(f"all units of {layer} are dead: give other --layers")

@@ -20,7 +20,6 @@ activity on the quarter of the pixels where the projection is strongest.
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -214,8 +213,7 @@ def find_others(
         Images, and the indices of the strongest ones for each map, which may include
         the image that is drawn.
     """
-    has_data = run.dataset or run.data_dir or os.environ.get("TFDS_DATA_DIR")
-    if len(pool) == 1 and not has_data:
+    if len(pool) == 1 and not (run.dataset or run.data_dir):
         say("panel (c) shows this image alone: --data-dir gives it others")
         count = 0
     if count < 1:

@@ -20,6 +20,8 @@ _INTERVAL, _SILENCE = 10.0, 30.0
 def say(*words: object, file: TextIO | None = None) -> None:
     """Print a line; escape what is not text, and go on if nobody reads it."""
     stream = sys.stdout if file is None else file
+    if stream is None:
+        return
     line = " ".join(map(str, words))
     encoding = stream.encoding or "utf-8"
     line = "".join(
@@ -29,7 +31,7 @@ def say(*words: object, file: TextIO | None = None) -> None:
     try:
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
         stream.flush()
-    except BrokenPipeError:
+    except OSError:  # nobody reads it, or the disk is full
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
@@ -58,7 +60,7 @@ class Progress:
         self._closed = threading.Event()
         console = rich.console.Console()
         self._bar: rich.progress.Progress | None = None
-        if sys.stdout.isatty() and not console.is_dumb_terminal:
+        if console.is_terminal and not console.is_dumb_terminal:
             self._bar = rich.progress.Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),

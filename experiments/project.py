@@ -59,12 +59,13 @@ def project(
     """
     net, images = run.net, run.images(1)
     names = net.select(layers or run.default_layers()[-1])
+    run.check_units(names, units)
     activations = net.activations(images, names)
     results = {}
     for layer in run.track("projecting", names):
         maxima = activations[layer].reshape(-1, activations[layer].shape[-1]).max(0)
         order = np.argsort(-maxima, kind="stable")[:count]
-        chosen = run.select_units(names, units, count, layer, order) if units else order
+        chosen = np.array(units) if units else order
         field = net.layer(layer).receptive_field
         crop = field is not None and np.less(field.size, net.image_shape[:2]).any()
         by_rule: dict[Rule, Projections] = {

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import Metrics, Positive, main
+from experiments.harness import Metrics, Positive, UserError, main
 from experiments.inputs import Images, NetworkRun
 from experiments.progress import say, say_table
 from zfnet_jax.analysis.sanity import Comparison, controls
@@ -55,6 +55,8 @@ def sanity(
 
     names = run.net.select(layers or run.default_layers()[-1])
     images = run.images(limit)
+    if len(images) < 2:
+        raise UserError("one image: sanity compares each with another; give at least 2")
     targets = run.targets(images)
     options: dict[str, Any] = {"seed": run.seed, "shown": shown}
     progress = run.progress("randomizing")

@@ -20,6 +20,7 @@ from experiments.harness import Metrics, Positive, main
 from experiments.inputs import Images, NetworkRun, average_known
 from experiments.progress import plural
 from zfnet_jax.analysis.mining import TopActivations, top_activations
+from zfnet_jax.files import slug
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast, Scale
@@ -52,6 +53,7 @@ def top_features(
         split: Split of the dataset to search.
     """
     names = run.net.select(layers or run.default_layers())
+    run.check_units(names, units)
     images = run.images(limit, split)
     labels = images.labels if run.has_labels_for(images) else None
     tops = top_activations(
@@ -60,7 +62,7 @@ def top_features(
     results = {}
     for layer, top in run.track("projecting", tops.items()):
         live = np.flatnonzero(~top.dead)
-        chosen = run.select_units(names, units, count, layer, live)
+        chosen = run.select_units(units, count, layer, live)
         draw(run, images, top, chosen, rule, scale, contrast)
         results[layer] = describe(images, top, chosen)
     yield from run.describe_data(images)
@@ -90,7 +92,7 @@ def draw(
         scale,
         contrast,
     )
-    run.figure(f"top_{top.layer}", figure)
+    run.figure(f"top_{slug(top.layer)}", figure)
 
 
 def describe_activity(top: TopActivations, unit: int) -> str:

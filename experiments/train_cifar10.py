@@ -28,7 +28,7 @@ from experiments.progress import plural, say
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
 from zfnet_jax.data import Dataset, load_dataset
-from zfnet_jax.files import digest
+from zfnet_jax.files import digest, slug
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 from zfnet_jax.networks import Network
 from zfnet_jax.recipes import RECIPES, Plateau, Recipe
@@ -58,10 +58,11 @@ class Log:
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> Log:
         """Read a log from the metadata of a checkpoint."""
-        plateau = Plateau(**metadata["plateau"])
-        return cls(
-            metadata["origin"], metadata["history"], metadata["seconds"], plateau
-        )
+        plateau = {name: 0.0 + x for name, x in metadata["plateau"].items()}
+        history, seconds = metadata["history"], 0.0 + metadata["seconds"]
+        if not history or not all(record["steps"] for record in history):
+            raise KeyError("history")
+        return cls(metadata["origin"], history, seconds, Plateau(**plateau))
 
     @property
     def accuracy(self) -> float:
@@ -359,7 +360,7 @@ def draw_maps(run: Run, net: Network, test: Dataset) -> None:
             name = test.class_names[test.labels[index]]
             title = f"{layer} on test image {index} ({name})"
             figure = feature_maps.draw_maps(title, images.pictures[index], maps, _MAPS)
-            run.figure(f"feature_maps/{layer}_image{index}", figure)
+            run.figure(f"feature_maps/{slug(layer)}_image{index}", figure)
 
 
 def write_tensorboard(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What every test runs under."""
+"""Settings and fixtures of all tests."""
 
 import os
 from collections.abc import Iterator

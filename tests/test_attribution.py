@@ -30,7 +30,7 @@ def model() -> zf.ConvNet:
 
 
 def two_layers(x):
-    """Of the image (1, 2): hidden units (0, 3, 1), then (1, 0), then logits (2, -1)."""
+    """For the image (1, 2): hidden (0, 3, 1), then (1, 0), then logits (2, -1)."""
     first = jnp.array([[1.0, 1.0, 3.0], [-1.0, 1.0, -1.0]])
     second = jnp.array([[2.0, 1.0], [1.0, -1.0], [-2.0, 1.0]])
     last = jnp.array([[2.0, -1.0], [3.0, 1.0]])

@@ -453,7 +453,7 @@ def overwrite(model: zf.ConvNet, image, layer: str, unit: int, place) -> np.ndar
 
 @pytest.fixture(scope="module")
 def pytorch():
-    """What makes references, and one network of the paper's full size in both."""
+    """References, and one network of the paper's full size in both."""
     pytest.importorskip("torch", reason="needs the parity extra")
     pytest.importorskip("captum", reason="needs the parity extra")
     from tests.references import make_deconvnet

@@ -565,7 +565,7 @@ def test_torch_live(tmp_path, zipped, protocol):
     from tests.references.make_torch_files import small
 
     def checkpoint(net):
-        """What training loops put beside the weights."""
+        """Entries that training loops put beside the weights."""
         optimizer = torch.optim.Adam(net.parameters())
         net(torch.randn(1, 3, 9, 11)).sum().backward()
         optimizer.step()

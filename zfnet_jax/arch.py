@@ -178,8 +178,10 @@ Shape = tuple[int, int, int] | tuple[int]
 
 def _at_least_one(name: str, **sizes: int) -> None:
     for what, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: {what} must be at least 1, not {size}")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"{name}: {what} must be a whole number above 0, not {size}"
+            )
 
 
 def _check_name(arch: str, name: str) -> None:

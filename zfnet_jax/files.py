@@ -98,5 +98,5 @@ def digest(*parts: object) -> str:
 
 def slug(name: str) -> str:
     """Turn any name into that of a file in the same folder, distinct for each name."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".") or "-"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".")[:80] or "-"
     return plain if plain == name else f"{plain}-{digest(name)[:8]}"

@@ -89,7 +89,7 @@ class Network:
 
     @property
     def is_convnet(self) -> bool:
-        """Whether the exact engine for a `ConvNet` serves the tools."""
+        """True if the exact engine for a `ConvNet` serves the tools."""
         return isinstance(self.model, ConvNet)
 
     @property

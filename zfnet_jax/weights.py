@@ -81,6 +81,10 @@ class Pretrained(networks.Network):
 jax.tree_util.register_pytree_node(Pretrained, networks._flatten, networks._unflatten)
 
 
+class BareWeightsError(ValueError):
+    """A weight file does not describe its network."""
+
+
 def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
     """Load a trained network: one that ships with the package, or a file of `save`.
 
@@ -102,7 +106,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
     path = find_weights(name_or_path)
     arrays, header = _read(path)
     if header is None:
-        raise ValueError(f"{path} has weights without a description: use load_weights")
+        raise BareWeightsError(f"{path} has weights alone: read it with load_weights")
     arch, preprocess, class_names, metadata = _parse(str(path), header, arrays)
     del arrays[_MEAN]
     model = _build(str(path), arrays, arch)

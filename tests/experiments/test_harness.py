@@ -79,13 +79,11 @@ def test_help_has_every_option_in_plain_words(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert "Layers, by default all." in text and "{None}" not in text
-    for option in ("--layers", "--units", "--limit N", "--fill {gray,mean}", "--out"):
+    for option in ("--layers", "--units", "--limit INT", "--fill {gray,mean}", "--out"):
         assert option in text
 
 
-@pytest.mark.parametrize(
-    "argv", [["--limit", "0"], ["--limit", "many"], ["--fill", "grey"], ["--lim"]]
-)
+@pytest.mark.parametrize("argv", [["--limit", "many"], ["--fill", "grey"], ["--lim"]])
 def test_a_wrong_option_ends_with_2_and_tyros_message(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(toy, argv)
@@ -115,6 +113,21 @@ def test_a_failure_is_one_line_and_its_code(error, code, tmp_path, capsys):
     assert line.startswith("error: ") and line.count("\n") == 1
     assert " ".join(str(error.args[-1] if error.args else "").split()) in line
     assert not list(tmp_path.iterdir()), "an incomplete result is left"
+
+
+def test_counts_are_at_least_one(refuse):
+    assert "--limit 0: give a whole number" in refuse(toy, 2, "--limit", 0)
+
+
+def test_a_figure_stays_in_its_folder(tmp_path):
+    def draw(run: Run) -> Metrics:
+        """Draw."""
+        run.figure("../../escaped/$x", Figure())
+        yield "drawn", 1
+
+    assert main(draw, ["--out", str(tmp_path / "out")]) == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 1
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(tmp_path):

@@ -34,7 +34,7 @@ class Case:
 
 
 class Key(NamedTuple):
-    """What a stored projection is of; its name in the store."""
+    """The subject of a stored projection; its name in the store."""
 
     case: str
     layer: str
@@ -53,7 +53,7 @@ class Key(NamedTuple):
         return cls(case, layer, int(unit), int(row), int(column), rule, overlap)
 
     def sample(self, pixels: np.ndarray, arch: Architecture) -> np.ndarray:
-        """What is stored of [h, w, c]: the receptive field, of large ones a part.
+        """Stored part of [h, w, c]: the receptive field, or part of a large one.
 
         Every third pixel meets both phases of a stride of 2.
         """

@@ -89,7 +89,7 @@ def network(width: int = 8):
 
 
 def references(images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the file holds, for any images, in float64.
+    """Contents of the file, for any images, in float64.
 
     Returns:
         "logits"; "LAYER" for the activations [b, h, w, c]; "LAYER/chosen" for one

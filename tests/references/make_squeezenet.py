@@ -75,7 +75,7 @@ def network(weights: Mapping[str, np.ndarray] | None = None) -> Any:
 
 
 def references(image: np.ndarray) -> dict[str, np.ndarray]:
-    """What the file holds, but whole projections, of float32[h, w, 3]."""
+    """Contents of the file, but with whole projections, of float32[h, w, 3]."""
     import torch
 
     from tests.references.make_deconvnet import METHODS

@@ -130,6 +130,9 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
     if not path.is_dir():
         if not path.exists():
             raise DataNotFoundError(f"there is no photograph or folder {path}")
+        # Reading a pipe or a device could wait, or go on, forever.
+        if not path.is_file():
+            raise DataNotFoundError(f"{path} is a pipe or device, not a photograph")
         return [path]
     Image.init()
     extensions = Image.registered_extensions().items()

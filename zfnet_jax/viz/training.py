@@ -1,4 +1,4 @@
-"""The course of a training: curves and confused classes."""
+"""Training over time, and the confusion matrix."""
 
 from __future__ import annotations
 
