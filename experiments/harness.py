@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 import zfnet_jax as zf
-from experiments.progress import Progress, say
+from experiments.progress import Progress, drop_output, say
 from zfnet_jax.files import (
     DamagedFileError,
     DataNotFoundError,
@@ -139,6 +139,9 @@ def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) 
         takes_resume = "resume" in inspect.signature(experiment).parameters
         hint = "; add --resume to continue" if takes_resume else ""
         return _fail(130, f"interrupted{hint}")
+    except BrokenPipeError:  # the reader of a help text has seen enough
+        drop_output(sys.stdout)
+        return 0
     except Exception as error:
         code, message = _explain(error)
         if code is None:

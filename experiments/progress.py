@@ -32,9 +32,14 @@ def say(*words: object, file: TextIO | None = None) -> None:
         print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream)
         stream.flush()
     except OSError:  # nobody reads it, or the disk is full
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        drop_output(stream)
+
+
+def drop_output(stream: TextIO) -> None:
+    """Send all further output of a stream to nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:

@@ -23,7 +23,7 @@ from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.files import slug
 from zfnet_jax.relu_rules import Rule
 from zfnet_jax.results import spell
-from zfnet_jax.viz.contrast import Contrast, Scale
+from zfnet_jax.viz.contrast import Contrast, Scale, display_projections
 
 
 def top_features(
@@ -63,8 +63,10 @@ def top_features(
     for layer, top in run.track("projecting", tops.items()):
         live = np.flatnonzero(~top.dead)
         chosen = run.select_units(units, count, layer, live)
-        draw(run, images, top, chosen, rule, scale, contrast)
+        scales = draw(run, images, top, chosen, rule, scale, contrast)
         results[layer] = describe(images, top, chosen)
+        for unit, values in zip(results[layer]["drawn"], scales, strict=True):
+            unit["scales"] = values
     yield from run.describe_data(images)
     yield "layers", results
 
@@ -77,8 +79,8 @@ def draw(
     rule: Rule,
     scale: Scale,
     contrast: Contrast,
-) -> None:
-    """Project and draw some units of a layer."""
+) -> np.ndarray:
+    """Project and draw some units of a layer; return their display scales [u, k]."""
     from zfnet_jax.viz.top_features import top_features
 
     projections = top.project(run.net, images, units, rule=rule)
@@ -93,6 +95,8 @@ def draw(
         contrast,
     )
     run.figure(f"top_{slug(top.layer)}", figure)
+    scales = display_projections(projections.pixels, projections.units, scale, contrast)
+    return scales[1].reshape(len(units), -1)
 
 
 def describe_activity(top: TopActivations, unit: int) -> str:

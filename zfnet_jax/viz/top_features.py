@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from matplotlib.figure import Figure
 
+from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import SCALES, Contrast, Scale, display_projections
 from zfnet_jax.viz.layout import FAINT, Box, column, grid, picture, row, sheet, text
 from zfnet_jax.viz.patches import cut_patches
@@ -34,7 +35,7 @@ def top_features(
     count = len(projections) // len(captions)
     units = np.repeat(np.arange(len(captions)), count)
     patches = cut_patches(pictures, boxes)
-    shown, _ = display_projections(projections, units, scale, contrast)
+    shown, scales = display_projections(projections, units, scale, contrast)
     across = math.ceil(math.sqrt(count))
     side = min(max(3 * max(patches.shape[1:3]), _SMALL), _LARGE)
 
@@ -45,6 +46,7 @@ def top_features(
         column(
             text(name),
             text(activity, color=FAINT),
+            text(_spell_scales(scales[units == unit]), color=FAINT),
             row(square(patches[units == unit]), square(shown[units == unit])),
             gap=2,
         )
@@ -58,3 +60,7 @@ def top_features(
         f"at most one per image. Right: their projections; zero is mid-gray, black and "
         f"white are the {extent} of the magnitudes, and {SCALES[scale]}.",
     )
+
+
+def _spell_scales(scales: Float[np.ndarray, " k"]) -> str:
+    return f"scale {spell(scales.min())} to {spell(scales.max())}"
