@@ -56,7 +56,7 @@ def sanity(
     names = run.net.select(layers or run.default_layers()[-1])
     images = run.images(limit)
     if len(images) < 2:
-        raise UserError("one image: sanity compares each with another; give at least 2")
+        raise UserError("one image: sanity compares it with others, so give at least 2")
     targets = run.targets(images)
     options: dict[str, Any] = {"seed": run.seed, "shown": shown}
     progress = run.progress("randomizing")

@@ -41,4 +41,4 @@ def test_photographs_and_any_model(measure, photographs):
 def test_impossible_requests_are_refused(refuse, weights):
     given = ["--weights", weights, "--limit"]
     assert "pool1" in refuse(sanity, 2, *given, 4, "--layers", "conv9")
-    assert "at least two images" in refuse(sanity, 2, *given, 1)
+    assert "give at least 2" in refuse(sanity, 2, *given, 1)
