@@ -58,11 +58,15 @@ class Log:
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> Log:
         """Read a log from the metadata of a checkpoint."""
-        plateau = {name: 0.0 + x for name, x in metadata["plateau"].items()}
-        history, seconds = metadata["history"], 0.0 + metadata["seconds"]
-        if not history or not all(record["steps"] for record in history):
-            raise KeyError("history")
-        return cls(metadata["origin"], history, seconds, Plateau(**plateau))
+        history, seconds = metadata["history"], metadata["seconds"]
+        if (
+            not isinstance(seconds, float)
+            or not isinstance(history, list)
+            or not history
+        ):
+            raise TypeError("history and seconds are not those of a run")
+        plateau = Plateau(**metadata["plateau"])
+        return cls(metadata["origin"], history, seconds, plateau)
 
     @property
     def accuracy(self) -> float:

@@ -271,7 +271,7 @@ def test_names_and_shared_prefixes(tmp_path, state, model, modules, prefix):
         weights = jax.tree.leaves(load_weights(source, SMALL))
         for ours, theirs in zip(weights, jax.tree.leaves(model), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(ValueError, match="without a description: use load_weights"):
+    with pytest.raises(ValueError, match="weights alone: read it with load_weights"):
         load(tmp_path / "net")
 
 

@@ -179,9 +179,7 @@ Shape = tuple[int, int, int] | tuple[int]
 def _at_least_one(name: str, **sizes: int) -> None:
     for what, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"{name}: {what} must be a whole number above 0, not {size}"
-            )
+            raise ValueError(f"{name}: {what} must be at least 1, not {size!r}")
 
 
 def _check_name(arch: str, name: str) -> None:

@@ -51,8 +51,6 @@ def load_cifar10(
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = Path(default if data_dir is None else data_dir).expanduser()
-    if data_dir is not None and not root.is_dir():
-        raise DataNotFoundError(f"there is no folder {root}")
     if (root / "cifar10").is_dir():
         return _read_prepared(root, split, limit)
     return _read_archive(_fetch(None if data_dir is None else root), split, limit)
