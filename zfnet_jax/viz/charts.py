@@ -97,30 +97,13 @@ def line_chart(
             ax.plot(x, center, color="#777777", linewidth=2.2)
         for index, (name, values) in enumerate(curves.items()):
             style = line_style(index, marks)
-            if values.ndim == 2:
-                bar = {"capsize": 2, "elinewidth": 0.8}
-                ax.errorbar(x, values.mean(0), values.std(0), **style, **bar)
-                continue
-            known = np.isfinite(values)
-            if known.sum() == 1:  # a line of one point would be invisible
-                style = {"marker": "o", "markersize": 4} | style
-            ax.plot(np.asarray(x)[known], values[known], **style)
+            _draw_curve(ax, np.asarray(x), values, style)
             if bands and name in bands:
                 half = bands[name]
                 edges = np.clip([values - half, values + half], low, high)
                 ax.fill_between(x, *edges, color=style["color"], alpha=0.15, lw=0)
         for name, level in (levels or {}).items():
-            ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
-            ax.annotate(
-                clean(name),
-                (0.01, level),
-                xycoords=("axes fraction", "data"),
-                va="bottom",
-                color=FAINT,
-                fontsize=points(SMALL),
-                parse_math=False,
-                annotation_clip=False,
-            )
+            _draw_level(ax, name, level)
         if isinstance(x_ticks, Mapping):
             slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
             style = slanted if slant else {}
@@ -139,6 +122,31 @@ def line_chart(
     slant = longest + GAP > size[0] / len(labels)
     below = 36 + (longest * 0.7 if slant else 0)
     return column(text(title), plot(*size, draw, below=below), gap=2)
+
+
+def _draw_curve(ax: Axes, x: np.ndarray, values: np.ndarray, style: Any) -> None:
+    if values.ndim == 2:
+        bar = {"capsize": 2, "elinewidth": 0.8}
+        ax.errorbar(x, values.mean(0), values.std(0), **style, **bar)
+        return
+    known = np.isfinite(values)
+    if known.sum() == 1:  # a line of one point would be invisible
+        style = {"marker": "o", "markersize": 4} | style
+    ax.plot(x[known], values[known], **style)
+
+
+def _draw_level(ax: Axes, name: str, level: Number) -> None:
+    ax.axhline(level, color=FAINT, linewidth=0.7, linestyle=(0, (1, 3)))
+    ax.annotate(
+        clean(name),
+        (0.01, level),
+        xycoords=("axes fraction", "data"),
+        va="bottom",
+        color=FAINT,
+        fontsize=points(SMALL),
+        parse_math=False,
+        annotation_clip=False,
+    )
 
 
 def bar_chart(title: str, groups: Sequence[str], shares: Values, errors: Values) -> Box:
