@@ -110,11 +110,8 @@ def occlusion(
     drawn = np.argsort(-losses, kind="stable")[:shown]
     candidates, strongest = find_others(run, pool, responses, others)
     for rank, index in enumerate(drawn):
-        row = [("this image", images, index)]
-        for other in strongest[index]:
-            if (candidates.pictures[other] != images.pictures[index]).any():
-                row.append((name_other(candidates, other), candidates, other))
-        figure = draw(run, responses, index, fill, row[: others + 1], contrast)
+        panels = list_panels(images, index, candidates, strongest[index])
+        figure = draw(run, responses, index, fill, panels[: others + 1], contrast)
         run.figure(f"occlusion_{rank}", figure)
     stored = io.BytesIO()
     np.save(stored, responses.logits)
@@ -226,6 +223,17 @@ def find_others(
     k, progress = min(count + 1, len(pool)), run.progress("searching")
     top = top_activations(run.net, pool, responses.layer, k=k, progress=progress)
     return pool, top[responses.layer].images[responses.units]
+
+
+def list_panels(
+    images: Images, index: int, candidates: Images, strongest: np.ndarray
+) -> list[tuple[str, Images, int]]:
+    """List the images of panel (c): the one that is covered, and others."""
+    panels = [("this image", images, index)]
+    for other in strongest.tolist():
+        if (candidates.pictures[other] != images.pictures[index]).any():
+            panels.append((name_other(candidates, other), candidates, other))
+    return panels
 
 
 def name_other(images: Images, index: int) -> str:

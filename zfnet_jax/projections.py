@@ -40,7 +40,7 @@ _CACHED = 1 << 18
 class Projections(Result):
     """Projections of n activations, and which activations they are.
 
-    To display one by hand, map zero to gray: `0.5 + pixels / (2 * abs(pixels).max())`.
+    `zfnet_jax.viz.contrast.to_display` maps one to gray levels, as `show` does.
 
     Attributes:
         pixels: [n, h, w, c], signed, in the units of the activation: whole images, or

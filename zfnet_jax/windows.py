@@ -75,7 +75,7 @@ class Windows:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every window is the whole map."""
+        """True if every window is the whole map."""
         return self.size == self.map_hw and self.bounds == ((0, 0), (0, 0))
 
     def see(self, layer: Conv | MaxPool, hw: Pair) -> Windows:

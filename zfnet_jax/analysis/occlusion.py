@@ -380,7 +380,7 @@ def _cover_windows(
     layer: str,
     unit: np.int32,
 ) -> tuple[Array, Array]:
-    """As `_cover_images`, for a ConvNet: only what the squares change is computed."""
+    """Compute the same as `_cover_images`, but only what the squares change."""
     dtype = features["image"].dtype
     patches = _cut_squares(jnp.asarray(cover, dtype), corners, size)
     activity = jnp.zeros(0)
