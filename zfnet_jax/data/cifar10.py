@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from zfnet_jax.data.dataset import Dataset
+from zfnet_jax.download import cache_folder, check, fetch
 from zfnet_jax.files import DataNotFoundError
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -19,8 +20,6 @@ _BATCHES = {
     "test": ["test_batch.bin"],
 }
 _SIDE = 32
-# Seconds to connect and to wait for the next bytes.
-_TIMEOUT = (4, 30)
 _READ_AT_ONCE = 1000
 
 
@@ -44,7 +43,8 @@ def load_cifar10(
         been through JPEG.
 
     Raises:
-        DataNotFoundError: CIFAR-10 is missing and cannot be fetched, or is damaged.
+        DamagedFileError: The archive is damaged.
+        DataNotFoundError: CIFAR-10 is missing and cannot be fetched, or cannot be read.
         ValueError: There is no such split.
     """
     if split not in _BATCHES:
@@ -91,24 +91,13 @@ def _read_prepared(root: Path, split: str, limit: int | None) -> Dataset:
 
 def _fetch(folder: Path | None) -> Path:
     """Path of the official archive, which is fetched and checked if necessary."""
-    import pooch
-
-    folder = folder or pooch.os_cache("zfnet_jax")
-    name = _URL.rpartition("/")[2]
-    downloader: Any = pooch.HTTPDownloader(True, chunk_size=2**16, timeout=_TIMEOUT)
-    try:
-        path = pooch.retrieve(_URL, _SHA256, name, folder, downloader=downloader)
-    # A wrong checksum is a ValueError; those of requests are OSErrors without a number.
-    except (ValueError, OSError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        if isinstance(error, ValueError):
-            reason = _first_line(error)
-        raise DataNotFoundError(
-            f"CIFAR-10 is not in {folder} and cannot be fetched ({reason}): put {_URL} "
-            "there, name a folder that has it with --data-dir, or use --dataset "
-            "shapes, which needs no files"
-        ) from error
-    return Path(path)
+    hint = (
+        ", name a folder that has it with --data-dir, or use --dataset shapes, which "
+        "needs no files"
+    )
+    path = fetch(_URL, folder or cache_folder(), hint)
+    check(path, "sha256", _SHA256)
+    return path
 
 
 def _read_archive(path: Path, split: str, limit: int | None) -> Dataset:
