@@ -1,6 +1,7 @@
 """Architectures: the paper's numbers, what is refused, and what each unit sees."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -91,7 +92,41 @@ def test_heads_and_normalization_have_the_papers_constants():
 def test_the_other_networks_are_of_the_same_family():
     names = [(type(layer), layer.name) for layer in ZFNET_PLAIN.layers]
     assert [(type(layer), layer.name) for layer in ZFNET32.layers] == names
-    assert list(ARCHITECTURES) == ["zfnet", "zfnet-plain", "alexnet", "zfnet32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "top"),
+    [
+        ("zfnet-imagenet", 62_357_608, (6, 6, 256)),
+        ("zfnetb-imagenet", 107_627_624, (6, 6, 512)),
+        ("alexnet-imagenet", 62_378_344, (6, 6, 256)),
+        ("alexnet-torchvision", 61_100_840, (6, 6, 256)),
+        ("vgg11", 132_863_336, (7, 7, 512)),
+        ("vgg13", 133_047_848, (7, 7, 512)),
+        ("vgg16", 138_357_544, (7, 7, 512)),
+        ("vgg19", 143_667_240, (7, 7, 512)),
+    ],
+)
+def test_public_networks_have_as_many_parameters_as_published(name, parameters, top):
+    arch = ARCHITECTURES[name]
+    kernels = arch.kernel_shapes().values()
+    assert sum(math.prod(shape) + shape[-1] for shape in kernels) == parameters
+    assert (arch.name, arch.input_hw, arch.num_classes) == (name, (224, 224), 1000)
+    assert arch.shapes()["pool5"] == top
+
+
+def test_pytorchcv_normalizes_before_pooling_and_rounds_up():
+    arch = ARCHITECTURES["zfnet-imagenet"]
+    names = "conv1 norm1 pool1 conv2 norm2 pool2".split()
+    assert [layer.name for layer in arch.layers[:6]] == names
+    # 110 / 2 = 55 windows of 3 reach one pixel beyond the map.
+    assert arch.layer("pool1") == MaxPool("pool1", 3, 2, ((0, 1), (0, 1)), True)
+    assert arch.layer("norm1") == ContrastNorm("norm1", 5, 2.0, 2e-5, 0.75)
+    maps = [arch.shapes()[name] for name in ("pool1", "conv2", "pool2", "pool5")]
+    assert maps == [(55, 55, 96), (26, 26, 256), (13, 13, 256), (6, 6, 256)]
+    shapes = ARCHITECTURES["alexnet-imagenet"].shapes()
+    maps = [shapes[name] for name in ("conv1", "pool1", "pool2", "pool5")]
+    assert maps == [(54, 54, 96), (27, 27, 96), (13, 13, 256), (6, 6, 256)]
 
 
 def test_architectures_are_values():
@@ -174,6 +209,38 @@ def test_rectangles_lopsided_padding_and_groups():
     assert arch.kernel_shapes()["conv1"] == (2, 5, 3, 4)
     assert arch.kernel_shapes()["conv2"] == (1, 1, 2, 6)
     assert arch.kernel_shapes()["logits"] == (24, 2)
+
+
+@pytest.mark.parametrize(
+    ("extent", "kernel", "stride", "before", "expected", "after"),
+    [
+        (110, 3, 2, 0, 55, 1),
+        (55, 3, 2, 0, 27, 0),
+        (2, 3, 2, 0, 1, 1),  # smaller than a window
+        (6, 3, 3, 1, 3, 2),  # windows start at -1, 2 and 5
+        (3, 2, 2, 1, 2, 0),  # a third window would start at 3, outside the map
+        (4, 1, 2, 0, 2, 0),  # and here at 4
+        (5, 2, 2, 1, 3, 0),  # windows start at -1, 1 and 3
+    ],
+)
+def test_rounding_up_by_hand(extent, kernel, stride, before, expected, after):
+    pool = MaxPool("pool", kernel, stride, before, round_up=True)
+    net = stack(pool, hw=(extent, extent))
+    assert net.shapes()["pool"] == (expected, expected, 3)
+    assert net.layer("pool") == dataclasses.replace(
+        pool, padding=((before, after),) * 2
+    )
+
+
+def test_rounding_up_follows_the_size_of_the_map():
+    pool = MaxPool("pool", round_up=True)
+    small, large = (stack(Conv("conv", 2, 3), pool, hw=hw) for hw in ((8, 9), (9, 8)))
+    assert small.layer("pool") == MaxPool("pool", 3, 2, ((0, 1), (0, 0)), True)
+    assert small.with_input((9, 8)) == large
+    assert ablate(small, widths={"conv": 2}).layers == small.layers
+    # Without its convolution the map is two pixels larger.
+    bare = ablate(large, remove=("conv",)).layer("pool")
+    assert bare == MaxPool("pool", 3, 2, ((0, 0), (0, 1)), True)
 
 
 # --- what does not fit together ---
@@ -297,7 +364,8 @@ def spatial_layers(draw):
             case "conv":
                 layers.append(Conv(f"conv{index}", 1, kernel, stride, padding))
             case "pool":
-                layers.append(MaxPool(f"pool{index}", kernel, stride, padding))
+                up = draw(st.booleans())
+                layers.append(MaxPool(f"pool{index}", kernel, stride, padding, up))
             case "norm":
                 layers.append(ContrastNorm(f"norm{index}"))
     return tuple(layers)

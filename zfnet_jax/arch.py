@@ -85,6 +85,8 @@ class MaxPool:
         kernel: Window height and width.
         stride: Vertical and horizontal stride.
         padding: ((top, bottom), (left, right)).
+        round_up: Round the output's size up, as in Caffe and PyTorch's `ceil_mode`.
+            Each `Architecture` then sets its own bottom and right padding.
 
     Example:
         >>> MaxPool("pool1").stride
@@ -95,6 +97,7 @@ class MaxPool:
     kernel: Pair
     stride: Pair
     padding: Padding
+    round_up: bool
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class MaxPool:
         kernel: int | Pair = 3,
         stride: int | Pair = 2,
         padding: int | Padding = 0,
+        round_up: bool = False,
     ) -> None:
         """Store pairs."""
         _freeze(
@@ -110,6 +114,7 @@ class MaxPool:
             kernel=_pair(kernel),
             stride=_pair(stride),
             padding=_padding(padding),
+            round_up=round_up,
         )
 
 
@@ -221,7 +226,7 @@ class Architecture:
     channels: int = 3
 
     def __post_init__(self) -> None:
-        """Check all layers."""
+        """Check all layers, and pad the poolings whose size is rounded up."""
         height, width = self.input_hw
         _at_least_one(self.name, height=height, width=width, channels=self.channels)
         names = [layer.name for layer in self.layers]
@@ -234,7 +239,14 @@ class Architecture:
             raise ValueError(
                 f"{self.name}: the last layer must be Dense('logits', n, relu=False)"
             )
-        self.shapes()
+        layers: list[Layer] = []
+        shape: Shape = (height, width, self.channels)
+        for layer in self.layers:
+            if isinstance(layer, MaxPool) and layer.round_up:
+                layer = _pad_to_round_up(layer, shape)
+            layers.append(layer)
+            shape = _output_shape(layer, shape)
+        _freeze(self, layers=tuple(layers))
 
     @property
     def num_classes(self) -> int:
@@ -304,6 +316,20 @@ def _output_shape(layer: Layer, shape: Shape) -> Shape:
             f"{layer.name}: {channels} input maps do not split in {layer.groups}"
         )
     return rows, columns, layer.features
+
+
+def _pad_to_round_up(pool: MaxPool, shape: Shape) -> MaxPool:
+    padding = []
+    # A dense layer's output has no extents; `_output_shape` refuses it.
+    for axis, extent in enumerate(shape[:-1]):
+        kernel, stride = pool.kernel[axis], pool.stride[axis]
+        before, _ = pool.padding[axis]
+        steps = -((kernel - extent - 2 * before) // stride)
+        # The last window must start inside the map or the padding before it.
+        steps = min(steps, (extent + before - 1) // stride)
+        after = max(0, steps * stride + kernel - extent - before)
+        padding.append((before, after))
+    return dataclasses.replace(pool, padding=tuple(padding))
 
 
 def _output_extent(layer: Conv | MaxPool, extent: int, axis: int) -> int:
@@ -459,16 +485,22 @@ def ablate(
     return Architecture(name, arch.input_hw, tuple(layers.values()), arch.channels)
 
 
-# Layers 3 to 7 of the paper's network and of Krizhevsky et al. 2012.
-_TOP: tuple[Layer, ...] = (
-    Conv("conv3", 384, kernel=3, padding=1),
-    Conv("conv4", 384, kernel=3, padding=1),
-    Conv("conv5", 256, kernel=3, padding=1),
-    MaxPool("pool5"),
+_HEAD: tuple[Layer, ...] = (
     Dense("fc6", 4096, dropout=0.5),
     Dense("fc7", 4096, dropout=0.5),
     Dense("logits", 1000, relu=False),
 )
+
+
+def _top(*features: int, round_up: bool = False) -> tuple[Layer, ...]:
+    """Layers 3 to 8 of the paper's network and of Krizhevsky et al. 2012."""
+    names = "conv3", "conv4", "conv5"
+    convs = (
+        Conv(name, count, kernel=3, padding=1)
+        for name, count in zip(names, features, strict=True)
+    )
+    return (*convs, MaxPool("pool5", round_up=round_up), *_HEAD)
+
 
 ZFNET = Architecture(
     "zfnet",
@@ -480,7 +512,7 @@ ZFNET = Architecture(
         Conv("conv2", 256, kernel=5, stride=2),
         MaxPool("pool2", padding=1),
         ContrastNorm("norm2"),
-        *_TOP,
+        *_top(384, 384, 256),
     ),
 )
 ZFNET_PLAIN = dataclasses.replace(
@@ -499,7 +531,7 @@ ALEXNET = Architecture(
         Conv("conv2", 256, kernel=5, padding=2),
         ContrastNorm("norm2"),
         MaxPool("pool2"),
-        *_TOP,
+        *_top(384, 384, 256),
     ),
 )
 
@@ -552,4 +584,60 @@ ALEXNET_MINI = _mini(
     Conv("conv2", 64, kernel=5, stride=1, padding=2),
 )
 
-ARCHITECTURES = {arch.name: arch for arch in (ZFNET, ZFNET_PLAIN, ALEXNET, ZFNET32)}
+
+# Public networks, trained on ImageNet.
+
+
+def _build_pytorchcv(name: str, conv1: Conv, conv2: Conv, *top: int) -> Architecture:
+    """Build a network of pytorchcv; PyTorch divides its alpha of 1e-4 by the size."""
+    layers: list[Layer] = []
+    for number, conv in enumerate((conv1, conv2), 1):
+        norm = ContrastNorm(f"norm{number}", alpha=1e-4 / 5)
+        layers += [conv, norm, MaxPool(f"pool{number}", round_up=True)]
+    layers += _top(*top, round_up=True)
+    return Architecture(name, (224, 224), tuple(layers))
+
+
+def _build_vgg(depth: int, *convs: int) -> Architecture:
+    """Build a network of Simonyan & Zisserman 2014 by its convolutions per block."""
+    layers: list[Layer] = []
+    features = 64, 128, 256, 512, 512
+    for block, (count, width) in enumerate(zip(convs, features, strict=True), 1):
+        names = [f"conv{block}_{number}" for number in range(1, count + 1)]
+        layers += [Conv(name, width, kernel=3, padding=1) for name in names]
+        layers.append(MaxPool(f"pool{block}", kernel=2))
+    return Architecture(f"vgg{depth}", (224, 224), (*layers, *_HEAD))
+
+
+_ZFNET_CONVS = (
+    Conv("conv1", 96, kernel=7, stride=2, padding=1),
+    Conv("conv2", 256, kernel=5, stride=2),
+)
+_ALEXNET_CONVS = (
+    Conv("conv1", 96, kernel=11, stride=4),
+    Conv("conv2", 256, kernel=5, padding=2),
+)
+_PUBLIC = (
+    _build_pytorchcv("zfnet-imagenet", *_ZFNET_CONVS, 384, 384, 256),
+    _build_pytorchcv("zfnetb-imagenet", *_ZFNET_CONVS, 512, 1024, 512),
+    _build_pytorchcv("alexnet-imagenet", *_ALEXNET_CONVS, 384, 384, 256),
+    Architecture(
+        "alexnet-torchvision",
+        (224, 224),
+        (
+            Conv("conv1", 64, kernel=11, stride=4, padding=2),
+            MaxPool("pool1"),
+            Conv("conv2", 192, kernel=5, padding=2),
+            MaxPool("pool2"),
+            *_top(384, 256, 256),
+        ),
+    ),
+    _build_vgg(11, 1, 1, 2, 2, 2),
+    _build_vgg(13, 2, 2, 2, 2, 2),
+    _build_vgg(16, 2, 2, 3, 3, 3),
+    _build_vgg(19, 2, 2, 4, 4, 4),
+)
+
+ARCHITECTURES = {
+    arch.name: arch for arch in (ZFNET, ZFNET_PLAIN, ALEXNET, ZFNET32, *_PUBLIC)
+}

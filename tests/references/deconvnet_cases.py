@@ -95,14 +95,14 @@ def draw_state(arch: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
             continue
         bound = np.float32(math.sqrt(6 / math.prod(shape[1:])))
         count = math.prod(shape)
-        drawn = _uniform(count + layer.features, seed, index)
+        drawn = draw_uniform(count + layer.features, seed, index)
         weight = 2 * bound * drawn[:count] - bound
         state[f"{layer.name}.weight"] = weight.reshape(shape)
         state[f"{layer.name}.bias"] = -drawn[count:] * np.float32(0.5)
     return state
 
 
-def _uniform(count: int, *seed: int) -> np.ndarray:
+def draw_uniform(count: int, *seed: int) -> np.ndarray:
     """float32 in [0, 1)."""
     raw = np.random.PCG64(seed).random_raw((count + 1) // 2)
     halves = raw.astype("<u8").view("<u4")[:count]
