@@ -31,14 +31,14 @@ from flax import nnx
 
 import zfnet_jax as zf
 from benchmarks.turns import take_turns
-from experiments.squeezenet import squeezenet
-from tests.networks import random_squeezenet_weights
+from tests.networks import random_tensors
 from zfnet_jax.data import (
     Preprocessed,
     load_cifar10,
     load_photograph,
     resize_shortest_side,
 )
+from zfnet_jax.imagenet import squeezenet
 
 _BATCH = 256
 
@@ -121,12 +121,13 @@ def main(options: Options) -> None:
         images = images.astype(np.float32)
     else:
         images = crops(options.photographs, 200).astype(np.float32) / 64 - 2
-    weights = random_squeezenet_weights()
+    plain = squeezenet.V1_0
+    params = plain.convert(random_tensors(plain.shapes))
     compare(
         "SqueezeNet 224, all layers, 200 crops",
-        zf.network(squeezenet, (224, 224, 3), params=weights),
-        squeezenet,
-        weights,
+        zf.network(plain.apply, plain.image_shape, params=params),
+        plain.apply,
+        params,
         images,
         None,
         32,

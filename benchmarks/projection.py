@@ -34,10 +34,10 @@ from flax import nnx
 import zfnet_jax as zf
 from benchmarks.torch_network import torch_network
 from benchmarks.turns import take_turns
-from experiments.squeezenet import squeezenet
 from tests import networks
 from tests.references import make_residual, make_squeezenet
 from tests.references.make_deconvnet import METHODS
+from zfnet_jax.imagenet import squeezenet
 from zfnet_jax.relu_rules import Rule
 
 _UNITS = range(32)
@@ -115,8 +115,11 @@ def compare_zfnet(options: Options) -> None:
 
 def compare_squeezenet(options: Options) -> None:
     """32 units of inner layers by three rules."""
-    image, weights = noise(227), networks.random_squeezenet_weights()
-    net = zf.network(squeezenet, image.shape[1:], params=weights)
+    image, plain = noise(227), squeezenet.V1_0_CAFFE
+    weights = networks.random_tensors(plain.shapes)
+    net = networks.build(plain, weights)
+    # This one takes blue first, as Caffe's does.
+    weights["conv1.weight"] = weights["conv1.weight"][:, ::-1].copy()
     other = make_squeezenet.network(weights)
     for layer in ("fire5", "fire9"):
         title, sides = f"SqueezeNet {layer}, 3 rules", (net, image, layer, other)

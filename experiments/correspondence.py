@@ -52,7 +52,7 @@ from zfnet_jax.data import (
     shape_parts,
 )
 from zfnet_jax.data.boxes import convert_box, fit_box, read_boxes
-from zfnet_jax.data.images import stored_shape
+from zfnet_jax.data.images import crop_share, stored_shape
 from zfnet_jax.files import DataNotFoundError, digest
 
 _DRAWN, _SHAPES = 10, 20
@@ -118,15 +118,15 @@ def load_parts(run: NetworkRun, file: Path, limit: int | None) -> Parts:
         dataset = load_dataset(name, "test", run.data_dir, count)
         source += f", {dataset.source}"
     kept = stored_shape(run.net.image_shape, run.net.preprocess)[:2]
-    image_hw = run.net.image_shape[:2]
+    image_hw, crop = run.net.image_shape[:2], crop_share(run.net.preprocess)
     images = []
     boxes: dict[str, list[np.ndarray]] = {}
     for image, rows in table.items():
         place = next(iter(rows.values())).place
         stored = load_image(image, place, run.image or file.parent, dataset)
-        images.append(fit_photograph(stored, kept))
+        images.append(fit_photograph(stored, kept, crop=crop))
         for part, row in rows.items():
-            box = fit_box(row, stored.shape[:2], kept, image_hw)
+            box = fit_box(row, stored.shape[:2], kept, image_hw, crop)
             boxes.setdefault(part, []).append(box)
     labels = np.zeros(len(images), np.int32)
     pixels = Dataset(np.stack(images), labels, ("",), file.name, source=source)

@@ -16,12 +16,15 @@ import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, Run, UserError
 from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.data import (
+    TORCHVISION,
     Dataset,
     DatasetImages,
+    Normalization,
     Photographs,
     Preprocessing,
     load_dataset,
 )
+from zfnet_jax.data.images import stored_shape
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
 from zfnet_jax.networks import Network
@@ -85,7 +88,7 @@ class NetworkRun(Run):
                 ) from error
             arch = ARCHITECTURES[self.arch]
             model = zf.load_weights(weights, arch, self.num_classes)
-            return zf.network(model, preprocess=normalize_as_torchvision)
+            return zf.network(model, preprocess=TORCHVISION)
         if self.arch is not None or self.num_classes is not None:
             # Its own preprocessing would be lost without notice.
             raise UserError(
@@ -225,17 +228,12 @@ def average_known(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def normalize_as_torchvision(images: np.ndarray) -> np.ndarray:
-    """Convert uint8 [b, h, w, 3] to the float32 that torchvision's models take."""
-    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return ((images / 255 - mean) / deviation).astype(np.float32)
-
-
 def make_cover(net: Network, fill: Fill) -> tuple[np.ndarray, np.ndarray]:
     """Make the image that covers others: preprocessed, and as a picture."""
-    picture = np.full(net.image_shape, _LEVELS[fill], np.uint8)
-    if fill == "mean" and isinstance(net.preprocess, Preprocessing):
-        picture = np.rint(net.preprocess.mean).astype(np.uint8)
+    shape = stored_shape(net.image_shape, net.preprocess)
+    picture = np.full(shape, _LEVELS[fill], np.uint8)
+    if fill == "mean" and isinstance(net.preprocess, Normalization | Preprocessing):
+        picture[...] = np.rint(net.preprocess.mean)
     blank = Dataset(picture[None], np.zeros(1, np.int32), ("cover",), "cover")
     image = net.load_images(blank)
     # After preprocessing the mean image is 0.

@@ -31,7 +31,7 @@ from experiments.harness import Metrics, Positive, main
 from experiments.inputs import Images, NetworkRun, name_image
 from experiments.progress import plural, say
 from zfnet_jax.data import ten_crop_size
-from zfnet_jax.data.images import DatasetImages, stored_shape
+from zfnet_jax.data.images import stored_shape
 from zfnet_jax.data.photographs import Photographs
 from zfnet_jax.files import DataNotFoundError, to_json, write_atomically
 from zfnet_jax.inference import class_probabilities
@@ -137,13 +137,15 @@ def classify(
 
 def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.ndarray:
     """Read an image as uint8 pixels of the size that the network or ten crops take."""
+    picture = images.pictures.convert(index, np.asarray)
+    if view == "one_view":
+        return picture
     shape = stored_shape(run.net.image_shape, run.net.preprocess)
-    large = ten_crop_size(shape[:2]) if view == "ten_crop" else shape[:2]
+    large = ten_crop_size(shape[:2])
     if isinstance(images, Photographs):
         file, size = images.pictures.items[index], (*large, shape[2])
-        # Its pictures are not preprocessed.
+        # Its pictures are all of the center square, and not preprocessed.
         return Photographs(file, size, np.float32, run.fit).pictures[0]
-    picture = DatasetImages(images.dataset, shape, np.float32).pictures[index]
     # Enlarged, objects would no longer have the size at which they were learned.
     borders = [((a - b) // 2,) * 2 for a, b in zip(large, shape, strict=False)]
     return np.pad(picture, (*borders, (0, 0)), "reflect")

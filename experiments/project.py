@@ -2,7 +2,7 @@
 
     python -m experiments.project --image PHOTO --layers conv5 --units 3 17
     python -m experiments.project --image PHOTO --layers fire5 logits --count 6 \\
-        --model experiments.squeezenet:v1_0 --weights squeezenet_v1_0.safetensors
+        --weights squeezenet_v1_0.safetensors
 
 By default, the nine units of the last convolution with the strongest activations. Each
 unit's strongest activation is projected by the deconvnet (section 2.1 of the paper), by

@@ -21,13 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 from jax import lax
 
 import zfnet_jax as zf
 from tests.references.deconvnet_cases import draw_state
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
-from zfnet_jax.data import SHAPES, Preprocessing
+from zfnet_jax.data import CAFFE, SHAPES, Normalization, Preprocessing
+from zfnet_jax.imagenet import squeezenet
+from zfnet_jax.imagenet.plain import PlainNetwork
 
 # Chains of layers.
 
@@ -524,24 +527,42 @@ class SmallNet(nnx.Module):
 
 
 def small_network() -> zf.networks.Network:
-    """That model with preprocessing, as `--model tests.networks:small_network`."""
+    """That model with preprocessing, as `--model tests.networks:small_network`.
 
-    def preprocess(pixels: np.ndarray) -> np.ndarray:
-        return pixels.astype(np.float32) / 128 - 1
-
+    It sees the center 24 of 27 pixels of a photograph.
+    """
+    preprocess = Normalization((128.0, 128.0, 128.0), (128.0, 128.0, 128.0))
     return zf.network(SmallNet(nnx.Rngs(0)), (24, 24, 3), preprocess=preprocess)
 
 
-def random_squeezenet_weights(seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights for `experiments.squeezenet.squeezenet`, by He's scale, zero biases."""
-    from experiments.squeezenet import weight_shapes
+# Published networks.
 
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in weight_shapes().items():
-        weights[name] = np.zeros(shape, np.float32)
-        if name.endswith(".weight"):
-            scale = math.sqrt(2 / math.prod(shape[1:]))
-            kernel = scale * rng.standard_normal(shape, np.float32)
-            weights[name] = kernel.astype(np.float32)
-    return weights
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Contents of a PyTorch file: kernels by He's scale, positive variances."""
+    # RandomState is the generator whose numbers NumPy keeps for good.
+    rng = np.random.RandomState(0)
+    tensors = {}
+    for name, shape in sorted(shapes.items()):
+        if len(shape) > 1:
+            values = rng.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
+        elif name.endswith("bias") or name.endswith("mean"):
+            values = rng.uniform(-0.1, 0.1, shape)
+        else:
+            values = rng.uniform(0.5, 1.5, shape)
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def build(
+    plain: PlainNetwork, tensors: Mapping[str, np.ndarray] | None = None, **options: Any
+) -> zf.networks.Network:
+    """A published network, by default with random weights."""
+    params = plain.convert(random_tensors(plain.shapes) if tensors is None else tensors)
+    return zf.network(plain.apply, plain.image_shape, params=params, **options)
+
+
+def load_squeezenet(weights: str) -> zf.networks.Network:
+    """The authors' SqueezeNet, as `--model tests.networks:load_squeezenet`."""
+    tensors = safetensors.numpy.load_file(weights)
+    return build(squeezenet.V1_0_CAFFE, tensors, preprocess=CAFFE)

@@ -15,14 +15,15 @@ GOOD = "1,eye,0,0,9,9\n2,eye,3,3,9,9\n"
 
 
 @pytest.mark.parametrize(
-    ("stored", "kept", "input_hw"),
+    ("stored", "kept", "input_hw", "crop"),
     [
-        ((101, 77), (20, 12), (20, 12)),
-        ((20, 30), (32, 32), (32, 32)),
-        ((57, 57), (32, 32), (16, 16)),
+        ((101, 77), (20, 12), (20, 12), 1.0),
+        ((20, 30), (32, 32), (32, 32), 1.0),
+        ((57, 57), (32, 32), (16, 16), 1.0),
+        ((90, 70), (21, 28), (21, 28), 0.7),
     ],
 )
-def test_a_stripe_shows_in_the_converted_box(stored, kept, input_hw):
+def test_a_stripe_shows_in_the_converted_box(stored, kept, input_hw, crop):
     """Stripes across the image: half of a pixel's light is where an edge lies."""
     preprocess = Preprocessing(np.zeros((*kept, 3), np.float32), 1.0, input_hw)
     rng = np.random.default_rng(0)
@@ -36,9 +37,10 @@ def test_a_stripe_shows_in_the_converted_box(stored, kept, input_hw):
             box[axis], box[axis + 2] = start, end
             image = np.zeros((*stored, 3), np.uint8)
             image[box[0] : box[2], box[1] : box[3]] = 255
-            picture = preprocess.pictures(fit_photograph(image, kept)[None])[0, ..., 0]
-            line = picture.mean(1 - axis)
-            first, _, last, _ = np.roll(convert_box(box, stored, kept, input_hw), -axis)
+            fitted = fit_photograph(image, kept, crop=crop)
+            line = preprocess.pictures(fitted[None])[0, ..., 0].mean(1 - axis)
+            converted = convert_box(box, stored, kept, input_hw, crop)
+            first, _, last, _ = np.roll(converted, -axis)
             inside = np.zeros(input_hw[axis], bool)
             inside[first:last] = True
             # Pixels that an edge halves may fall on either side of it by rounding.

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zfnet_jax.data import (
+    TORCHVISION,
     Preprocessing,
     center_crop,
     fit_photograph,
@@ -102,6 +103,21 @@ def test_images_that_do_not_fit(images, message, monkeypatch):
         jax.jit(preprocess)(images)
 
 
+def test_colors_are_normalized_as_by_torchvision(monkeypatch):
+    images = random_images(2, 4, 5, 3)
+    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = (images / 255 - mean) / deviation
+    ours, theirs = TORCHVISION(images), jax.jit(TORCHVISION)(jnp.asarray(images))
+    assert isinstance(ours, np.ndarray) and isinstance(theirs, jax.Array)
+    assert ours.dtype == theirs.dtype == np.float32
+    for values in (ours, theirs):
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    # Not under the tests' own checks of types.
+    monkeypatch.setitem(jaxtyping.config.__dict__, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="uint8 pixels, 0 to 255, not float32"):
+        TORCHVISION(images / np.float32(255))
+
+
 def test_resizing_averages_what_it_leaves_out():
     # Without antialiasing, stripes one pixel wide come out as stripes, not as gray.
     stripes = np.zeros((64, 96, 3), np.uint8)
@@ -169,10 +185,19 @@ def test_images_for_ten_crops_are_larger_as_in_the_paper():
 
 # A strip one pixel high must not take the memory of a square as wide.
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (33, 500), (1, 2_000_000)])
-@pytest.mark.parametrize("wanted", [(32, 32), (20, 32)])
-def test_fitted_has_the_size_of_the_network(size, wanted):
+@pytest.mark.parametrize(("wanted", "crop"), [((32, 32), 1.0), ((20, 32), 0.875)])
+def test_fitted_has_the_size_of_the_network(size, wanted, crop):
     pixels = np.zeros((*size, 3), np.uint8)
-    assert fit_photograph(pixels, wanted).shape == (*wanted, 3)
+    assert fit_photograph(pixels, wanted, crop=crop).shape == (*wanted, 3)
+
+
+def test_224_pixels_are_the_middle_of_256():
+    image = random_images(300, 300, 3)
+    large = Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR)
+    fitted = fit_photograph(image, (224, 224), crop=0.875)
+    np.testing.assert_array_equal(fitted, np.asarray(large)[16:240, 16:240])
+    whole = fit_photograph(image, (224, 224), "stretch", 0.875)
+    np.testing.assert_array_equal(whole, fit_photograph(image, (224, 224)))
 
 
 def test_fitted_keeps_the_middle_upright():

@@ -6,6 +6,7 @@ from PIL import Image
 
 import zfnet_jax as zf
 from experiments.correspondence import correspondence
+from tests.networks import small_network
 from zfnet_jax.data import make_shapes, shape_parts
 from zfnet_jax.data.boxes import convert_box
 
@@ -82,6 +83,23 @@ def test_boxes_are_resized_with_their_images(measure, weights, tmp_path):
     metrics, _ = measure(correspondence, *argv, "--limit", 2)
     assert metrics["images"] == 2
     assert metrics["boxes"]["eye"]["photo0.png"] == [0, 0, 6, 12]
+
+
+def test_a_rectangle_fills_its_box_where_the_center_is_kept(measure, tmp_path):
+    rows, argv = [HEADER.strip()], ["--draws", 2, "--boxes", tmp_path / "parts.csv"]
+    boxes = {"0.png": (8, 37, 30, 59), "1.png": (22, 20, 50, 41)}
+    for name, (top, left, bottom, right) in boxes.items():
+        pixels = np.zeros((64, 96, 3), np.uint8)
+        pixels[top:bottom, left:right] = 255
+        Image.fromarray(pixels).save(tmp_path / name)
+        rows.append(f"{name},eye,{top},{left},{bottom},{right}")
+    (tmp_path / "parts.csv").write_text("\n".join(rows))
+    argv += ["--model", "tests.networks:small_network", "--layers", "conv1"]
+    metrics, _ = measure(correspondence, *argv)
+    for name, box in metrics["boxes"]["eye"].items():
+        (picture,) = small_network().load_images(tmp_path / name).pictures[:]
+        places = np.argwhere(picture[..., 0] > 127)
+        assert box == [*places.min(0), *(places.max(0) + 1)]
 
 
 def test_impossible_requests_are_refused(refuse, weights, tmp_path):

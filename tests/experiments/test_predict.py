@@ -9,7 +9,7 @@ import pytest
 import zfnet_jax as zf
 from experiments.predict import predict
 from tests.networks import small_network
-from zfnet_jax.data import Photographs, fit_photograph, load_photograph, make_shapes
+from zfnet_jax.data import fit_photograph, load_photograph, make_shapes
 
 
 def read(out):
@@ -92,18 +92,22 @@ def test_any_model_is_asked_and_subfolders_are_its_classes(
         content = (photographs / "0.png").read_bytes()
         (tmp_path / name / "0.png").write_bytes(content)
     argv = ["--model", "tests.networks:small_network", "--image", tmp_path]
-    metrics, out = measure(predict, *argv, "--ten-crop")
-    net, rows = small_network(), read(out)["images"]
-    view = Photographs(photographs / "0.png", (27, 27, 3), np.float32).pictures[0]
-    expected = softmax(net, crop_ten(view, 24)).mean(0)
-    for name, row in zip("abcd", rows, strict=True):
-        assert row["image"] == f"{name}/0.png" and row["true_class"] == name
-        assert row["classes"][0] == f"class {expected.argmax()}"
-        np.testing.assert_allclose(
-            row["probabilities"], np.sort(expected)[::-1], rtol=1e-4
-        )
-    # The same photograph is in every class, and right in one of four.
-    assert metrics["ten_crop"] == {"top1_accuracy": 0.25}
+    net = small_network()
+    square = fit_photograph(load_photograph(photographs / "0.png"), (27, 27))
+    crops = crop_ten(square, 24)
+    # The center of the same 27 pixels is the single view.
+    for name, views in (("one_view", crops[4:5]), ("ten_crop", crops)):
+        options = ["--ten-crop"] * (name == "ten_crop")
+        metrics, out = measure(predict, *argv, *options)
+        expected = softmax(net, views).mean(0)
+        for folder, row in zip("abcd", read(out)["images"], strict=True):
+            assert row["image"] == f"{folder}/0.png" and row["true_class"] == folder
+            assert row["classes"][0] == f"class {expected.argmax()}"
+            np.testing.assert_allclose(
+                row["probabilities"], np.sort(expected)[::-1], rtol=1e-4
+            )
+        # The same photograph is in every class, and right in one of four.
+        assert metrics[name] == {"top1_accuracy": 0.25}
 
 
 def test_impossible_images_are_refused(refuse, weights, folder, tmp_path):

@@ -1,12 +1,17 @@
 """Projections of an image's units, end to end."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
+from jax import lax
 
 import zfnet_jax as zf
 from experiments.project import RULES, project
-from tests.networks import small_network
+from tests.networks import load_squeezenet, random_tensors, small_network
+from zfnet_jax.data import TORCHVISION, Photographs
+from zfnet_jax.imagenet.squeezenet import V1_0_CAFFE
 from zfnet_jax.viz.contrast import measure_scale
 
 
@@ -94,7 +99,7 @@ def test_bare_weights_are_normalized_as_torchvision(measure, refuse, photo, tmp_
     known = ["--arch", "zfnet32", "--num-classes", 5]
     rows = measure(project, *argv, bare, *known)[0]["layers"]["logits"]
     model = zf.load_weights(bare, zf.ZFNET32, num_classes=5)
-    pixels = shipped.load_images(photo).pictures[:] / 255
+    pixels = Photographs(photo, (32, 32, 3), TORCHVISION).pictures[:] / 255
     mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     logits = model(((pixels - mean) / deviation).astype(np.float32))[0]
     assert [row["unit"] for row in rows] == np.argsort(-logits, stable=True).tolist()
@@ -104,6 +109,32 @@ def test_bare_weights_are_normalized_as_torchvision(measure, refuse, photo, tmp_
     assert "give --arch" in refuse(project, 2, *argv, bare)
     assert "expected (10, 256)" in refuse(project, 2, *argv, bare, *known[:2])
     assert "omit --arch" in refuse(project, 2, *argv, described, *known[:2])
+
+
+def test_squeezenet_is_projected_as_computed_by_hand(measure, photographs, tmp_path):
+    file, tensors = tmp_path / "random.safetensors", random_tensors(V1_0_CAFFE.shapes)
+    safetensors.numpy.save_file(tensors, file)
+    argv = ["--model", "tests.networks:load_squeezenet", "--weights", file]
+    argv += ["--image", photographs, "--layers", "pool1", "--count", 2]
+    metrics, out = measure(project, *argv)
+    picture = load_squeezenet(str(file)).load_images(photographs).pictures[0]
+    # From the weights as Caffe has them: blue first.
+    image = picture[..., ::-1].astype(np.float32) - np.array([104, 117, 123], "f4")
+    kernel = jnp.asarray(tensors["conv1.weight"].transpose(2, 3, 1, 0))
+    order = ("NHWC", "HWIO", "NHWC")
+    conv1 = lax.conv_general_dilated(
+        jnp.asarray(image[None]), kernel, (2, 2), "VALID", dimension_numbers=order
+    )
+    conv1 = nnx.relu(conv1 + tensors["conv1.bias"])
+    maps = np.asarray(nnx.max_pool(conv1, (3, 3), (2, 2)))[0]
+    strongest = np.sort(maps.max((0, 1)))[::-1]
+    for row, value in zip(metrics["layers"]["pool1"], strongest, strict=False):
+        y, x = row["position"]
+        assert row["activation"] == pytest.approx(value, rel=1e-5)
+        assert maps[y, x, row["unit"]] == pytest.approx(value, rel=1e-5)
+        # 3 x 3 filters of 7 x 7 pixels, 2 apart.
+        assert row["box"] == [4 * y, 4 * x, 4 * y + 11, 4 * x + 11]
+    assert (out / "projections_pool1.png").stat().st_size > 5_000
 
 
 def test_without_a_photograph_it_takes_the_first_test_image(measure, weights):

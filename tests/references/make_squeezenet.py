@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from experiments.squeezenet import preprocess
-from zfnet_jax.data import center_crop, load_photograph, resize_shortest_side
+from zfnet_jax.data import CAFFE, center_crop, load_photograph, resize_shortest_side
 
 STORE = Path(__file__).with_name("squeezenet.npz")
 SHARED = Path(__file__).parents[3] / "shared"
@@ -30,7 +29,7 @@ STRIDE = 6
 def prepare(path: Path) -> np.ndarray:
     """The middle of a photograph, preprocessed: float32[227, 227, 3]."""
     photograph = resize_shortest_side(load_photograph(path), 256)
-    return preprocess(center_crop(photograph, (227, 227)))
+    return CAFFE(center_crop(photograph, (227, 227))[None])[0]
 
 
 def network(weights: Mapping[str, np.ndarray] | None = None) -> Any:

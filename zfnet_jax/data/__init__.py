@@ -5,6 +5,9 @@ from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
 from zfnet_jax.data.preprocessing import (
+    CAFFE,
+    TORCHVISION,
+    Normalization,
     Preprocessed,
     Preprocessing,
     center_crop,
@@ -17,10 +20,13 @@ from zfnet_jax.data.shapes import CORNERS, SHAPES, make_shapes, shape_parts
 from zfnet_jax.data.sources import load_dataset
 
 __all__ = [
+    "CAFFE",
     "CORNERS",
     "SHAPES",
+    "TORCHVISION",
     "Dataset",
     "DatasetImages",
+    "Normalization",
     "Photographs",
     "Preprocessed",
     "Preprocessing",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from zfnet_jax.data.preprocessing import square_side
 from zfnet_jax.files import DataNotFoundError
 
 _EDGES = ("top", "left", "bottom", "right")
@@ -102,6 +103,7 @@ def convert_box(
     stored: tuple[int, int],
     kept: tuple[int, int],
     image_hw: tuple[int, int],
+    crop: float = 1.0,
 ) -> Int[np.ndarray, " 4"]:
     """Convert a box from pixels of a stored image to pixels of a network's image.
 
@@ -109,7 +111,7 @@ def convert_box(
     `fit_photograph`, and that is resized to `image_hw`. A pixel belongs to the box if
     its center does. The arithmetic is in whole numbers, without rounding.
     """
-    side, large = min(stored), max(kept)
+    side, large = min(stored), square_side(kept, crop)
     edges = []
     for index, edge in enumerate(box):
         axis = index % 2
@@ -127,6 +129,7 @@ def fit_box(
     stored: tuple[int, int],
     kept: tuple[int, int],
     image_hw: tuple[int, int],
+    crop: float = 1.0,
 ) -> Int[np.ndarray, " 4"]:
     """Convert a box as `convert_box` does; an error names its line.
 
@@ -137,7 +140,7 @@ def fit_box(
         check_box(row.box, stored)
     except ValueError as error:
         raise ValueError(f"{row.place}: {error}") from error
-    box = convert_box(row.box, stored, kept, image_hw)
+    box = convert_box(row.box, stored, kept, image_hw, crop)
     try:
         check_box(box.tolist(), image_hw)
     except ValueError as error:

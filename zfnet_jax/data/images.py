@@ -42,7 +42,7 @@ class DatasetImages:
         self.labels: Int32[np.ndarray, " n"] = dataset.labels
         self.class_names = dataset.class_names
         self.source = dataset.source or dataset.name
-        self.pictures = Pictures(dataset.images, _fit, self._shape, preprocess)
+        self.pictures = Pictures(dataset.images, self._fit, self._shape, preprocess)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -67,15 +67,22 @@ class DatasetImages:
             return None
         gray = np.where(self.dataset.masks[..., None], 255, 0).astype(np.uint8)
         color = np.repeat(gray, 3, 3)
-        return Pictures(color, _fit, self._shape, self._preprocess)[:][..., 0] > 128
+        pictures = Pictures(color, self._fit, self._shape, self._preprocess)
+        return pictures[:][..., 0] > 128
+
+    def _fit(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        if image.shape[:2] == size:
+            return image
+        return fit_photograph(image, size, crop=crop_share(self._preprocess))
 
     def __repr__(self) -> str:
         """One line."""
         return f"DatasetImages({len(self)} of {self.source})"
 
 
-def _fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return image if image.shape[:2] == size else fit_photograph(image, size)
+def crop_share(preprocess: Any) -> float:
+    """Share of a photograph's center square that a network sees: `crop`, or all."""
+    return getattr(preprocess, "crop", 1.0)
 
 
 def stored_shape(

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 from PIL import Image, ImageOps
 
-from zfnet_jax.data.images import Pictures, stored_shape
+from zfnet_jax.data.images import Pictures, crop_share, stored_shape
 from zfnet_jax.data.preprocessing import Fit, fit_photograph
 from zfnet_jax.files import DataNotFoundError, digest
 
@@ -29,7 +29,8 @@ class Photographs:
 
     An index is an int for one image, or an integer array, list or slice for a batch.
     Nothing is kept in memory. The center of each photograph is resized to the size of
-    the network (see `fit`), and converted to gray for a network of one channel.
+    the network (see `fit`), and converted to gray for a network of one channel. Where
+    `preprocess` has an attribute `crop`, that share of the center square is kept.
 
     Attributes:
         names: File names; those in subfolders as "class/file".
@@ -76,8 +77,10 @@ class Photographs:
             labels = [self.class_names.index(name) for name in classes]
             self.labels = np.array(labels, np.int32)
 
+        crop = crop_share(preprocess)
+
         def read(file: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
-            return fit_photograph(load_photograph(file), size, fit)
+            return fit_photograph(load_photograph(file), size, fit, crop)
 
         self.pictures = Pictures(files, read, shape, preprocess)
 

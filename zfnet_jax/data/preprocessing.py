@@ -1,8 +1,9 @@
 """Preprocessing as in the paper (Zeiler & Fergus 2013, section 3).
 
 Shortest side to 256, center crop of 256 x 256, the per-pixel mean over the training
-set subtracted, ten crops of 224 x 224. Sizes are (rows, columns) and may be rectangles.
-Images have one channel or three.
+set subtracted, ten crops of 224 x 224. Published networks take the center 224 of the
+256 and a mean per channel. Sizes are (rows, columns) and may be rectangles. Images have
+one channel or three.
 """
 
 from collections.abc import Callable
@@ -86,10 +87,7 @@ class Preprocessing:
         return np.rint(np.asarray(resized)).astype(np.uint8)
 
     def _check(self, images: _Images) -> None:
-        if images.dtype != np.uint8:
-            raise ValueError(
-                f"preprocessing takes uint8 pixels, 0 to 255, not {images.dtype}"
-            )
+        _check_pixels(images)
         if images.shape == self.mean.shape:
             raise ValueError("preprocessing takes a batch: for one image, image[None]")
         if images.shape[1:] != self.mean.shape:
@@ -104,6 +102,56 @@ class Preprocessing:
         shape = (len(values), *self.size, values.shape[-1])
         resized = jax.image.resize(values, shape, "bilinear")
         return resized if isinstance(values, jax.Array) else np.asarray(resized)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Subtract a mean color, and divide by a deviation per channel.
+
+    Attributes:
+        mean: Mean of red, green and blue, in levels of 0 to 255.
+        deviation: Divisors of the differences.
+        crop: Share of a photograph's center square that the network sees, along each
+            side: 224/256 for most published networks.
+
+    Example:
+        >>> import numpy as np
+        >>> from zfnet_jax.data import Normalization
+        >>> normalize = Normalization((100.0, 110.0, 120.0), (2.0, 2.0, 4.0))
+        >>> normalize(np.full((1, 1, 1, 3), 120, np.uint8)).ravel().tolist()
+        [10.0, 5.0, 0.0]
+    """
+
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    crop: float = 0.875
+
+    def __call__(self, images: _Images) -> Any:
+        """Normalize uint8[b, h, w, 3] of NumPy or of JAX, also under `jax.jit`.
+
+        Returns:
+            float32[b, h, w, 3] of the same library.
+
+        Raises:
+            ValueError: The images are not uint8.
+        """
+        _check_pixels(images)
+        mean, deviation = (np.array(x, np.float32) for x in (self.mean, self.deviation))
+        return (images.astype(np.float32) - mean) / deviation
+
+
+# Of torchvision's networks and osmr's; of Caffe's.
+TORCHVISION = Normalization(
+    (255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225)
+)
+CAFFE = Normalization((123.0, 117.0, 104.0), (1.0, 1.0, 1.0), crop=227 / 256)
+
+
+def _check_pixels(images: _Images) -> None:
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"preprocessing takes uint8 pixels, 0 to 255, not {images.dtype}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +212,23 @@ def center_crop(image: _Images, size: tuple[int, int]) -> Any:
 
 
 def fit_photograph(
-    photograph: UInt8[np.ndarray, "h w c"], size: tuple[int, int], fit: Fit = "crop"
+    photograph: UInt8[np.ndarray, "h w c"],
+    size: tuple[int, int],
+    fit: Fit = "crop",
+    crop: float = 1.0,
 ) -> UInt8[np.ndarray, "H W c"]:
     """Bring a photograph to the rows and columns of a network.
 
     Of another aspect ratio, "crop" cuts the center out, "pad" adds gray, and "stretch"
-    distorts; the last two take three channels. "crop" equals the paper's order, to
-    resize the shortest side and then to crop, but a strip one pixel high takes no more
-    memory than any photograph.
+    distorts; the last two take three channels and all of the photograph. "crop" equals
+    the paper's order, to resize the shortest side and then to crop, but a strip one
+    pixel high takes no more memory than any photograph.
+
+    Args:
+        photograph: Pixels.
+        size: Rows and columns of the result.
+        fit: Treatment of another aspect ratio.
+        crop: Share of the center square to keep, along each side.
     """
     if fit != "crop":
         image, bilinear = Image.fromarray(photograph), Image.Resampling.BILINEAR
@@ -180,8 +237,13 @@ def fit_photograph(
             return np.asarray(ImageOps.pad(image, shape, bilinear, (128,) * 3))
         return np.asarray(image.resize(shape, bilinear))
     side = min(photograph.shape[:2])
-    square = resize_shortest_side(center_crop(photograph, (side, side)), max(size))
-    return center_crop(square, size)
+    square = center_crop(photograph, (side, side))
+    return center_crop(resize_shortest_side(square, square_side(size, crop)), size)
+
+
+def square_side(size: tuple[int, int], crop: float) -> int:
+    """Side of the square that an image of `size` is cut from: 256 for 224 and 0.875."""
+    return round(max(size) / crop)
 
 
 def ten_crop_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -1,6 +1,8 @@
-"""A public ImageNet network, read off its function, on real photographs."""
+"""The authors' SqueezeNet on real photographs, and the shapes of all three."""
 
+import csv
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -8,17 +10,18 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from experiments.squeezenet import v1_0
 from tests.comparison import distance
+from tests.networks import build, load_squeezenet
 from tests.references import make_squeezenet as reference
 from tests.references.make_squeezenet import PHOTOGRAPH, WEIGHTS
+from zfnet_jax.imagenet.squeezenet import V1_0, V1_0_CAFFE, V1_1
 from zfnet_jax.networks import Network
 
 COUNT, K = 48, 9
 LAYERS = ("pool4", "fire8/conv3x3_2", "logits")
 RULES: Any = ("deconvnet", "guided", "gradient")
 
-pytestmark = pytest.mark.skipif(
+needs_shared = pytest.mark.skipif(
     not (WEIGHTS.exists() and PHOTOGRAPH.exists()),
     reason="needs the weights and photographs of the folder shared",
 )
@@ -26,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 @functools.cache
 def squeezenet() -> Network:
-    return v1_0(str(WEIGHTS))
+    return load_squeezenet(str(WEIGHTS))
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,7 @@ def top(images):
     return zf.top_activations(squeezenet(), images, LAYERS, k=K)
 
 
+@needs_shared
 def test_top_activations_are_those_of_a_search(top, images):
     """Every activation is looked at. Values decide: rounding may swap near ties."""
     assert tuple(top) == LAYERS
@@ -75,6 +79,7 @@ def test_top_activations_are_those_of_a_search(top, images):
         np.testing.assert_array_equal(result.images[clear, 0], peaks.argmax(0)[clear])
 
 
+@needs_shared
 def test_a_folder_that_streams_gives_the_same(top, folder, images):
     streamed = zf.top_activations(squeezenet(), folder, LAYERS, k=K, batch_size=32)
     for layer, expected in top.items():
@@ -103,6 +108,7 @@ def compare(expected, photograph, layer, stride=1):
         assert distance(pixels, expected[f"{layer}/{rule}"]) <= 1e-4, rule
 
 
+@needs_shared
 @pytest.mark.parametrize("layer", reference.LAYERS)
 def test_projections_are_those_stored(layer):
     with np.load(reference.STORE) as expected:
@@ -110,6 +116,7 @@ def test_projections_are_those_stored(layer):
         compare(expected, PHOTOGRAPH, layer, reference.STRIDE)
 
 
+@needs_shared
 @pytest.mark.parity
 def test_projections_are_those_of_captum():
     pytest.importorskip("torch", reason="needs the parity extra")
@@ -122,3 +129,33 @@ def test_projections_are_those_of_captum():
         expected = reference.references(image)
     for layer in reference.LAYERS:
         compare(expected, photograph, layer)
+
+
+@needs_shared
+def test_photographs_are_recognized():
+    with (PHOTOGRAPH.parent / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))[::12]
+    files = [PHOTOGRAPH.with_name(row["file"]) for row in rows]
+    net = squeezenet()
+    images = np.concatenate([net.load_images(file)[:] for file in files])
+    guesses = np.asarray(net(images)).argmax(-1)
+    labels = np.array([int(row["class_index"]) for row in rows])
+    # 67% of a larger sample.
+    assert (guesses == labels).mean() >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("plain", "parameters", "heights"),
+    [
+        (V1_0_CAFFE, 1_248_424, {"conv1": 111, "pool1": 55, "conv_final": 15}),
+        # 54 rows are pooled to 27: sizes are rounded up.
+        (V1_0, 1_248_424, {"conv1": 109, "pool1": 54, "pool4": 27, "conv_final": 13}),
+        (V1_1, 1_235_496, {"conv1": 111, "pool3": 27, "conv_final": 13}),
+    ],
+)
+def test_layers_have_the_shapes_of_the_paper(plain, parameters, heights):
+    net = build(plain)
+    assert sum(math.prod(shape) for shape in plain.shapes.values()) == parameters
+    assert {x: net.layers[x].shape[0] for x in heights} == heights
+    assert net.layers["fire4"].shape[-1] == 256
+    assert net.layers["logits"].shape == (1000,)

@@ -1,0 +1,1 @@
+"""Networks published with weights for ImageNet."""
