@@ -1,8 +1,4 @@
-"""PyTorch files without PyTorch: hand-written pickles, honest and hostile.
-
-Each pickle is written opcode by opcode, so that its content is known exactly and can be
-one that no honest program writes.
-"""
+"""PyTorch files without PyTorch: hand-written pickles, honest and hostile."""
 
 import builtins
 import collections
@@ -13,6 +9,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tempfile
 import tracemalloc
 import zipfile
 
@@ -21,98 +18,57 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.torch_writer import (
+    REBUILD,
+    extents,
+    imported,
+    integer,
+    mapping,
+    program,
+    several,
+    storage,
+    tensor,
+    text,
+    write_legacy,
+    write_zip,
+)
+from zfnet_jax.files import DamagedFileError
 from zfnet_jax.torch_file import read_state_dict
 
 NUMBERS = np.arange(24, dtype="<f4")
 BYTES = NUMBERS.tobytes()
-REBUILD = "torch._utils", "_rebuild_tensor_v2"
-
-
-# The opcodes of a pickle (protocol 2 unless said), one function for each kind of value.
-
-
-def text(value):
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
-def integer(value):
-    data = pickle.encode_long(value)
-    return b"\x8a" + bytes([len(data)]) + data
-
-
-def several(*items):
-    return b"(" + b"".join(items) + b"t"
-
-
-def extents(values):
-    return several(*map(integer, values))
-
-
-def imported(module, name):
-    return b"c" + f"{module}\n{name}\n".encode()
-
-
-def mapping(entries, start=None):
-    start = imported("collections", "OrderedDict") + b")R" if start is None else start
-    items = b"".join(text(name) + value for name, value in entries.items())
-    return start + b"(" + items + b"u"
-
-
-def storage(key="0", kind="Float", length=24, view=b""):
-    return (
-        several(
-            text("storage"),
-            imported("torch", f"{kind}Storage"),
-            text(key),
-            text("cpu"),
-            integer(length),
-            view,
-        )
-        + b"Q"
-    )
-
-
-def tensor(offset=0, size=(4, 6), stride=(6, 1), stored=None, function=REBUILD):
-    arguments = several(
-        storage() if stored is None else stored,
-        integer(offset),
-        extents(size),
-        extents(stride),
-        b"\x89",
-        mapping({}),
-    )
-    return imported(*function) + arguments + b"R"
-
-
-def program(value):
-    return b"\x80\x02" + value + b"."
-
-
-# The two formats around a pickle.
 
 
 def zipped(value, data=(BYTES,), compression=zipfile.ZIP_STORED, **more):
-    records = {"data.pkl": program(value), **more}
-    records |= {f"data/{key}": record for key, record in enumerate(data)}
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, record in records.items():
-            archive.writestr(zipfile.ZipInfo(f"net/{name}"), record, compression)
+    storages = {str(key): record for key, record in enumerate(data)}
+    write_zip(file, value, storages, compression, **more)
     return file.getvalue()
 
 
 def legacy(value, keys=("0",), length=24, data=BYTES):
-    first = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
-    start = b"".join(pickle.dumps(x, 2) for x in first)
-    end = pickle.dumps(list(keys), 2) + struct.pack("<q", length) + data
-    return start + program(value) + end
+    file = io.BytesIO()
+    write_legacy(file, value, {key: (length, data) for key in keys})
+    return file.getvalue()
+
+
+def stored(content):
+    """A file with some content, open for reading."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return open(file.name, "rb")
+
+
+def read_all(content):
+    with stored(content) as file:
+        return {name: tensor[:] for name, tensor in read_state_dict(file).items()}
 
 
 def refused(content):
     """The message of the error, which is one line."""
-    with pytest.raises(ValueError) as caught:
-        read_state_dict(content)
+    with stored(content) as file, pytest.raises(ValueError) as caught:
+        read_state_dict(file)
     message = str(caught.value)
     assert message and "\n" not in message and len(message) < 600
     return message
@@ -133,12 +89,37 @@ def test_views_of_one_storage(file):
         "empty": ((24, (0, 3), (3, 1)), np.zeros((0, 3))),
     }
     value = mapping({name: tensor(*view) for name, (view, _) in views.items()})
-    state = read_state_dict(file(value))
-    assert list(state) == list(views)
-    for name, (_, expected) in views.items():
-        assert state[name].dtype == np.float32
-        np.testing.assert_array_equal(state[name], expected)
-        assert state[name].shape == expected.shape
+    with stored(file(value)) as content:
+        state = read_state_dict(content)
+        assert list(state) == list(views)
+        for name, (_, expected) in views.items():
+            tensor_ = state[name]
+            assert tensor_.dtype == np.float32 and tensor_.shape == expected.shape
+            np.testing.assert_array_equal(
+                tensor_[:], expected.astype("f4"), strict=True
+            )
+            for rows in (slice(2), slice(1, 3), slice(2, 99)) if expected.ndim else ():
+                np.testing.assert_array_equal(tensor_[rows], expected[rows])
+
+
+@FORMATS
+def test_rows_are_read_alone_and_never_from_a_truncated_file(file, tmp_path):
+    numbers = np.arange(10**6, dtype="<f4").reshape(1000, 1000)
+    value = tensor(0, (1000, 1000), (1000, 1), storage(length=10**6))
+    data = {"data": [numbers]} if file is zipped else {"length": 10**6, "data": numbers}
+    path = tmp_path / "file"
+    path.write_bytes(file(mapping({"x": value}), **data))
+    with path.open("rb") as content:
+        x = read_state_dict(content)["x"]
+        tracemalloc.start()
+        np.testing.assert_array_equal(x[500:520], numbers[500:520])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < numbers.nbytes / 10
+        os.truncate(path, numbers.nbytes // 2)
+        assert x[:400].shape == (400, 1000)
+        with pytest.raises(DamagedFileError, match="truncated while it was read"):
+            x[600:]
 
 
 @FORMATS
@@ -148,7 +129,7 @@ def test_dtypes(file, kind, dtype):
     value = mapping({"x": tensor(1, (3,), (1,), storage("0", kind, 4))})
     data = values.tobytes()
     content = zipped(value, [data]) if file is zipped else legacy(value, "0", 4, data)
-    array = read_state_dict(content)["x"]
+    array = read_all(content)["x"]
     assert array.dtype == np.dtype(dtype)
     np.testing.assert_array_equal(array, values[1:])
 
@@ -158,7 +139,7 @@ def test_bfloat16_and_byte_order(order, mark):
     # Sign, 8 bits of exponent, 7 of fraction: 1.5, -2, the largest below 4, infinity.
     data = struct.pack(f"{mark}4H", 0x3FC0, 0xC000, 0x407F, 0x7F80)
     value = mapping({"x": tensor(0, (2, 2), (1, 2), storage("0", "BFloat16", 4))})
-    array = read_state_dict(zipped(value, [data], byteorder=order))["x"]
+    array = read_all(zipped(value, [data], byteorder=order.encode()))["x"]
     assert array.dtype == "bfloat16"
     np.testing.assert_array_equal(
         array.astype(np.float32), [[1.5, 3.984375], [-2, np.inf]]
@@ -175,17 +156,28 @@ def test_parameters_and_older_tensors(file):
     # A state_dict has an attribute, `_metadata`: BUILD sets it.
     metadata = mapping({"": mapping({"version": integer(1)}, b"}")})
     value = mapping(entries) + b"}" + text("_metadata") + metadata + b"sb"
-    state = read_state_dict(file(value))
+    state = read_all(file(value))
     assert state.keys() == entries.keys()
     np.testing.assert_array_equal(state["kept"], NUMBERS.reshape(4, 6))
     np.testing.assert_array_equal(state["older"], [1, 4])
+
+
+LINEAR = imported("torch.nn", "Linear")
+SOURCE = text("linear.py"), text("class Linear: ...")
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         (tensor(), "it holds a Tensor, not a state dict"),
-        (imported("torch.nn", "Linear") + b")\x81}b", "it holds a 'torch.nn.Linear'"),
+        *(
+            (
+                module + b")\x81}b",
+                "it holds a 'torch.nn.Linear', not a state dict; "
+                "write it with torch.save(model.state_dict(), path)",
+            )
+            for module in (LINEAR, several(text("module"), LINEAR, *SOURCE) + b"Q")
+        ),
         (mapping({}), "it has no state dict (empty)"),
         (mapping({"m": b"}(" + integer(0) + tensor() + b"u"}), "no state dict ('m': a"),
         (
@@ -246,7 +238,7 @@ FOREIGN = {
 
 @FORMATS
 @pytest.mark.parametrize("protocol", [2, 3])
-@pytest.mark.parametrize("key", ["model_state_dict", "network", None])
+@pytest.mark.parametrize("key", ["state_dict", "network", None])
 def test_other_objects_are_skipped(file, protocol, key):
     entries = {name: pickled(value, protocol) for name, value in BESIDE.items()}
     loop: list = []
@@ -257,12 +249,13 @@ def test_other_objects_are_skipped(file, protocol, key):
         entries["loss"] = tensor(0, (), ())
         if key != "network":
             moments = b"}(" + integer(0) + mapping({"m": tensor()}) + b"u"
-            entries |= {"optimizer": moments, "ema": mapping({"x": tensor()})}
+            average = mapping({"x": tensor()})
+            entries |= {"optimizer": moments, "ema": average, f"{key}_ema": average}
         value = mapping({**entries, key: mapping(inner)}, b"}")
     else:
         value = mapping({**entries, **inner})
     tracemalloc.start()
-    state = read_state_dict(file(value))
+    state = read_all(file(value))
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
     assert list(state) == list(inner)
@@ -296,8 +289,9 @@ def test_huge_shapes_take_no_memory():
     # Each element of a vast array is the same one: possible, but never copied here.
     vast = zipped(mapping({"x": tensor(0, (10**9, 10**6), (0, 0))}))
     tracemalloc.start()
-    assert read_state_dict(vast)["x"].shape == (10**9, 10**6)
-    for size in ((2**61,) * 9, (0, 2**61, 2**61), (2**64,), (1,) * 65):
+    with stored(vast) as file:
+        assert read_state_dict(file)["x"].shape == (10**9, 10**6)
+    for size in ((2**64,), (1,) * 65):
         refused(zipped(mapping({"x": tensor(0, size, (0,) * len(size))})))
     refused(zipped(mapping({"x": tensor(0, (2,), ())})))
     assert tracemalloc.get_traced_memory()[1] < 10e6
@@ -331,7 +325,7 @@ def test_a_storage_is_all_there():
 )
 def test_other_references_are_inert(identity):
     value = mapping({"x": tensor(), "y": identity + b"Q"})
-    assert list(read_state_dict(zipped(value))) == ["x"]
+    assert list(read_all(zipped(value))) == ["x"]
     value = mapping({"x": tensor(), "y": tensor(stored=identity + b"Q")})
     assert "tensor 'y' is not read" in refused(zipped(value))
 
@@ -374,7 +368,7 @@ def test_nothing_is_called(tmp_path):
         for file in (zipped, legacy):
             # Alone it is refused; beside tensors it is skipped.
             refused(file(value))
-            state = read_state_dict(file(mapping({"x": tensor(), "net": value})))
+            state = read_all(file(mapping({"x": tensor(), "net": value})))
             assert list(state) == ["x"]
         assert not trace.exists()
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
@@ -452,7 +446,7 @@ def test_files_of_another_kind():
 @FORMATS
 def test_truncation_and_flipped_bits(file):
     content = file(mapping({"x": tensor(), "y": tensor(0, (3,), (2,))}))
-    good = read_state_dict(content)
+    good = read_all(content)
     for length in range(0, len(content), 5):
         refused(content[:length])
     read = 0
@@ -460,7 +454,7 @@ def test_truncation_and_flipped_bits(file):
         changed = bytearray(content)
         changed[position // 8] ^= 1 << position % 8
         try:
-            state = read_state_dict(bytes(changed))
+            state = read_all(bytes(changed))
         except ValueError as error:
             assert "\n" not in str(error)
             continue
@@ -485,7 +479,7 @@ PIECES = [
 def test_any_program_is_read_or_refused(pieces, junk):
     for value in (b"".join(pieces), b"".join(pieces) + junk):
         try:
-            state = read_state_dict(zipped(value))
+            state = read_all(zipped(value))
         except ValueError:
             continue
         assert all(isinstance(array, np.ndarray) for array in state.values())

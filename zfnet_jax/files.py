@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, as strict JSON, with digests."""
+"""Files: written whole or not at all, as strict JSON, with digests, out of a zip."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
+
+_WEIGHTS = (".pth", ".pt", ".safetensors")
+# A zip of weights is not much smaller than they are, even where most are zero.
+_MOST_PACKED = 50
 
 
 class DataNotFoundError(Exception):
@@ -24,10 +32,12 @@ class DamagedFileError(Exception):
     """A file is not what was written: truncated, altered, or of another format."""
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | str | IO[bytes]
+) -> Path:
     """Write a file so that it appears complete or not at all, and return its path.
 
-    Text is written as UTF-8; what is not Unicode is escaped.
+    Text is written as UTF-8; what is not Unicode is escaped. A stream is copied.
 
     Raises:
         OSError: The file cannot be written; the error names it.
@@ -38,7 +48,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(content)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                shutil.copyfileobj(content, file, 2**20)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -49,6 +62,71 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> Path
             error.filename = str(path)  # a failing write does not name its file
         raise
     return path
+
+
+@contextlib.contextmanager
+def unpack(path: Path) -> Iterator[Path]:
+    """Give a file itself, or the one in a zip around it, unpacked for the context.
+
+    Raises:
+        DamagedFileError: It is a zip that `extract_single` refuses.
+    """
+    if not _is_wrapper(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield extract_single(path, Path(folder) / "weights")
+
+
+def _is_wrapper(path: Path) -> bool:
+    """Return whether a file is a zip that `torch.save` did not write."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with _open_zip(path) as archive:
+        return not any(name.endswith("/data.pkl") for name in archive.namelist())
+
+
+def extract_single(path: Path, target: Path) -> Path:
+    """Extract the only weight file of a zip so that it appears complete or not at all.
+
+    Raises:
+        DamagedFileError: The zip is damaged, has no weight file or several, or unpacks
+            to far more than its size.
+        OSError: The target cannot be written.
+    """
+    with _open_zip(path) as archive:
+        # macOS puts a file of attributes beside every file.
+        members = [
+            member
+            for member in archive.infolist()
+            if member.filename.endswith(_WEIGHTS)
+            and not Path(member.filename).name.startswith("._")
+        ]
+        if len(members) != 1:
+            raise DamagedFileError(
+                f"{path} contains {len(members)} weight files, expected one "
+                f"({', '.join(_WEIGHTS)})"
+            )
+        # zipfile bounds what it holds for these two alone.
+        methods = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+        (member,) = members
+        is_bomb = member.file_size > _MOST_PACKED * member.compress_size
+        if is_bomb or member.compress_type not in methods:
+            raise DamagedFileError(
+                f"{path} has {member.file_size} bytes packed into "
+                f"{member.compress_size}, which is not how weights are published"
+            )
+        with archive.open(member) as content:
+            return write_atomically(target, content)
+
+
+@contextlib.contextmanager
+def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedFileError(f"{path} is truncated or damaged: {error}") from error
 
 
 def to_json(value: object) -> str:

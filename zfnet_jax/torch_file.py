@@ -8,14 +8,18 @@ gives an inert stand-in, so whatever lies beside the weights is skipped.
 from __future__ import annotations
 
 import io
+import mmap
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+
+from zfnet_jax.files import DamagedFileError
 
 # Files of the older format begin with these two numbers, in a pickle each.
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001)
@@ -44,6 +48,59 @@ class Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
+class FileTensor:
+    """A tensor that stays in its file; `tensor[start:stop]` reads these rows.
+
+    Attributes:
+        shape: Shape of the tensor.
+        dtype: Type of its elements.
+    """
+
+    def __init__(
+        self, file: io.BufferedReader, start: int, is_big_endian: bool, tensor: Tensor
+    ) -> None:
+        """Describe a tensor whose storage starts at a byte of the file."""
+        storage, self._offset, self.shape, strides = tensor
+        self.dtype = storage.dtype
+        # The stride of a single row is never taken, and can be anything.
+        pairs = zip(self.shape, strides, strict=True)
+        self._strides = [stride if extent > 1 else 0 for extent, stride in pairs]
+        self._file, self._start = file, start
+        self._is_big_endian = is_big_endian
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Read some rows, or the whole of a scalar."""
+        offset, shape = self._offset, self.shape
+        if shape:
+            first, last, _ = rows.indices(shape[0])
+            offset += first * self._strides[0]
+            shape = (max(0, last - first), *shape[1:])
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        width = self.dtype.itemsize
+        content = np.empty(width * _measure(shape, self._strides), np.uint8)
+        self._file.seek(self._start + width * offset)
+        if self._file.readinto(content.data) != content.size:
+            raise DamagedFileError(f"{self._file.name} was truncated while it was read")
+        numbers = content.view(self.dtype)
+        if self._is_big_endian:
+            numbers.byteswap(inplace=True)
+        strides = [width * stride for stride in self._strides]
+        return np.lib.stride_tricks.as_strided(numbers, shape, strides)
+
+    def reaches_outside(self, length: int) -> bool:
+        """Return whether it has elements outside a storage of some length."""
+        if 0 in self.shape:
+            return False
+        stop = self._offset + _measure(self.shape, self._strides)
+        return min((self._offset, *self.shape, *self._strides)) < 0 or stop > length
+
+
+def _measure(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Count the elements from the first to the last, without NumPy's wraparound."""
+    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+
+
 class _Inert:
     """Stand-in for a class, a function or an object; using it does nothing."""
 
@@ -56,39 +113,50 @@ class _Inert:
     add = append = extend = __setitem__ = __call__
 
 
-def read_state_dict(content: bytes) -> dict[str, np.ndarray]:
-    """Read the tensors of a state dict, or of a checkpoint that contains one.
+def read_state_dict(file: io.BufferedReader) -> dict[str, FileTensor]:
+    """Find the tensors of a state dict, or of a checkpoint that contains one.
 
     In a checkpoint it is the entry `state_dict`, `model_state_dict` or `model`, or else
     the only entry that is a dict of tensors. Everything beside it is ignored.
 
     Args:
-        content: The whole of a `.pt` or `.pth` file, in either format of `torch.save`.
+        file: A `.pt` or `.pth` file, in either format of `torch.save`. Its tensors are
+            read from it, so it must stay open.
 
     Returns:
-        Read-only arrays with the saved dtypes and shapes.
+        Tensors with the saved dtypes and shapes.
 
     Raises:
         ValueError: The file is truncated or damaged, is not a PyTorch file, or has no
             state dict. The message is one line.
     """
+    file.seek(0)
+    magic = file.read(4)
     try:
-        if content.startswith(b"PK\x03\x04"):
-            value, read = _open_zip(content)
-        elif content.startswith(b"\x80"):
-            value, read = _open_legacy(content)
+        if magic == b"PK\x03\x04":
+            value, records, is_big_endian = _open_zip(file)
+        elif magic.startswith(b"\x80"):
+            value, records, is_big_endian = _open_legacy(file)
         else:
             raise ValueError("not a PyTorch file")
-        state = _find_state_dict(value)
-        numbers = {tensor.storage: read(tensor.storage) for tensor in state.values()}
-        return {name: _view(name, x, numbers[x.storage]) for name, x in state.items()}
     except _ERRORS as error:
         raise ValueError(" ".join(str(error).split())) from error
+    tensors = {}
+    for name, tensor in _find_state_dict(value).items():
+        start, length = records.get(tensor.storage.key, (0, 0))
+        _check_length(tensor.storage, length)
+        tensors[name] = FileTensor(file, start, is_big_endian, tensor)
+        if tensors[name].reaches_outside(tensor.storage.length):
+            raise ValueError(f"tensor {_quote(name)} reaches outside its storage")
+    return tensors
 
 
 def _find_state_dict(value: object) -> dict[str, Tensor]:
     if not isinstance(value, dict):
-        raise ValueError(f"it holds {_describe(value)}, not a state dict")
+        raise ValueError(
+            f"it holds {_describe(value)}, not a state dict; "
+            "write it with torch.save(model.state_dict(), path)"
+        )
     entries = _named(value)
     nested = {name: _named(x) for name, x in entries.items() if _has_tensors(_named(x))}
     options = [nested[name] for name in _ENTRIES if name in nested][:1]
@@ -119,72 +187,67 @@ def _has_tensors(entries: dict[str, Any]) -> bool:
     return any(isinstance(entry, Tensor) for entry in entries.values())
 
 
-def _view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
-    _, offset, size, stride = tensor
-    if 0 in size:
-        return np.empty(size, numbers.dtype)
-    # In Python's integers, which do not wrap around.
-    steps = [s if n > 1 else 0 for n, s in zip(size, stride, strict=True)]
-    last = offset + sum((n - 1) * step for n, step in zip(size, steps, strict=True))
-    if min((offset, *size, *steps)) < 0 or last >= len(numbers):
-        raise ValueError(f"tensor {_quote(name)} reaches outside its storage")
-    strides = [step * numbers.itemsize for step in steps]
-    as_strided = np.lib.stride_tricks.as_strided
-    return as_strided(numbers[offset:], size, strides, writeable=False)
+def _check_length(storage: Storage, length: int) -> None:
+    expected = storage.length * storage.dtype.itemsize
+    if length != expected:
+        key = _quote(storage.key)
+        raise ValueError(f"storage {key} has {length} bytes, expected {expected}")
 
 
-# The two formats: each gives the pickled value, and a reader of storages.
+# The two formats: each gives the pickled value, the start and length in bytes of every
+# storage by its key, and whether numbers are big-endian.
+
+_Content = tuple[Any, dict[str, tuple[int, int]], bool]
 
 
-def _open_zip(content: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
-    archive = zipfile.ZipFile(io.BytesIO(content))
+def _open_zip(file: io.BufferedReader) -> _Content:
+    archive = zipfile.ZipFile(file)
     records = {record.filename: record for record in archive.infolist()}
     roots = [name[:-9] for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise ValueError("a zip archive, but not of torch.save")
     # torch.save never compresses, and records that share bytes could add up.
     size = sum(record.file_size for record in archive.infolist())
-    if size > len(content) or any(x.compress_type for x in records.values()):
+    if size > file.seek(0, os.SEEK_END) or any(
+        record.compress_type or record.compress_size != record.file_size
+        for record in records.values()
+    ):
         raise ValueError("its records are compressed or overlap")
-
-    def read_record(name: str) -> bytes:
-        path = f"{roots[0]}{name}"
-        return archive.read(path) if path in records else b""
-
-    def read(storage: Storage) -> np.ndarray:
-        numbers = _decode(storage, read_record(f"/data/{storage.key}"))
-        return numbers.byteswap() if is_big_endian else numbers
-
-    is_big_endian = read_record("/byteorder") == b"big"
-    return _unpickle(io.BytesIO(read_record("/data.pkl")))[0], read
-
-
-def _open_legacy(content: bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
-    stream = io.BytesIO(content)
-    if tuple(_unpickle(stream)[0] for _ in _LEGACY) != _LEGACY:
-        raise ValueError("a pickle, but not of torch.save")
-    _unpickle(stream)  # sizes of integers on the machine that wrote the file
-    value, storages = _unpickle(stream)
-    keys, _ = _unpickle(stream)
-    records: dict[str, memoryview] = {}
-    for key in keys if isinstance(keys, list) else ():
-        if not isinstance(key, str) or key not in storages:
-            raise ValueError("it has a storage of an unknown type")
-        # The number of elements, then the elements, little-endian on every machine.
-        length = int.from_bytes(stream.read(8), "little")
-        start = stream.tell()
-        stop = start + length * storages[key].dtype.itemsize
-        records[key] = memoryview(content)[start:stop]
-        stream.seek(stop)
-    return value, lambda storage: _decode(storage, records.get(storage.key, b""))
+    if damaged := archive.testzip():
+        raise ValueError(f"record {_quote(damaged)} does not match its checksum")
+    root = roots[0]
+    value, _ = _unpickle(io.BytesIO(archive.read(f"{root}/data.pkl")))
+    order = f"{root}/byteorder"
+    is_big_endian = order in records and archive.read(order) == b"big"
+    storages = {}
+    for name, record in records.items():
+        # The numbers follow a header of 30 bytes, a name, and an extra field.
+        file.seek(record.header_offset + 26)
+        lengths = struct.unpack("<2H", file.read(4))
+        start = record.header_offset + 30 + sum(lengths)
+        storages[name.removeprefix(f"{root}/data/")] = start, record.file_size
+    return value, storages, is_big_endian
 
 
-def _decode(storage: Storage, record: bytes | memoryview) -> np.ndarray:
-    size = storage.length * storage.dtype.itemsize
-    if len(record) != size:
-        key = _quote(storage.key)
-        raise ValueError(f"storage {key} has {len(record)} bytes, expected {size}")
-    return np.frombuffer(record, storage.dtype)
+def _open_legacy(file: io.BufferedReader) -> _Content:
+    # A pickle can ask for any number of bytes, and a map gives only what there is.
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
+        if tuple(_unpickle(stream)[0] for _ in _LEGACY) != _LEGACY:
+            raise ValueError("a pickle, but not of torch.save")
+        _unpickle(stream)  # sizes of integers on the machine that wrote the file
+        value, kinds = _unpickle(stream)
+        keys, _ = _unpickle(stream)
+        storages: dict[str, tuple[int, int]] = {}
+        for key in keys if isinstance(keys, list) else ():
+            if not isinstance(key, str) or key not in kinds:
+                raise ValueError("it has a storage of an unknown type")
+            # The number of elements, then the elements, little-endian on any machine.
+            count = int.from_bytes(stream.read(8), "little")
+            start = stream.tell()
+            stop = min(start + count * kinds[key].dtype.itemsize, len(stream))
+            storages[key] = start, stop - start
+            stream.seek(stop)
+        return value, storages, False
 
 
 # The pickle.
@@ -195,8 +258,8 @@ def _rebuild_tensor(*args: object) -> Tensor | _Inert:
         # With more arguments the numbers are to be negated or conjugated.
         case (Storage() as storage, int(offset), tuple(size), tuple(stride), *rest) if (
             len(rest) in (0, 2)
-            and len(size) == len(stride)
-            and all(isinstance(extent, int) for extent in size + stride)
+            and len(size) == len(stride) <= 64
+            and all(isinstance(x, int) and abs(x) < 2**63 for x in size + stride)
         ):
             return Tensor(storage, offset, size, stride)
     return _Inert("torch._utils._rebuild_tensor")
@@ -217,7 +280,7 @@ class _Unpickler(pickle._Unpickler):
 
     stack: list[Any]
 
-    def __init__(self, stream: io.BytesIO) -> None:
+    def __init__(self, stream: io.BytesIO | mmap.mmap) -> None:
         super().__init__(stream)
         self.storages: dict[str, Storage] = {}
 
@@ -234,6 +297,9 @@ class _Unpickler(pickle._Unpickler):
                 storage = Storage(dtype, key, length)
                 self.storages.setdefault(key, storage)
                 return storage
+            # Older files quote the source of a class, too.
+            case ("module", _Inert() as cls, *_):
+                return cls
         return _Inert("persistent object")
 
     def skip_one(self) -> None:
@@ -253,7 +319,7 @@ class _Unpickler(pickle._Unpickler):
         del dispatch[getattr(pickle, _opcode)[0]]
 
 
-def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
+def _unpickle(stream: io.BytesIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
     unpickler = _Unpickler(stream)
     try:
         return unpickler.load(), unpickler.storages

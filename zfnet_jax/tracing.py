@@ -261,9 +261,11 @@ def _max_pool(equation: Equation, x: Any) -> Any:
         or not jnp.issubdtype(x.dtype, jnp.floating)
     ):
         return None
-    spec = MaxPool(
-        "", *((d[axes[0]], d[axes[1]]) for d in (windows, strides, params["padding"]))
+    kernel, stride, padding = (
+        (edges[axes[0]], edges[axes[1]])
+        for edges in (windows, strides, params["padding"])
     )
+    spec = MaxPool("", kernel, stride, padding)
     rest = [i for i in range(1, x.ndim) if i not in axes]
     order = (0, *axes, *rest)
     maps = jnp.transpose(x, order)

@@ -7,14 +7,18 @@ names in all of them.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from zfnet_jax.files import DamagedFileError, digest, write_atomically
 from zfnet_jax.imagenet.plain import (
     Params,
     PlainNetwork,
@@ -34,6 +38,8 @@ _FIRES = {
     "fire8": (64, 256),
     "fire9": (64, 256),
 }
+# Of the authors' weights, in the order of their names.
+_DIGEST = "34539d67ffee16da114b05e79ae2abd83747568c7f7041aa90b436ccb2a7ab61"
 _LAYERS_1_0 = (
     *("conv1", "pool1", "fire2", "fire3", "fire4", "pool4", "fire5", "fire6", "fire7"),
     *("fire8", "pool8", "fire9", "conv_final", "logits"),
@@ -127,3 +133,37 @@ def _build(
 V1_0_CAFFE = _build(_LAYERS_1_0, (96, 7), is_caffe=True)
 V1_0 = _build(_LAYERS_1_0, (96, 7))
 V1_1 = _build(_LAYERS_1_1, (64, 3))
+
+
+def decompress(file: Path, target: Path) -> None:
+    """Write the weights of the authors' compressed file as safetensors.
+
+    The format is that of Han, Mao & Dally 2016 (arXiv 1510.00149), without Huffman
+    codes. It starts with each layer's number of codes. Each layer then has a table of
+    256 values, its bias, a byte per code, and half a byte per code: the number of zeros
+    before it. In longer runs some zeros have codes.
+
+    Raises:
+        DamagedFileError: These are not the published weights.
+        OSError: The target cannot be written.
+    """
+    with file.open("rb") as stream:
+        read = functools.partial(np.fromfile, stream)
+        kernels, tensors = _kernels(96, 7), {}
+        try:
+            counts = read("<u4", len(kernels)).tolist()
+            for (name, shape), count in zip(kernels.items(), counts, strict=True):
+                table, tensors[f"{name}.bias"] = read("<f4", 256), read("<f4", shape[0])
+                codes, pairs = read(np.uint8, count), read(np.uint8, (count + 1) // 2)
+                gaps = np.stack([pairs % 16, pairs // 16], 1).ravel()[:count]
+                indices = np.zeros(math.prod(shape), np.uint8)
+                indices[np.cumsum(gaps + 1, dtype=int) - 1] = codes
+                tensors[f"{name}.weight"] = table[indices].reshape(shape)
+        except (IndexError, ValueError):
+            tensors = {}
+    if digest(*(tensors[name] for name in sorted(tensors))) != _DIGEST:
+        file.unlink()
+        raise DamagedFileError(
+            f"{file} is damaged and was removed: run again to fetch it anew"
+        )
+    write_atomically(target, safetensors.numpy.save(tensors))
