@@ -4,10 +4,11 @@
 
 Both sides project single activations of one image of noise to pictures of the whole
 image, in float32 on as many threads as there are processors, and with the same random
-weights where the network is not a `ConvNet`. Three networks:
+weights where the network is not a `ConvNet`. Four networks:
 
 - zfnet: ZFNET without contrast normalization, which Captum has no rule for, at
   224 x 224. All units of a layer, and one, by the deconvnet's rule.
+- vgg16: VGG16 at 224 x 224. 32 units of conv5_3 (block5_conv3 in Keras), two rules.
 - squeezenet: SqueezeNet v1.0 at 227 x 227, a plain function. 32 units, three rules.
 - residual: a small residual network at 224 x 224, an NNX module. 32 units, three rules.
 
@@ -37,6 +38,7 @@ from benchmarks.turns import take_turns
 from tests import networks
 from tests.references import make_residual, make_squeezenet
 from tests.references.make_deconvnet import METHODS
+from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.imagenet import squeezenet
 from zfnet_jax.relu_rules import Rule
 
@@ -47,8 +49,8 @@ _UNITS = range(32)
 class Options:
     """Time projections against Captum."""
 
-    networks: tuple[str, ...] = ("zfnet", "squeezenet", "residual")
-    """Networks: zfnet, squeezenet, residual."""
+    networks: tuple[str, ...] = ("zfnet", "vgg16", "squeezenet", "residual")
+    """Networks: zfnet, vgg16, squeezenet, residual."""
     layers: tuple[str, ...] = ("conv5", "conv4", "conv3", "conv2", "conv1")
     """Layers of zfnet."""
     turns: int = 7
@@ -113,6 +115,16 @@ def compare_zfnet(options: Options) -> None:
             compare(title, *sides, ["deconvnet"], range(count), options)
 
 
+def compare_vgg16(options: Options) -> None:
+    """32 units of the last convolution by two rules, one after the other."""
+    arch, image, layer = ARCHITECTURES["vgg16"], noise(224), "conv5_3"
+    model, other = zf.ConvNet(arch, rngs=nnx.Rngs(0)), torch_network(arch)
+    rules: tuple[Rule, ...] = "deconvnet", "guided"
+    for rule in rules:
+        title, sides = f"VGG16 {layer} {rule}", (model, image, layer, other)
+        compare(title, *sides, other.conv5_3_relu, [rule], _UNITS, options)
+
+
 def compare_squeezenet(options: Options) -> None:
     """32 units of inner layers by three rules."""
     image, plain = noise(227), squeezenet.V1_0_CAFFE
@@ -143,12 +155,14 @@ def main(options: Options) -> None:
         match name:
             case "zfnet":
                 compare_zfnet(options)
+            case "vgg16":
+                compare_vgg16(options)
             case "squeezenet":
                 compare_squeezenet(options)
             case "residual":
                 compare_residual(options)
             case _:
-                sys.exit(f"no network {name!r}: zfnet, squeezenet or residual")
+                sys.exit(f"no network {name!r}: zfnet, vgg16, squeezenet or residual")
 
 
 if __name__ == "__main__":

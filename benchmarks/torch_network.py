@@ -37,7 +37,8 @@ def torch_network(arch: zf.Architecture, *, inplace: bool = False) -> nn.Sequent
                 network.add_module(f"{layer.name}_relu", nn.ReLU(inplace))
             case zf.MaxPool():
                 (top, _), (left, _) = layer.padding
-                pool = nn.MaxPool2d(layer.kernel, layer.stride, (top, left))
+                window = layer.kernel, layer.stride, (top, left)
+                pool = nn.MaxPool2d(*window, ceil_mode=layer.round_up)
                 network.add_module(layer.name, pool)
             case zf.ContrastNorm():
                 # PyTorch divides alpha by the number of channels in the window.

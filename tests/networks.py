@@ -57,14 +57,15 @@ TINY = Architecture(
         Dense("logits", 3, relu=False),
     ),
 )
-# Everything uneven: strides, one-sided padding, groups, a stride beyond its kernel.
+# Everything uneven: strides, one-sided padding, a pooling that rounds up, groups, a
+# stride beyond its kernel.
 MIXED = Architecture(
     "mixed",
     (23, 19),
     (
         Conv("conv1", 6, kernel=(5, 3), stride=(2, 1), padding=((2, 0), (1, 2))),
         ContrastNorm("norm1", alpha=0.3),
-        MaxPool("pool1", padding=1),
+        MaxPool("pool1", padding=1, round_up=True),
         Conv("conv2", 8, kernel=3, padding=1, groups=2),
         Conv("conv3", 6, kernel=1, stride=2),
         Dense("fc4", 7),

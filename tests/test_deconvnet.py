@@ -21,7 +21,7 @@ from tests.references.deconvnet_cases import (
     draw_state,
     photographs,
 )
-from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
+from zfnet_jax.arch import ARCHITECTURES, Architecture, Conv, Dense, MaxPool
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.projections import Projections, project
 
@@ -236,6 +236,7 @@ def test_every_rule_and_kind_of_layer(arch, layer, crop, rule):
 
 
 # The paper's geometry, in fewer units.
+PYTORCHCV = ARCHITECTURES["zfnet-imagenet"]
 NARROW = {f"conv{n}": 8 * n for n in (1, 2, 3, 4, 5)} | {"fc6": 8, "fc7": 8}
 
 
@@ -244,7 +245,8 @@ NARROW = {f"conv{n}": 8 * n for n in (1, 2, 3, 4, 5)} | {"fc6": 8, "fc7": 8}
     ("arch", "layer", "options"),
     [
         (zf.ablate(zf.ZFNET, widths=NARROW), "conv5", {}),
-        (zf.ablate(zf.ALEXNET, widths=NARROW), "conv3", {"rule": "gradient"}),
+        (zf.ablate(PYTORCHCV, widths=NARROW), "conv5", {}),
+        (zf.ablate(PYTORCHCV, widths=NARROW), "conv2", {"rule": "gradient"}),
         (zf.ZFNET32, "conv5", {"rule": "guided", "crop": True}),
         (zf.ZFNET32, "logits", {}),
     ],
