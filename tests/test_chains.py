@@ -9,16 +9,18 @@ import pytest
 import zfnet_jax as zf
 from tests import reference_deconvnet as reference
 from tests.comparison import distance
-from tests.references.chain_cases import CHAINS, DIRECTION, PYTORCHCV, STORE, case
+from tests.networks import random_model
+from tests.references.chain_cases import CHAINS, DIRECTION, STORE, case
 from tests.test_deconvnet import with_dtype
 from zfnet_jax.arch import ARCHITECTURES, Architecture, Dense, MaxPool
+from zfnet_jax.data import Preprocessing
 
 
 def compare(name: str, expected: dict[str, np.ndarray]) -> None:
     """Logits as users get them; gradients in float64, where rounding flips no ReLU."""
     arch, state, image = case(name).arch, case(name).state, case(name).image
-    names = list(state) if name in PYTORCHCV else expected["names"].tolist()
-    model = zf.load_weights(dict(zip(names, state.values(), strict=True)), arch)
+    tensors = dict(zip(expected["names"].tolist(), state.values(), strict=True))
+    model = zf.load_weights(tensors, arch)
     logits = np.asarray(jax.jit(lambda x: model(x))(image[None]))
     assert distance(logits[0], expected["logits"]) <= 1e-5
 
@@ -42,6 +44,16 @@ def test_logits_and_gradients_are_those_stored(name):
     with np.load(STORE) as arrays:
         keys = "names", "logits", "norms", "gradient"
         compare(name, {key: arrays[f"{name}/{key}"] for key in keys})
+
+
+def test_a_file_keeps_that_sizes_are_rounded_up(tmp_path):
+    arch = case("zfnet-imagenet").arch.with_input(63)
+    model = random_model(arch)
+    preprocess = Preprocessing(np.zeros((63, 63, 3), np.float32))
+    names = [str(number) for number in range(arch.num_classes)]
+    about = {"preprocess": preprocess, "class_names": names, "metadata": {}}
+    zf.save(tmp_path / "net", model, **about)
+    assert zf.load(tmp_path / "net").model.arch == arch
 
 
 # --- against PyTorch ---

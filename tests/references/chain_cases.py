@@ -13,8 +13,8 @@ from zfnet_jax.arch import ARCHITECTURES, Conv, ablate
 
 STORE = Path(__file__).with_name("chains.npz")
 VGG = ("vgg11", "vgg13", "vgg16", "vgg19")
-PYTORCHCV = ("zfnet-imagenet", "zfnetb-imagenet", "alexnet-imagenet")
-CHAINS = (*PYTORCHCV, "alexnet-torchvision", *VGG)
+ALEXNETS = ("alexnet-imagenet", "alexnet-torchvision")
+CHAINS = ("zfnet-imagenet", "zfnetb-imagenet", *ALEXNETS, *VGG)
 CLASSES = 10
 # Weights of the logits in the sum whose gradient is compared.
 DIRECTION = np.linspace(-1, 1, CLASSES)
