@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import zfnet_jax as zf
+from tests import networks
 from tests import reference_deconvnet as reference
 from tests.comparison import cut, distance
 from tests.networks import MIXED, ODD, as_function, random_model
@@ -22,8 +23,9 @@ from tests.references.deconvnet_cases import (
     photographs,
 )
 from zfnet_jax.arch import ARCHITECTURES, Architecture, Conv, Dense, MaxPool
-from zfnet_jax.deconvnet import backproject
+from zfnet_jax.deconvnet import backproject, follow_signal
 from zfnet_jax.projections import Projections, project
+from zfnet_jax.relu_rules import with_relu_rule
 
 RULES = ("deconvnet", "guided", "gradient")
 
@@ -299,6 +301,40 @@ def assert_same(actual: Projections, expected: Projections, within=1e-5):
     )
     for pixels, others in zip(actual.pixels, expected.pixels, strict=True):
         assert distance(pixels, others) <= within
+
+
+# --- a signal on its way ---
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_signal_at_every_layer_is_that_of_the_deconvnet_in_numpy(rule):
+    model, (image,) = build(ODD, "float64"), draw_images(ODD).astype(np.float64)
+    weights, norm = reference.weights_of(model), "backprop" * (rule == "gradient")
+    steps = reference.forward(ODD, weights, image, "norm3")
+    signal = np.random.default_rng(1).normal(size=ODD.shapes()["norm3"])
+    with jax.enable_x64(True):
+        arguments = (model, image[None], "norm3", signal[None])
+        signals, pixels = follow_signal(*arguments, rule=rule)
+        assert distance(pixels, backproject(*arguments, rule=rule)) < 1e-12
+    assert list(signals) == [step.layer.name for step in steps[-2::-1]]
+    for index, arriving in enumerate([pixels, *reversed(signals.values())]):
+        expected = reference.descend(steps[index:], weights, signal, rule, norm=norm)
+        assert expected.any() and distance(arriving[0], expected) < 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_signal_at_the_end_of_a_block_is_what_the_layers_above_send(rule):
+    """And none is told of the branches of a residual block."""
+    model, images = networks.residual_nnx(), networks.residual_images(1)
+    net = zf.network(model, networks.IMAGE_SHAPE)
+    signal = np.random.default_rng(0).normal(size=(1, networks.CLASSES))
+    signals, pixels = follow_signal(net, images, "fc", signal.astype("f4"), rule=rule)
+    assert list(signals) == ["block2.pool", "block2", "block1", "stem.pool", "stem"]
+    assert distance(pixels, backproject(net, images, "fc", signal, rule=rule)) < 1e-6
+    upper = with_relu_rule(lambda x: model.fc(model.block2(x).mean((1, 2))), rule)
+    activations = net.activations(images, "block1")["block1"]
+    (expected,) = jax.vjp(upper, activations)[1](jnp.asarray(signal, jnp.float32))
+    assert distance(signals["block1"], expected) < 1e-5
 
 
 # --- units, positions and batches ---

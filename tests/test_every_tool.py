@@ -15,6 +15,7 @@ from flax import nnx
 import zfnet_jax as zf
 from tests.comparison import assert_close
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
+from zfnet_jax.deconvnet import follow_signal
 from zfnet_jax.networks import Network
 
 ARCH = Architecture(
@@ -77,6 +78,7 @@ TOOLS = {
         net, x[:2], name(net, "conv2"), [0, 5], (3, 2), crop=True
     ),
     "backproject": lambda net, x: zf.backproject(net, x, name(net, "conv2"), SIGNAL),
+    "follow_signal": lambda net, x: follow_signal(net, x, name(net, "conv2"), SIGNAL),
     "attribute": lambda net, x: zf.attribute(net, x, TARGETS, rule="guided"),
     "insertion": lambda net, x: zf.insertion(net, x, 1, IMPORTANCES, steps=3),
     "deletion": lambda net, x: zf.deletion(net, x, 1, IMPORTANCES, steps=3),

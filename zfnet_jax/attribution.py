@@ -89,7 +89,8 @@ def _attribute(
 
     if net.is_convnet:
         logits, trace = deconvnet.forward(net.model, images, net.output)
-        return deconvnet.backward(net.model, trace, start(logits), rule)
+        *_, pixels = deconvnet.backward(net.model, trace, start(logits), rule)
+        return pixels
     logits, pull = deconvnet.pull_back(net, images, net.output, rule, strict)
     (maps,) = pull(start(logits))
     return maps.astype(jnp.promote_types(maps.dtype, jnp.float32))

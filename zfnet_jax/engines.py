@@ -69,12 +69,22 @@ class ConvNetEngine:
         return _describe(self.arch)
 
     def features(
-        self, weights: ConvNet, images: Array, names: tuple[str, ...]
+        self,
+        weights: ConvNet,
+        images: Array,
+        names: tuple[str, ...],
+        offsets: Mapping[str, Array],
     ) -> dict[str, Array]:
         """Activations by layer."""
+        assert not offsets, "deconvnet.backward has the signals that they are for"
         last = max(names, key=list(self.layers).index)
         features = weights.features(images, until=last).features
         return {name: features[name] for name in names}
+
+    def trunk(self, layer: str) -> tuple[str, ...]:
+        """All layers below one."""
+        names = list(self.layers)
+        return tuple(names[: names.index(layer)])
 
     def resize(self, image_hw: Pair) -> ConvNetEngine | None:
         """Its dense layers take one size."""
@@ -109,7 +119,11 @@ class TracedEngine:
         )
 
     def features(
-        self, weights: list[Any], images: Array, names: tuple[str, ...]
+        self,
+        weights: list[Any],
+        images: Array,
+        names: tuple[str, ...],
+        offsets: Mapping[str, Array],
     ) -> dict[str, Array]:
         """Replay the function, traced for this number of images."""
         given = len(self.adapter.paths)
@@ -129,11 +143,31 @@ class TracedEngine:
         values = program.run(
             [*weights[:given], *constants, images],
             {positions[name].value for name in names},
+            {
+                positions[name].value: positions[name].native(
+                    offset, program.avals[positions[name].value]
+                )
+                for name, offset in offsets.items()
+            },
         )
         return {
             name: positions[name].canonical(values[positions[name].value])
             for name in names
         }
+
+    def trunk(self, layer: str) -> tuple[str, ...]:
+        """Layers that all paths from the images to a layer lead through, in order."""
+        images = jax.ShapeDtypeStruct((_TRACED, *self.image_shape), jnp.float32)
+        program, _, names = self._trace(self.adapter.read(), images)
+        positions = self._read(program, names)
+        values = {name: position.value for name, position in positions.items()}
+        source, top = program.inputs[-1], values.pop(layer)
+        # The numbers of values are in the order of the forward pass.
+        return tuple(
+            name
+            for name in sorted(values, key=values.__getitem__)
+            if program.passes(source, top, values[name])
+        )
 
     def resize(self, image_hw: Pair) -> TracedEngine | None:
         """The same function for images of another size; None if it takes one size."""

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from zfnet_jax import tracing
@@ -67,6 +68,12 @@ class Position(NamedTuple):
         order = sorted(range(len(self.axes)), key=lambda i: roles.index(self.axes[i]))
         ordered = jnp.transpose(activations, order)
         return ordered.reshape(len(ordered), *self.layer.shape)
+
+    def native(self, activations: Any, aval: Any) -> Any:
+        """Undo `canonical`: activations as the value of the program, like `aval`."""
+        value = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        transpose = jax.linear_transpose(self.canonical, value)
+        return transpose(activations.astype(aval.dtype))[0]
 
 
 _SHAPING = {

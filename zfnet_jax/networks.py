@@ -104,13 +104,26 @@ class Network:
         return _activations(self, images, (self.output,))[self.output]
 
     def features(
-        self, images: Float[Array, "b h w c"], layers: Sequence[str]
+        self,
+        images: Float[Array, "b h w c"],
+        layers: Sequence[str],
+        offsets: Mapping[str, Float[Array, "b ..."]] | None = None,
     ) -> dict[str, Float[Array, "b ..."]]:
         """Activations by layer, for use inside `jax.jit`; images are not checked.
 
         Maps are [b, h, w, c] and vectors [b, units], whatever the network's own layout.
+        `offsets` are added to the activations of layers, except in a `ConvNet`.
         """
-        return self._engine.features(self._read_weights(), images, tuple(layers))
+        weights = self._read_weights()
+        return self._engine.features(weights, images, tuple(layers), offsets or {})
+
+    def trunk(self, layer: str) -> tuple[str, ...]:
+        """Names of the layers that every path from the images to a layer leads through.
+
+        In a `ConvNet` these are all layers below it; the branches of a residual block
+        are no part of it, its end is. They are in the order of the forward pass.
+        """
+        return self._engine.trunk(self.layer(layer).name)
 
     def activations(
         self,

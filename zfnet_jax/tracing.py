@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,21 +75,35 @@ class Program:
     constants: dict[int, Any]
     outputs: list[int]
 
-    def run(self, arguments: Sequence[Any], wanted: Collection[int]) -> dict[int, Any]:
-        """Replay the program and return the values asked for."""
+    def run(
+        self,
+        arguments: Sequence[Any],
+        wanted: Collection[int],
+        offsets: Mapping[int, Any],
+    ) -> dict[int, Any]:
+        """Replay the program, add to some values, and return those asked for."""
         values = dict(self.constants)
         values.update(zip(self.inputs, arguments, strict=True))
         for equation in self.needed(wanted):
             results = equation.run(*(values[number] for number in equation.inputs))
-            values.update(zip(equation.outputs, results, strict=True))
+            for number, result in zip(equation.outputs, results, strict=True):
+                is_moved = number in offsets
+                values[number] = result + offsets[number] if is_moved else result
         return {number: values[number] for number in wanted}
 
-    def needed(self, wanted: Collection[int]) -> list[Equation]:
-        """The equations that some values depend on, in order."""
+    def passes(self, source: int, target: int, value: int) -> bool:
+        """Return whether every path from one value to another leads through a third."""
+        kept = self.needed([target], given=[value])
+        return not any(source in equation.inputs for equation in kept)
+
+    def needed(
+        self, wanted: Collection[int], given: Collection[int] = ()
+    ) -> list[Equation]:
+        """The equations that some values depend on if others are given, in order."""
         missing, kept = set(wanted), []
         for equation in reversed(self.equations):
             if not missing.isdisjoint(equation.outputs):
-                missing.update(equation.inputs)
+                missing.update(set(equation.inputs).difference(given))
                 kept.append(equation)
         return kept[::-1]
 
