@@ -15,6 +15,7 @@ from zfnet_jax.metrics import (
     importance,
     insertion,
     pointing_game,
+    sharpness,
     spearman,
     ssim,
 )
@@ -229,6 +230,25 @@ def test_curves_of_what_does_not_fit_are_refused(change, message, unhooked):
 
 
 # --- similarity of pictures, against SciPy and scikit-image ---
+
+
+@pytest.mark.parametrize("hw", [(64, 64), (48, 200)])
+def test_a_wave_is_as_sharp_as_its_cycles_at_any_size_and_contrast(hw):
+    rows, columns = (np.arange(extent) / extent for extent in hw)
+    angle = 2 * np.pi * (3 * rows[:, None] + 4 * columns)
+    wave = np.sin(angle)[..., None]
+    faint = 200 + 1e-3 * np.concatenate([wave, -wave, np.cos(angle)[..., None]], -1)
+    for pictures in (wave[None], faint[None]):
+        np.testing.assert_allclose(sharpness(pictures), 5, rtol=0.02)
+
+
+def test_blurred_noise_is_less_sharp_and_a_constant_not_at_all():
+    noise = np.random.default_rng(0).normal(size=(64, 64, 3))
+    soft = (noise + np.roll(noise, 1, 0)) / 2
+    values = sharpness(np.stack([noise, soft, 0 * noise + 7]))
+    # Neighbors differ by twice the variance; down the averages by half as much.
+    expected = 64 / (2 * np.pi) * np.sqrt([2 + 2, 1 + 2, 0])
+    np.testing.assert_allclose(values, expected, rtol=0.02)
 
 
 @pytest.mark.parametrize("count", [2, 3072])
