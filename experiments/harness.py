@@ -72,7 +72,7 @@ class Run:
         """Check the seed."""
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed}: give a number from 0 to 2**32 - 1")
-        self.digests: dict[str, str] = {}
+        self.digests: dict[str, Any] = {}
         self._progress: Progress | None = None
 
     @property

@@ -8,9 +8,10 @@ import importlib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import tyro
 
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, Run, UserError
@@ -213,6 +214,43 @@ class NetworkRun(Run):
         yield "network", self.network_name
         yield "data", images.source
         yield "images", len(images)
+
+
+@dataclasses.dataclass(kw_only=True)
+class NetworksRun(NetworkRun):
+    """A run on several networks and the same images.
+
+    Attributes:
+        weights: Trained networks: shipped names or weight files, one per --weights. By
+            default zfnet32-cifar10.
+    """
+
+    weights: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def split(self) -> list[NetworkRun]:
+        """Make a run for each network; they share the options and the images."""
+        options: dict[str, Any] = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(NetworkRun)
+        }
+        runs = []
+        for number, weights in enumerate(self.weights or (None,), 1):
+            run = NetworkRun(**{**options, "weights": weights})
+            self.digests[f"network {number}"] = run.digests
+            runs.append(run)
+        if self.image is None:
+            for run in runs:
+                run.dataset = runs[0].dataset_name
+        return runs
+
+
+def name_networks(runs: Sequence[NetworkRun]) -> list[str]:
+    """Name networks for titles, and number those of the same name."""
+    names = [run.network_name for run in runs]
+    return [
+        f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
 
 
 def name_image(images: Images, index: int) -> str:

@@ -143,3 +143,12 @@ class Pictures:
             row[...] = pixels
         images = np.asarray(function(batch))
         return images if chosen.ndim else images[0]
+
+    def coarsen(self, hw: tuple[int, int]) -> Pictures:
+        """Reduce the images to rows and columns `hw`, and enlarge them again."""
+
+        def read(item: Any, size: tuple[int, int]) -> np.ndarray:
+            small = fit_photograph(self._read(item, size), hw, "stretch")
+            return fit_photograph(small, size, "stretch")
+
+        return Pictures(self.items, read, self._shape, self.preprocess)

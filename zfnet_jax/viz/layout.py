@@ -104,6 +104,7 @@ def picture(
     pixels: np.ndarray,
     side: int = 96,
     frames: Sequence[Sequence[Number]] = (),
+    fill: bool = False,
     **style: Any,
 ) -> Box:
     """Show an image.
@@ -114,13 +115,14 @@ def picture(
         side: Longer side in pixels. A small image is enlarged to the next whole factor
             below it, a larger one is shrunk to it.
         frames: Boxes to outline: top, left, bottom, right in pixels of the image.
+        fill: Enlarge to `side` itself, where maps of many sizes stand in a row.
         style: Keywords of `imshow`, such as `cmap` and `norm`.
     """
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, 2)
     rows, columns = pixels.shape[:2]
     factor = side / max(rows, columns)
-    factor = float(math.floor(factor)) if factor >= 1 else factor
+    factor = float(math.floor(factor)) if factor >= 1 and not fill else factor
     width, height = columns * factor, rows * factor
     interpolation = "nearest" if factor >= 1 else "hanning"
 
