@@ -203,7 +203,9 @@ def _join_lines(text: str) -> str:
 
 def _read_help(documented: Any) -> dict[str, str]:
     """Read the texts of parameters or attributes, each on one line."""
-    kinds = documented.__mro__ if inspect.isclass(documented) else [documented]
+    kinds = (
+        reversed(documented.__mro__) if inspect.isclass(documented) else [documented]
+    )
     return {
         parameter.arg_name: " ".join((parameter.description or "").split())
         for kind in kinds
