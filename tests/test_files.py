@@ -2,6 +2,7 @@
 
 import json
 import resource
+import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfnet_jax.files import digest, slug, to_json, write_atomically
+from zfnet_jax.files import (
+    DamagedFileError,
+    digest,
+    extract_single,
+    slug,
+    to_json,
+    unpack,
+    write_atomically,
+)
 
 
 def test_a_write_that_fails_keeps_the_old_file_and_names_it(tmp_path):
@@ -23,6 +32,59 @@ def test_a_write_that_fails_keeps_the_old_file_and_names_it(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def pack(path, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_the_weight_file_of_a_zip(tmp_path):
+    content = np.random.default_rng(0).bytes(3 * 10**6)
+    members = {"net/a.pth": content, "net/README": "x", "__MACOSX/net/._a.pth": "x"}
+    path = pack(tmp_path / "net.zip", members)
+    assert extract_single(path, tmp_path / "net.pth").read_bytes() == content
+    with unpack(path) as file:
+        assert file.read_bytes() == content
+    assert not file.exists()
+    # Other files, those of torch.save included, are what they are.
+    saved = pack(tmp_path / "net.pt", {"net/data.pkl": "", "net/a.pth": ""})
+    for other in (saved, tmp_path / "net.pth"):
+        with unpack(other) as file:
+            assert file == other
+
+
+def test_a_zip_that_is_refused_leaves_nothing(tmp_path):
+    content = np.random.default_rng(0).bytes(10**4)
+    path = pack(tmp_path / "net.zip", {"a.pth": content})
+    good = path.read_bytes()
+    refused = {
+        "0 weight files": {"a.txt": content},
+        "2 weight files": {"a.pth": content, "b.safetensors": content},
+        "20000000 bytes packed into": {"a.pt": bytes(2 * 10**7)},
+    }
+    for message, members in refused.items():
+        pack(path, members)
+        with pytest.raises(DamagedFileError, match=message), unpack(path):
+            pass
+    pack(path, {"a.pth": content}, zipfile.ZIP_LZMA)
+    with pytest.raises(DamagedFileError, match="not how weights are published"):
+        extract_single(path, tmp_path / "net.pth")
+    for position in [*range(0, len(good), 997), *range(len(good) - 120, len(good))]:
+        flipped = bytearray(good)
+        flipped[position] ^= 4
+        for damaged in (good[:position], flipped):
+            path.write_bytes(damaged)
+            try:
+                target = extract_single(path, tmp_path / "net.pth")
+            except DamagedFileError as error:
+                assert "\n" not in str(error)
+            else:  # such as its date
+                assert target.read_bytes() == content
+                target.unlink()
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_json_is_sorted_strict_and_holds_arrays():

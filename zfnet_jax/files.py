@@ -8,18 +8,19 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 _WEIGHTS = (".pth", ".pt", ".safetensors")
+_ZIP_ERRORS = (struct.error, zipfile.BadZipFile, zlib.error)
 # A zip of weights is not much smaller than they are, even where most are zero.
 _MOST_PACKED = 50
 
@@ -33,11 +34,11 @@ class DamagedFileError(Exception):
 
 
 def write_atomically(
-    path: str | os.PathLike[str], content: bytes | str | IO[bytes]
+    path: str | os.PathLike[str], content: bytes | str | Iterator[bytes]
 ) -> Path:
     """Write a file so that it appears complete or not at all, and return its path.
 
-    Text is written as UTF-8; what is not Unicode is escaped. A stream is copied.
+    Text is written as UTF-8; what is not Unicode is escaped. Parts are joined.
 
     Raises:
         OSError: The file cannot be written; the error names it.
@@ -48,10 +49,7 @@ def write_atomically(
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                shutil.copyfileobj(content, file, 2**20)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -117,7 +115,7 @@ def extract_single(path: Path, target: Path) -> Path:
                 f"{member.compress_size}, which is not how weights are published"
             )
         with archive.open(member) as content:
-            return write_atomically(target, content)
+            return write_atomically(target, iter(lambda: content.read(2**20), b""))
 
 
 @contextlib.contextmanager
@@ -125,7 +123,9 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (*_ZIP_ERRORS, EOFError, OSError, RuntimeError, ValueError) as error:
+        if getattr(error, "filename", None):  # it cannot be opened, or not written to
+            raise
         raise DamagedFileError(f"{path} is truncated or damaged: {error}") from error
 
 

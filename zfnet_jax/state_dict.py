@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -135,19 +135,18 @@ def build(source: str, tensors: Mapping[str, Any], arch: Architecture) -> ConvNe
         for place in places
         if place.before and _is_padded(place.weights.layer)
     ]
+    if problems:
+        listed = join_first(problems, "; ")
+        raise ValueError(f"{source} does not fit {arch.name}: {listed}")
     zeros = nnx.initializers.zeros_init()
     model = nnx.eval_shape(lambda: ConvNet(arch, init=zeros, rngs=nnx.Rngs(0)))
-    for place in places if not problems else ():
-        kernel, bias, infinite = _read(tensors, place)
-        problems += [f"{quote(name)} is not finite in float32" for name in infinite]
+    for place in places:
+        kernel, bias = _read_layer(source, tensors, place)
         affine = getattr(model, place.weights.layer.name)
         kernel = kernel.reshape(affine.kernel.shape)
         # On the CPU the memory itself becomes the network's.
         affine.kernel.set_value(jax.device_put(kernel, may_alias=True))
         affine.bias.set_value(jax.device_put(bias))
-    if problems:
-        listed = join_first(problems, "; ")
-        raise ValueError(f"{source} does not fit {arch.name}: {listed}")
     return model
 
 
@@ -294,32 +293,32 @@ def _is_padded(layer: Conv | Dense) -> bool:
 # Numbers.
 
 
-def _read(
-    tensors: Mapping[str, Any], place: Place
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Read kernel and bias of a layer, and name its tensors that are not finite."""
-    infinite = []
+def _read_layer(
+    source: str, tensors: Mapping[str, Any], place: Place
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read kernel and bias of a layer, with batch normalization folded."""
 
-    def read(name: str, default: float = 0.0) -> Any:
-        if name not in tensors:
-            return default
-        with np.errstate(over="ignore"):
-            values = np.asarray(tensors[name][:], np.float32)
+    def read(name: str, rows: slice = slice(None)) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.asarray(tensors[name][rows], np.float32)
         if not np.isfinite(values).all():
-            infinite.append(name)
-        return values.astype(np.float64)
+            raise ValueError(f"{source}: {quote(name)} is not finite in float32")
+        return values
+
+    def read_vector(name: str, default: float = 0.0) -> np.ndarray:
+        values = read(name) if name in tensors else default
+        return np.asarray(values, np.float64)
 
     def read_norm(name: str) -> tuple[np.ndarray, np.ndarray]:
         """Read a normalization as factor and shift."""
-        mean, variance = read(f"{name}.running_mean"), read(f"{name}.running_var")
-        factor = read(f"{name}.weight", 1.0) / np.sqrt(variance + _EPSILON)
-        return factor, read(f"{name}.bias") - mean * factor
+        mean, variance = (read_vector(f"{name}.{part}") for part in _NORM[:2])
+        factor = read_vector(f"{name}.weight", 1.0) / np.sqrt(variance + _EPSILON)
+        return factor, read_vector(f"{name}.bias") - mean * factor
 
     (layer, _, window, shape), module, before, after = place
     kernel = _allocate((*window, shape[0]))
-    if not _fill(kernel, tensors[f"{module}.weight"]):
-        infinite.append(f"{module}.weight")
-    bias = read(f"{module}.bias")
+    _fill(kernel, lambda rows: read(f"{module}.weight", rows))
+    bias = read_vector(f"{module}.bias")
     if before:
         factor, shift = (_spread(x, layer, window) for x in read_norm(before))
         axes = tuple(range(len(window)))
@@ -329,7 +328,7 @@ def _read(
         factor, shift = read_norm(after)
         bias = bias * factor + shift
         kernel *= factor
-    return kernel, bias.astype(np.float32), infinite
+    return kernel, bias.astype(np.float32)
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:
@@ -340,18 +339,14 @@ def _allocate(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def _fill(kernel: np.ndarray, weight: Any) -> bool:
-    """Fill [..., channels, out] from (out, channels, ...), and say if it is finite."""
+def _fill(kernel: np.ndarray, read: Callable[[slice], np.ndarray]) -> None:
+    """Fill [..., channels, out] block by block with rows of (out, channels, ...)."""
     *map_hw, channels, features = kernel.shape
-    rows = max(1, _BLOCK * features // kernel.size)
-    is_finite = True
-    for start in range(0, features, rows):
-        with np.errstate(over="ignore"):
-            block = np.asarray(weight[start : start + rows], np.float32)
-        is_finite &= bool(np.isfinite(block).all())
-        block = block.reshape(-1, channels, *map_hw)
-        kernel[..., start : start + rows] = np.moveaxis(block, (0, 1), (-1, -2))
-    return is_finite
+    count = max(1, _BLOCK * features // kernel.size)
+    for start in range(0, features, count):
+        rows = slice(start, min(start + count, features))
+        block = read(rows).reshape(-1, channels, *map_hw)
+        kernel[..., rows] = np.moveaxis(block, (0, 1), (-1, -2))
 
 
 def _spread(
