@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -83,6 +84,10 @@ class Program:
             results = equation.run(*(values[number] for number in equation.inputs))
             values.update(zip(equation.outputs, results, strict=True))
         return {number: values[number] for number in wanted}
+
+    def measure_inputs(self, places: Iterable[int]) -> int:
+        """Number of values in some of the inputs, by place."""
+        return sum(math.prod(self.avals[self.inputs[i]].shape) for i in places)
 
     def needed(self, wanted: Collection[int]) -> list[Equation]:
         """The equations that some values depend on, in order."""
