@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import zfnet_jax as zf
 from tests.comparison import assert_close
+from tests.networks import random_model
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 from zfnet_jax.deconvnet import follow_signal
 from zfnet_jax.networks import Network
@@ -98,7 +98,7 @@ TOOLS = {
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[Network, Network]:
-    model = zf.ConvNet(ARCH, rngs=nnx.Rngs(1))
+    model = random_model(ARCH, 1)
     return zf.network(model), zf.network(lambda x: model(x), (18, 15, 3))
 
 
@@ -106,6 +106,8 @@ def test_layers_and_receptive_fields_are_the_same(networks):
     own, read = networks
     for one, other in zip(own.layers.values(), read.layers.values(), strict=True):
         assert dataclasses.replace(one, name=other.name) == other
+        assert one.parameters == other.parameters
+    assert own.parameters == read.parameters
     for layer in ("conv1", "pool1", "norm1", "conv2", "pool2"):
         field = zf.receptive_field(ARCH, layer)
         assert zf.receptive_field(own, layer) == field

@@ -257,12 +257,55 @@ def test_bare_models_take_the_shape_of_the_images(model):
         as_network(model.__call__, images()[0])
 
 
-def test_the_table_lists_every_layer():
+def test_parameters_and_multiply_adds_by_hand():
+    def conv(x, kernel, stride=1, groups=1):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    inside_a_call = jax.custom_jvp(lambda x, kernel: conv(x, kernel))
+    inside_a_call.defjvps(None, None)
+
+    def model(params, x):
+        x = nnx.relu(conv(x, params["first"]["kernel"], 2, 2) + params["first"]["bias"])
+        x = nnx.relu(conv(x, params["shared"]["kernel"]))
+        x = nnx.relu(inside_a_call(x, params["shared"]["kernel"]))
+        return x.mean((1, 2)) @ params["fc"]["kernel"]
+
+    params = {
+        "first": {"kernel": jnp.ones((3, 3, 2, 6)), "bias": jnp.ones(6)},
+        "shared": {"kernel": jnp.ones((1, 1, 6, 6))},
+        "fc": {"kernel": jnp.ones((6, 5))},
+        "unused": {"kernel": jnp.ones(9)},
+    }
+    net = network(model, (8, 6, 4), params=params)
+    rows = [(x.name, x.parameters, x.multiply_adds) for x in net.layers.values()]
+    assert rows == [
+        # 4 x 3 positions, 6 channels, 3 x 3 x 2 weights each.
+        ("first", 114, 12 * 6 * 18),
+        ("shared", 36, 12 * 36),
+        ("shared_2", 36, 12 * 36),
+        ("shared_2.pool", 0, 0),
+        ("fc", 30, 30),
+    ]
+    assert net.parameters == 114 + 36 + 30
+    assert net.multiply_adds == 1296 + 2 * 432 + 30
+
+
+def test_the_table_lists_every_layer_and_totals():
     table = str(network(examples.residual_nnx(), examples.IMAGE_SHAPE)).splitlines()
     assert table[0].split("  ")[0] == "layer"
     row = next(line for line in table if line.startswith("block2.conv1"))
-    assert row.split() == "block2.conv1 conv 5 x 4 x 16 yes 35 x 35 8 x 8".split()
-    assert table[-1].split() == "fc dense 10 whole image".split()
+    # With the four constants of the batch normalization.
+    row_in_words = "block2.conv1 conv 5 x 4 x 16 yes 1,216 35 x 35 8 x 8 23,040"
+    assert row.split() == row_in_words.split()
+    assert table[-2].split() == "fc dense 10 170 whole image 160".split()
+    assert table[-1].split() == "total 6,370 404,312".split()
     assert repr(network(ConvNet(ZFNET32, rngs=nnx.Rngs(0)))) == (
         "Network(32 x 32 x 3 -> 10, 11 layers)"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,14 +41,17 @@ _KINDS: dict[type, Kind] = {Conv: "conv", MaxPool: "max pool", ContrastNorm: "no
 
 @functools.cache
 def _describe(arch: Architecture) -> Mapping[str, Layer]:
-    layers = {}
+    layers, kernels = {}, arch.kernel_shapes()
     for spec, _, shape in arch.walk():
+        kernel = math.prod(kernels.get(spec.name, (0,)))
         layers[spec.name] = Layer(
             spec.name,
             _KINDS.get(type(spec), "dense"),
             shape,
             has_relu(spec),
             None if isinstance(spec, Dense) else receptive_field(arch, spec.name),
+            parameters=kernel + shape[-1] if kernel else 0,
+            multiply_adds=kernel * math.prod(shape[:-1]),
         )
     return types.MappingProxyType(layers)
 
@@ -67,6 +71,11 @@ class ConvNetEngine:
     def layers(self) -> Mapping[str, Layer]:
         """Every layer by name, in order."""
         return _describe(self.arch)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(layer.parameters for layer in self.layers.values())
 
     def features(
         self,
@@ -114,6 +123,9 @@ class TracedEngine:
         paths = [adapter.closed_over.get(id(array)) for array in self.constants]
         self.paths = [*adapter.paths, *paths]
         self.positions = self._read(program, names)
+        used = {number for e in program.equations for number in e.inputs}
+        places = [i for i, number in enumerate(program.inputs[:-1]) if number in used]
+        self.parameters = program.measure_inputs(places)
         self.layers: Mapping[str, Layer] = types.MappingProxyType(
             {name: position.layer for name, position in self.positions.items()}
         )

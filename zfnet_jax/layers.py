@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from zfnet_jax import tracing
 from zfnet_jax.arch import ReceptiveField
@@ -38,6 +39,10 @@ class Layer:
         rectified: Whether its activations come from a ReLU.
         receptive_field: Pixels that an activation depends on; None where that is the
             whole image or cannot be known.
+        parameters: Size of the weights, biases and constants of a normalization that
+            its operations take. Layers that share a weight both count it.
+        multiply_adds: Multiplications of its convolution or product for one image,
+            those with padding included.
     """
 
     name: str
@@ -45,6 +50,9 @@ class Layer:
     shape: tuple[int, ...]
     rectified: bool
     receptive_field: ReceptiveField | None
+    # An array that the function makes may grow with the number of images.
+    parameters: int = dataclasses.field(compare=False)
+    multiply_adds: int
 
 
 class Position(NamedTuple):
@@ -92,6 +100,7 @@ class _Draft:
     name: str | None
     weights: frozenset[int] = frozenset()
     rectified: bool = False
+    multiply_adds: int = 0  # for all images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +209,7 @@ class Reader:
         if kind in ("conv", "dense"):
             paths = [constant.path for constant in constants if constant.path]
             draft.name = paths[-1] if paths else None
+            draft.multiply_adds = _count_multiply_adds(equation.source)
         elif kind == "named":
             draft.name = equation.params["name"]
             draft.rectified = self._is_rectified(signals[0])
@@ -347,8 +357,31 @@ class Reader:
                 field = ReceptiveField(size, stride, start, hw)
         else:
             own = (math.prod(shape) // sizes["batch"],)
-        layer = Layer(name, draft.kind, own, draft.rectified, field)
+        layer = Layer(
+            name,
+            draft.kind,
+            own,
+            draft.rectified,
+            field,
+            self.program.measure_inputs(draft.weights),
+            draft.multiply_adds // images,
+        )
         return Position(layer, draft.value, view.axes, draft.weights)
+
+
+def _count_multiply_adds(source: core.JaxprEqn) -> int:
+    """Multiplications of a convolution or product, or of those that are called."""
+    numbers: Any = source.params.get("dimension_numbers")
+    shapes: Any = [getattr(x.aval, "shape", ()) for x in source.invars]
+    results = math.prod(getattr(source.outvars[0].aval, "shape", ()))
+    match source.primitive.name:
+        case "conv_general_dilated":
+            kernel = shapes[1]
+            return results * math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+        case "dot_general":
+            return results * math.prod(shapes[0][i] for i in numbers[0][0])
+    inside = (e for body in tracing.bodies(source) for e in body.jaxpr.eqns)
+    return sum(map(_count_multiply_adds, inside))
 
 
 def _read_constants(

@@ -97,6 +97,16 @@ class Network:
         """Width of the result."""
         return self.layers[self.output].shape[-1]
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights that the result depends on; a shared one counts once."""
+        return self._engine.parameters
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications of all convolutions and products for one image."""
+        return sum(layer.multiply_adds for layer in self.layers.values())
+
     def __call__(self, images: Array | np.ndarray) -> Float[Array, "b classes"]:
         """Logits, float [b, classes]."""
         if not isinstance(images, Tracer):
@@ -366,20 +376,44 @@ class Network:
         )
 
     def __str__(self) -> str:
-        """The table of layers."""
-        rows = [("layer", "kind", "output", "ReLU", "receptive field", "stride")]
+        """The table of layers, and totals in which a shared weight counts once."""
+        rows: list[Sequence[str]] = [_HEADINGS]
         for layer in self.layers.values():
             field = layer.receptive_field
-            place = _by(field.size) if field else "whole image"
-            stride = _by(field.stride) if field else ""
-            relu = "yes" if layer.rectified else ""
-            shape = _by(layer.shape)
-            rows.append((layer.name, layer.kind, shape, relu, place, stride))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+            rows.append(
+                (
+                    layer.name,
+                    layer.kind,
+                    _by(layer.shape),
+                    "yes" if layer.rectified else "",
+                    f"{layer.parameters:,}" if layer.parameters else "",
+                    _by(field.size) if field else "whole image",
+                    _by(field.stride) if field else "",
+                    f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
+                )
+            )
+        totals = f"{self.parameters:,}", f"{self.multiply_adds:,}"
+        rows.append(("total", "", "", "", totals[0], "", "", totals[1]))
+        return _align(rows)
+
+
+_HEADINGS = (
+    *("layer", "kind", "output", "ReLU", "parameters", "receptive field", "stride"),
+    "multiply-adds",
+)
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Join cells to lines, with numbers at the right of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    is_number = [heading in ("parameters", "multiply-adds") for heading in rows[0]]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_number, strict=True)
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _by(extents: Sequence[int]) -> str:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import jax
@@ -95,6 +103,10 @@ class Program:
         """Return whether every path from one value to another leads through a third."""
         kept = self.needed([target], given=[value])
         return not any(source in equation.inputs for equation in kept)
+
+    def measure_inputs(self, places: Iterable[int]) -> int:
+        """Number of values in some of the inputs, by place."""
+        return sum(math.prod(self.avals[self.inputs[i]].shape) for i in places)
 
     def needed(
         self, wanted: Collection[int], given: Collection[int] = ()
