@@ -1,5 +1,7 @@
 """State dicts: names, layouts, recognition and the folding of batch normalization."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,37 @@ def test_files_read_block_by_block(tmp_path, state, model, monkeypatch, is_zip, 
         monkeypatch.undo()
         whole = model if arrays is state else load_weights(half, SMALL)
         assert_same_weights(blocks, whole)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_file_is_held_once(tmp_path, monkeypatch, is_zip):
+    layers = Dense("fc1", 4000), Dense("logits", 2, relu=False)
+    arch = Architecture("wide", (20, 20), layers)
+    given = {
+        "fc1.weight": np.ones((4000, 1200), np.float32),
+        "fc1.bias": np.ones(4000, np.float32),
+        "fc2.weight": np.ones((2, 4000), np.float32),
+        "fc2.bias": np.ones(2, np.float32),
+    }
+    with (tmp_path / "net").open("wb") as file:
+        write_state(file, given, is_zip)
+    addresses = []
+
+    def allocate(shape):
+        addresses.append((kernel := original(shape)).ctypes.data)
+        return kernel
+
+    original = state_dict._allocate
+    monkeypatch.setattr(state_dict, "_allocate", allocate)
+    monkeypatch.setattr(state_dict, "_BLOCK", 2**16)
+    tracemalloc.start()
+    model = load_weights(tmp_path / "net", arch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * (tmp_path / "net").stat().st_size
+    # On the CPU the arrays of JAX are this memory.
+    kernels = model.fc1.kernel[...], model.logits.kernel[...]
+    assert [kernel.unsafe_buffer_pointer() for kernel in kernels] == addresses
 
 
 def test_number_of_classes(state, images):
