@@ -25,7 +25,7 @@ from zfnet_jax.data import (
     Preprocessing,
     load_dataset,
 )
-from zfnet_jax.data.images import stored_shape
+from zfnet_jax.data.images import stored_shape, translate_labels
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
 from zfnet_jax.networks import Network
@@ -51,7 +51,7 @@ class NetworkRun(Run):
             model and its preprocessing; it is called with --weights if it takes an
             argument.
         image: Photograph, or folder of photographs, instead of a dataset. Subfolders
-            are classes.
+            are classes, matched to those of the network by name.
         fit: How to bring a photograph to the network's shape: crop to the center, pad
             with gray, or stretch.
         dataset: Source of the images, by default the one the network was trained on.
@@ -139,7 +139,10 @@ class NetworkRun(Run):
         split: Literal["train", "test"] = "test",
         record_as: str = "data",
     ) -> Images:
-        """Open the first images of --image or of a dataset; record their digest."""
+        """Open the first images of --image or of a dataset; record their digest.
+
+        Where the network has all their classes by name, their labels are its own.
+        """
         if self.image is not None and self.dataset is not None:
             raise UserError("--image and --dataset both name the images: give one")
         source = self.image
@@ -149,7 +152,8 @@ class NetworkRun(Run):
         if limit is not None and limit < len(images):
             images = images.take(np.arange(limit))
         self.digests[record_as] = images.digest()
-        return images
+        names = self.net.class_names
+        return images if names is None else translate_labels(images, names)
 
     def labeled_images(self, limit: int | None) -> Images:
         """Open images as `images` does; their classes must be those of the network."""
@@ -157,8 +161,8 @@ class NetworkRun(Run):
         if not self.has_labels_for(images):
             raise UserError(
                 f"the classes of {images.source} are not those of {self.network_name}: "
-                "choose another --dataset, or an --image folder with a subfolder for "
-                "each class"
+                "choose another --dataset, or an --image folder whose subfolders are "
+                "named after its classes"
             )
         return images
 

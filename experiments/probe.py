@@ -82,12 +82,13 @@ def probe(
         limit: At most this many images to train, to validate and to test.
     """
     net, images = run.net, run.images()
-    labels, names = images.labels, images.class_names
-    if labels is None or names is None:
+    if images.labels is None:
         raise UserError(f"{images.source} have no classes: give a subfolder for each")
+    # A network knows more classes than a folder may have.
+    kinds, labels = np.unique(images.labels, return_inverse=True)
     rectified = [name for name, layer in net.layers.items() if layer.rectified]
     chosen = net.select(layers or rectified or list(net.layers))
-    parts = split(len(images), len(names), (train, validation, test), limit)
+    parts = split(len(images), len(kinds), (train, validation, test), limit)
     probes: dict[str, list[Probes]] = {"trained": [], "random": []}
     accuracies = []
     for repeat in range(repeats):
@@ -107,8 +108,9 @@ def probe(
             )
             probes[which].append({**on_pixels, **by_layer})
         logits = net.activations(pixels[-parts[2] :], net.output)[net.output]
-        accuracies.append((logits.argmax(1) == classes[-parts[2] :]).mean())
-    levels = {"chance": 1 / len(names)}
+        true = kinds[classes[-parts[2] :]]
+        accuracies.append((logits.argmax(1) == true).mean())
+    levels = {"chance": 1 / len(kinds)}
     if run.has_labels_for(images):
         levels["the network itself"] = float(np.mean(accuracies))
     draw(run, probes, levels)

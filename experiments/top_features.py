@@ -139,7 +139,8 @@ def describe(images: Images, top: TopActivations, units: np.ndarray) -> dict[str
     for unit in metrics["drawn"]:
         index = unit["unit"]
         unit["classes"] = [names[x] for x in images.labels[top.images[index]]]
-        unit["class_means"] = dict(zip(names, top.class_means[index], strict=False))
+        means = zip(names, top.class_means[index], strict=False)
+        unit["class_means"] = {name: x for name, x in means if np.isfinite(x)}
     return metrics
 
 

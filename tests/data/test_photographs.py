@@ -17,6 +17,7 @@ from zfnet_jax.data import (
     fit_photograph,
     load_photograph,
 )
+from zfnet_jax.data.images import translate_labels
 from zfnet_jax.files import DataNotFoundError
 
 # Three rows and two columns of one color each: no turn leaves it as it is.
@@ -377,6 +378,21 @@ def test_subfolders_are_classes(folder):
     assert images[0].shape == (8, 8, 3)
     # Photographs of the folder itself come first.
     assert Photographs(folder, (8, 8, 3), unit).class_names is None
+
+
+def test_labels_are_those_of_a_network_that_has_the_classes_by_name(folder):
+    for name, file in (("cat", "a"), ("dog", "b"), ("n02012849", "c")):
+        (folder / "classes" / name).mkdir(parents=True)
+        (folder / f"{file}.png").rename(folder / "classes" / name / f"{file}.png")
+    images = Photographs(folder / "classes", (8, 8, 3), unit)
+    names = ("dog", "crane", "cat", "crane")  # a bird and a machine
+    assert translate_labels(images, names) is images
+    assert translate_labels(images, names, {"n02": 1}) is images
+    own = translate_labels(images, names, {"n02012849": 1})
+    assert own.labels.tolist() == [2, 0, 1] and own.class_names == names
+    np.testing.assert_array_equal(own[:], images[:])
+    assert own.take(np.array([2, 0])).labels.tolist() == [1, 2]
+    assert images.labels is not None and images.labels.tolist() == [0, 1, 2]
 
 
 def test_the_digest_is_of_names_and_contents(folder):

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import zfnet_jax as zf
 from experiments.predict import predict
@@ -108,6 +109,25 @@ def test_any_model_is_asked_and_subfolders_are_its_classes(
             )
         # The same photograph is in every class, and right in one of four.
         assert metrics[name] == {"top1_accuracy": 0.25}
+
+
+def test_folders_named_after_some_of_the_classes_are_labels(measure, weights, tmp_path):
+    net, shapes = zf.load(weights), make_shapes(60, seed=1)
+    chosen = [7, 2]
+    for index in np.flatnonzero(np.isin(shapes.labels, chosen)):
+        folder = tmp_path / shapes.class_names[shapes.labels[index]]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(shapes.images[index]).save(folder / f"{index}.png")
+    metrics, out = measure(predict, "--weights", weights, "--image", tmp_path)
+    rows = read(out)["images"]
+    indices = [int(row["image"].split("/")[1].removesuffix(".png")) for row in rows]
+    labels = shapes.labels[indices]
+    assert sorted({*labels.tolist()}) == sorted(chosen)
+    scores = softmax(net, shapes.images[indices])
+    rank = (scores > scores[np.arange(len(rows)), labels][:, None]).sum(1)
+    assert metrics["one_view"]["top5_accuracy"] == pytest.approx((rank < 5).mean())
+    assert 0 < (rank < 5).mean() < 1
+    assert all(row["true_class"] == row["image"].split("/")[0] for row in rows)
 
 
 def test_impossible_images_are_refused(refuse, weights, folder, tmp_path):

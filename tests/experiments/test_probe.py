@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import zfnet_jax as zf
 from experiments.probe import probe
@@ -50,6 +51,25 @@ def test_classes_may_differ_from_those_of_any_model(measure):
     metrics, _ = measure(probe, *argv, "--repeats", 1, "--layers", "conv1", "fc")
     assert metrics["network_accuracy_of_each"] is None
     assert set(metrics["probes"]["random"]) == {"pixels", "conv1", "fc"}
+
+
+def test_a_folder_may_have_some_of_the_classes(measure, weights, tmp_path):
+    shapes, chosen = make_shapes(100, seed=1), [0, 9]
+    for index in np.flatnonzero(np.isin(shapes.labels, chosen)):
+        folder = tmp_path / shapes.class_names[shapes.labels[index]]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(shapes.images[index]).save(folder / f"{index}.png")
+    argv = ["--weights", weights, "--image", tmp_path, "--layers", "fc3"]
+    parts = ["--train", 8, "--validation", 4, "--test", 6, "--repeats", 1]
+    metrics, _ = measure(probe, *argv, *parts)
+    assert metrics["chance"] == 1 / 2
+    net = zf.load(weights)
+    images = net.load_images(tmp_path)
+    kinds = np.array([shapes.class_names.index(x) for x in images.class_names])
+    tested = balance_order(images.labels, 0)[12:18]
+    correct = np.asarray(net(images[tested])).argmax(1) == kinds[images.labels[tested]]
+    assert correct.any()
+    assert metrics["network_accuracy_of_each"] == [pytest.approx(correct.mean())]
 
 
 def test_impossible_requests_are_refused(refuse, weights, photographs):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,15 @@ class DatasetImages:
         """Select the images at `indices`, in that order."""
         return DatasetImages(self.dataset.take(indices), self._shape, self._preprocess)
 
+    def relabel(
+        self, labels: np.ndarray, class_names: tuple[str, ...]
+    ) -> DatasetImages:
+        """The same images with other labels."""
+        dataset = dataclasses.replace(
+            self.dataset, labels=labels, class_names=class_names
+        )
+        return DatasetImages(dataset, self._shape, self._preprocess)
+
     def digest(self) -> str:
         """Compute the sha256, in hex, of the dataset."""
         return self.dataset.digest()
@@ -78,6 +89,30 @@ class DatasetImages:
     def __repr__(self) -> str:
         """One line."""
         return f"DatasetImages({len(self)} of {self.source})"
+
+
+def translate_labels(
+    images: Any, class_names: Sequence[str], aliases: Mapping[str, int] | None = None
+) -> Any:
+    """Give images the labels of a network that knows all their classes by name.
+
+    Args:
+        images: Images with or without labels.
+        class_names: The network's names, by label. One that occurs twice is not known.
+        aliases: Labels by other names, such as WordNet ids.
+
+    Returns:
+        The images with the network's labels and names, or unchanged.
+    """
+    if images.labels is None:
+        return images
+    counts = collections.Counter(class_names)
+    labels = {x: i for i, x in enumerate(class_names) if counts[x] == 1}
+    labels |= aliases or {}
+    if not labels.keys() >= {*images.class_names}:
+        return images
+    table = np.array([labels[name] for name in images.class_names], np.int32)
+    return images.relabel(table[images.labels], tuple(class_names))
 
 
 def crop_share(preprocess: Any) -> float:

@@ -111,6 +111,14 @@ class Photographs:
         part.pictures.items = [self.pictures.items[index] for index in indices]
         return part
 
+    def relabel(
+        self, labels: Int32[np.ndarray, " n"], class_names: tuple[str, ...]
+    ) -> Photographs:
+        """The same photographs with other labels."""
+        same = copy.copy(self)
+        same.labels, same.class_names = labels, class_names
+        return same
+
     def digest(self) -> str:
         """Compute the sha256, in hex, of the names and contents of the files."""
         return digest(self.names, *self.pictures.items)
