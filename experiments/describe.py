@@ -1,6 +1,6 @@
 """The layers of a network: outputs, parameters, receptive fields and multiply-adds.
 
-    python -m experiments.describe --weights zfnet32-cifar10
+    python -m experiments.describe --weights vgg16
 
 Parameters are the weights and biases that a layer takes; in the total, layers that
 share a weight count it once. Batch normalization that is folded into a convolution
@@ -8,7 +8,8 @@ leaves one bias per channel. Multiply-adds are the multiplications of convolutio
 products for one image, those with padding included. A receptive field is the square of
 pixels that an activation depends on, and the stride the pixels between two of them.
 
-Expected: three seconds. The result folder contains metrics.json, with the same numbers.
+The weights of a published network need not be fetched. Expected: three seconds. The
+result folder contains metrics.json, with the same numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from experiments.harness import Metrics, main
 from experiments.inputs import NetworkRun
 from experiments.progress import say
+from zfnet_jax.imagenet.registry import PUBLIC
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import Network
 
@@ -27,7 +29,7 @@ def describe(run: NetworkRun) -> Metrics:
     """Print the table of a network's layers."""
     net = describe_network(run)
     say(net)
-    yield "network", run.network_name
+    yield "network", run.weights if run.weights in PUBLIC else run.network_name
     yield "image_shape", net.image_shape
     yield "layers", [describe_layer(layer) for layer in net.layers.values()]
     yield "parameters", net.parameters
@@ -35,7 +37,9 @@ def describe(run: NetworkRun) -> Metrics:
 
 
 def describe_network(run: NetworkRun) -> Network:
-    """The network of the command line."""
+    """The network of the command line; a published one without its weights."""
+    if run.model is None and run.weights in PUBLIC:
+        return PUBLIC[run.weights].network()
     return run.net
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from zfnet_jax.data import (
 from zfnet_jax.data.images import stored_shape, translate_labels
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
+from zfnet_jax.imagenet.registry import PUBLIC
+from zfnet_jax.layers import parent
 from zfnet_jax.networks import Network
 from zfnet_jax.weights import BareWeightsError, find_weights
 
@@ -42,10 +44,11 @@ class NetworkRun(Run):
     """A run on a network and images.
 
     Attributes:
-        weights: Trained network: a shipped name, by default zfnet32-cifar10, or a
-            weight file.
-        arch: Architecture of a file of bare weights with PyTorch's names. Its images
-            are normalized as for torchvision's models.
+        weights: Trained network: a name, such as zfnet32-cifar10 (the default),
+            zfnet-imagenet, vgg16 or resnet50, or a weight file.
+        arch: Architecture of a file of bare weights with PyTorch's names, such as
+            zfnet, alexnet or vgg16. Its images are normalized as for torchvision's
+            models.
         num_classes: Classes in a file of bare weights, by default the architecture's.
         model: Any JAX model, as module:function. The function returns a network, or a
             model and its preprocessing; it is called with --weights if it takes an
@@ -59,7 +62,7 @@ class NetworkRun(Run):
     """
 
     weights: str | None = None
-    arch: Literal["zfnet", "zfnet-plain", "alexnet", "zfnet32"] | None = None
+    arch: str | None = None
     num_classes: Positive | None = None
     model: str | None = None
     image: Path | None = None
@@ -74,21 +77,25 @@ class NetworkRun(Run):
         """The network of --model or --weights."""
         if self.model is not None:
             return self._call_model(self.model)
-        weights = self.weights or self.default_weights
-        self.digests["weights"] = digest(find_weights(weights))
-        return self._load(weights)
+        return self._load(self.weights or self.default_weights)
 
     def _load(self, weights: str) -> Network:
-        """Load a file that describes itself, or with --arch one of bare weights."""
+        """Load a network that is known, or with --arch a file of bare weights."""
+        file = find_weights(weights)
+        self.digests["weights"] = digest(file)
         try:
-            net = zf.load(weights)
+            net = zf.load(file)
         except BareWeightsError as error:
             if self.arch is None:
                 raise UserError(
                     f"--weights {weights} has weights alone: give --arch"
                 ) from error
+            if self.arch not in ARCHITECTURES:
+                raise UserError(
+                    f"--arch {self.arch}: give one of {', '.join(ARCHITECTURES)}"
+                ) from error
             arch = ARCHITECTURES[self.arch]
-            model = zf.load_weights(weights, arch, self.num_classes)
+            model = zf.load_weights(file, arch, self.num_classes)
             return zf.network(model, preprocess=TORCHVISION)
         if self.arch is not None or self.num_classes is not None:
             # Its own preprocessing would be lost without notice.
@@ -122,16 +129,26 @@ class NetworkRun(Run):
     @property
     def network_name(self) -> str:
         """Name of the network for titles."""
+        if (name := self._metadata.get("name")) is not None:
+            return str(name)
         arch = getattr(self.net.model, "arch", None)
         return arch.name if arch is not None else str(self.model).rpartition(".")[2]
+
+    @property
+    def _metadata(self) -> Mapping[str, Any]:
+        return getattr(self.net, "metadata", {})
 
     @property
     def dataset_name(self) -> Literal["cifar10", "shapes"]:
         """Name of the dataset: --dataset, or the one the network was trained on."""
         if self.dataset is not None:
             return self.dataset
-        metadata = getattr(self.net, "metadata", {})
-        return "shapes" if metadata.get("dataset") == "shapes" else "cifar10"
+        if self._metadata.get("name") in PUBLIC:
+            raise UserError(
+                f"{self.network_name} was trained on photographs: give --image, or "
+                "--dataset for small images"
+            )
+        return "shapes" if self._metadata.get("dataset") == "shapes" else "cifar10"
 
     def images(
         self,
@@ -187,9 +204,18 @@ class NetworkRun(Run):
         return names[label] if names is not None else f"class {label}"
 
     def default_layers(self) -> tuple[str, ...]:
-        """Names of the network's convolutions; its output if it has none."""
-        kinds = self.net.layers.items()
-        names = tuple(name for name, layer in kinds if layer.kind == "conv")
+        """Names of the layers that most say what a network does; its output at least.
+
+        These are its convolutions and, instead of those inside a block, the block.
+        """
+        layers = self.net.layers
+        names = tuple(
+            name
+            for name, layer in layers.items()
+            if layer.kind in ("conv", "named", "relu")
+            and len(layer.shape) == 3
+            and parent(name) not in layers
+        )
         return names or (self.net.output,)
 
     def check_units(self, layers: Sequence[str], units: Sequence[int]) -> None:
@@ -225,8 +251,8 @@ class NetworksRun(NetworkRun):
     """A run on several networks and the same images.
 
     Attributes:
-        weights: Trained networks: shipped names or weight files, one per --weights. By
-            default zfnet32-cifar10.
+        weights: Trained networks: names or weight files, one per --weights. By default
+            zfnet32-cifar10.
     """
 
     weights: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
