@@ -28,6 +28,7 @@ from zfnet_jax.data import (
 from zfnet_jax.data.images import stored_shape, translate_labels
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
+from zfnet_jax.imagenet.classes import CLASS_NAMES, WORDNET_IDS
 from zfnet_jax.imagenet.registry import PUBLIC
 from zfnet_jax.layers import parent
 from zfnet_jax.networks import Network
@@ -170,7 +171,10 @@ class NetworkRun(Run):
             images = images.take(np.arange(limit))
         self.digests[record_as] = images.digest()
         names = self.net.class_names
-        return images if names is None else translate_labels(images, names)
+        if names is None:
+            return images
+        ids = WORDNET_IDS if names == CLASS_NAMES else ()
+        return translate_labels(images, names, {x: i for i, x in enumerate(ids)})
 
     def labeled_images(self, limit: int | None) -> Images:
         """Open images as `images` does; their classes must be those of the network."""
