@@ -50,7 +50,7 @@ def peak():
     return 1024 * int(re.search("VmHWM: *([0-9]+)", status.replace("\\t", " "))[1])
 jax.jit(lambda x: x + 1)(jnp.ones(3)).block_until_ready()
 before, began = peak(), time.perf_counter()
-model = jax.block_until_ready(zf.load_weights(sys.argv[1]))
+net = jax.block_until_ready(zf.load(sys.argv[1]))
 print(time.perf_counter() - began, peak() - before)
 """
 
