@@ -388,6 +388,7 @@ def test_labels_are_those_of_a_network_that_has_the_classes_by_name(folder):
     names = ("dog", "crane", "cat", "crane")  # a bird and a machine
     assert translate_labels(images, names) is images
     assert translate_labels(images, names, {"n02": 1}) is images
+    assert translate_labels(images, (*names, "cat"), {"n02012849": 1}) is images
     own = translate_labels(images, names, {"n02012849": 1})
     assert own.labels.tolist() == [2, 0, 1] and own.class_names == names
     np.testing.assert_array_equal(own[:], images[:])

@@ -96,10 +96,16 @@ def test_a_rectangle_fills_its_box_where_the_center_is_kept(measure, tmp_path):
     (tmp_path / "parts.csv").write_text("\n".join(rows))
     argv += ["--model", "tests.networks:small_network", "--layers", "conv1"]
     metrics, _ = measure(correspondence, *argv)
-    for name, box in metrics["boxes"]["eye"].items():
-        (picture,) = small_network().load_images(tmp_path / name).pictures[:]
+    net = small_network()
+    images, converted = net.load_images(tmp_path), metrics["boxes"]["eye"]
+    for name, picture in zip(images.names, images.pictures[:], strict=True):
         places = np.argwhere(picture[..., 0] > 127)
-        assert box == [*places.min(0), *(places.max(0) + 1)]
+        assert converted[name] == [*places.min(0), *(places.max(0) + 1)]
+    eyes = {"eye": np.array([converted[name] for name in images.names])}
+    x = zf.correspondence(net, images, eyes, layers="conv1", draws=2)["conv1"]
+    row = metrics["layers"]["conv1"]["parts"]["eye"]
+    assert row["delta"] == pytest.approx(x.delta[0], abs=1e-6)
+    assert row["changed"] == pytest.approx(x.changed[0], abs=1e-6)
 
 
 def test_impossible_requests_are_refused(refuse, weights, tmp_path):
