@@ -40,7 +40,7 @@ def test_an_application_is_read_and_projected(applications, name):
     assert net.num_classes == 10
     table = str(net)
     rows = [row.split()[0] for row in table.splitlines()[1:]]
-    assert rows == [*net.layers]
+    assert rows == [*net.layers, "total"]
     kinds = [layer.kind for layer in net.layers.values()]
     assert kinds.count("conv") + kinds.count("dense") == count
     # MobileNet ends in a 1 x 1 convolution.
