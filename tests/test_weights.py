@@ -159,6 +159,7 @@ def test_round_trip(file, model, preprocessing, images):
     assert net.targets("b", 2).tolist() == [1, 1]
     assert net.class_names == NAMES
     assert net.metadata == METADATA
+    assert isinstance(net.preprocess, Preprocessing)
     assert net.preprocess.scale == preprocessing.scale
     np.testing.assert_array_equal(net.preprocess.mean, preprocessing.mean)
     np.testing.assert_array_equal(load_weights(file, SMALL)(images), model(images))
