@@ -10,8 +10,9 @@ import zfnet_jax as zf
 from tests.comparison import cut, distance
 from tests.networks import build, random_tensors
 from tests.references import make_plain as reference
-from zfnet_jax.imagenet import resnet, squeezenet
-from zfnet_jax.imagenet.plain import fold_batch_norm
+from zfnet_jax.imagenet import resnet
+from zfnet_jax.imagenet.plain import PlainNetwork, fold_batch_norm
+from zfnet_jax.imagenet.registry import PUBLIC
 
 
 def compute(name: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,21 +58,26 @@ def test_logits_and_gradients_are_those_of_torchvision(name):
 
 
 @pytest.mark.parametrize(
-    ("plain", "parameters", "multiply_adds"),
+    ("name", "parameters", "multiply_adds"),
     [
-        (squeezenet.V1_0, 1_248_424, 0.819e9),
-        (squeezenet.V1_1, 1_235_496, 0.349e9),
-        (resnet.RESNET18, 11_689_512, 1.814e9),
-        (resnet.RESNET34, 21_797_672, 3.664e9),
-        (resnet.RESNET50, 25_557_032, 4.089e9),
+        ("alexnet-torchvision", 61_100_840, 0.714e9),
+        ("vgg16", 138_357_544, 15.470e9),
+        ("squeezenet-torchvision", 1_248_424, 0.819e9),
+        ("squeezenet-1.1-torchvision", 1_235_496, 0.349e9),
+        ("resnet18", 11_689_512, 1.814e9),
+        ("resnet34", 21_797_672, 3.664e9),
+        ("resnet50", 25_557_032, 4.089e9),
     ],
 )
-def test_sizes_are_those_that_torchvision_publishes(plain, parameters, multiply_adds):
-    zeros = {name: np.zeros(shape) for name, shape in plain.shapes.items()}
-    net = build(plain, zeros)
-    # A normalization has a scale and a shift per channel; folded, a bias is left.
-    norms = [x for name, x in plain.shapes.items() if name.endswith("running_var")]
-    assert net.parameters == parameters - sum(math.prod(shape) for shape in norms)
+def test_sizes_are_those_that_torchvision_publishes(name, parameters, multiply_adds):
+    public = PUBLIC[name]
+    net = public.network()
+    if isinstance(public.model, PlainNetwork):
+        # A normalization has a scale and a shift per channel; folded, a bias is left.
+        shapes = public.model.shapes.items()
+        norms = [shape for key, shape in shapes if key.endswith("running_var")]
+        parameters -= sum(math.prod(shape) for shape in norms)
+    assert net.parameters == parameters
     assert net.parameters == sum(x.parameters for x in net.layers.values())
     assert net.multiply_adds == pytest.approx(multiply_adds, abs=0.5e6)
 
