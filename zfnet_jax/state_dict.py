@@ -312,6 +312,8 @@ def _read_layer(
     def read_norm(name: str) -> tuple[np.ndarray, np.ndarray]:
         """Read a normalization as factor and shift."""
         mean, variance = (read_vector(f"{name}.{part}") for part in _NORM[:2])
+        if np.min(variance) < 0:
+            raise ValueError(f"{source}: {quote(name)} has a negative variance")
         factor = read_vector(f"{name}.weight", 1.0) / np.sqrt(variance + _EPSILON)
         return factor, read_vector(f"{name}.bias") - mean * factor
 
