@@ -15,7 +15,11 @@ most probable classes, the display scale of each stage, and the sharpness of pix
 photograph in cycles per picture. Noise is sharp too, so the rank correlation of their
 edges stands beside it. A network that takes larger images than another also gets the
 photograph reduced to the smaller size: a picture that stays as sharp does not owe its
-sharpness to the photograph. Expected with the shipped weights: ten seconds.
+sharpness to the photograph.
+
+Expected with these two networks on two CPU cores, in about a minute for 21 photographs
+of ImageNet: sharpness 46 by SqueezeNet, 45 from 32 x 32 pixels, and 9 by the shipped
+network. A photograph alone takes ten seconds.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from zfnet_jax.viz.layout import (
     text,
 )
 
-_SIDE, _MAP = 228, 96
+_SIDE, _MAP = 228, 104
 # On a line; two lines of maps are as high as a photograph.
 _MAPS = 10
 
@@ -103,7 +103,7 @@ def draw_reconstructions(
         "channels: orange above zero, purple below. Full color, and black and white in "
         f"the pixels, are plus and minus the number below, the {extent} of the "
         "magnitudes. Sharpness: root-mean-square spatial frequency in cycles per "
-        "picture. Edge correlation: of the ranks of its edges and the photograph's.",
+        "picture. Edge correlation: rank correlation of the edges of both.",
     )
 
 
