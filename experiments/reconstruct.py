@@ -2,7 +2,7 @@
 
     python -m experiments.reconstruct --image PHOTO_OR_FOLDER
     python -m experiments.reconstruct --image PHOTO_OR_FOLDER \\
-        --weights squeezenet_v1_0.safetensors --weights zfnet32-cifar10
+        --weights squeezenet-v1.0 --weights zfnet32-cifar10
 
 Two signals are sent down from the deepest pooled map by the deconvnet (section 2.1 of
 the paper): all of the map, and its strongest activation alone. They are drawn after
