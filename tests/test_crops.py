@@ -44,7 +44,8 @@ def test_every_place_of_the_map(net, layer, rule, monkeypatch):
 
 
 def test_large_fields_take_the_whole_image(net):
-    assert find_crop(net, "block2") is None  # 51 of 77 columns
+    smaller = net.resize((72, 69))
+    assert smaller is not None and find_crop(smaller, "block2") is None  # 51 of 69
     assert find_crop(net, "fc") is None
 
 

@@ -20,13 +20,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from zfnet_jax.arch import ReceptiveField
-from zfnet_jax.deconvnet import pull_back
 from zfnet_jax.networks import Network
-from zfnet_jax.relu_rules import Rule
-from zfnet_jax.windows import Points
 
 # A crop has its own forward pass: it pays below this share of the image.
-_WORTHWHILE = 0.4
+_WORTHWHILE = 0.55
 
 
 class Crop(NamedTuple):
@@ -59,9 +56,9 @@ def find_crop(net: Network, layer: str) -> Crop | None:
     if field is None:
         return None
     size = [
-        extent - max(0, (extent - size - stride + 1) // stride) * stride
-        for extent, size, stride in zip(
-            field.input_hw, field.size, field.stride, strict=True
+        extent - max(0, (extent - size - start % stride) // stride) * stride
+        for extent, size, stride, start in zip(
+            field.input_hw, field.size, field.stride, field.start, strict=True
         )
     ]
     if math.prod(size) > _WORTHWHILE * math.prod(field.input_hw):
@@ -75,27 +72,17 @@ def find_crop(net: Network, layer: str) -> Crop | None:
     return Crop(small, layer, field)
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "rule", "strict"))
-def project_crops(
-    net: Network,
+@functools.partial(jax.jit, static_argnames="size")
+def cut_crops(
     images: Float[Array, "b h w c"],
+    chosen: Int[Array, " n"],
     corners: Int[Array, "n 2"],
-    points: Points,
-    layer: str,
-    rule: Rule,
-    strict: bool,
-) -> tuple[Float[Array, "n s t c"], Float[Array, " n"]]:
-    """Projections of points to the pixels of their crops, and their activations.
-
-    Positions of the points are those in the maps of the crops; images are whole.
-    """
+    size: tuple[int, int, int],
+) -> Float[Array, "n s t c"]:
+    """Cut a crop of one size out of each chosen image, given its first pixel."""
 
     def cut(image: Array, corner: Array) -> Array:
         start = (image, *corner, jnp.zeros_like(image))
-        return lax.dynamic_slice(images, start, (1, *net.image_shape))[0]
+        return lax.dynamic_slice(images, start, (1, *size))[0]
 
-    crops = jax.vmap(cut)(points.images, corners)
-    activations, pull = pull_back(net, crops, layer, rule, strict)
-    place = jnp.arange(len(crops)), *points.positions.T, points.units
-    signal = jnp.zeros_like(activations).at[place].set(points.activations)
-    return pull(signal)[0], activations[place]
+    return jax.vmap(cut)(chosen, corners)

@@ -184,12 +184,13 @@ class TracedEngine:
     def resize(self, image_hw: Pair) -> TracedEngine | None:
         """The same function for images of another size; None if it takes one size."""
         if image_hw not in self._sizes:
-            shape = (*image_hw, self.image_shape[2])
-            self._sizes[image_hw] = None
+            other = None
             with contextlib.suppress(Exception):  # Whatever a model raises.
-                engine = TracedEngine(self.adapter, shape)
+                engine = TracedEngine(self.adapter, (*image_hw, self.image_shape[2]))
                 if len(engine.paths) == len(self.paths):
-                    self._sizes[image_hw] = engine
+                    other = engine
+            # The first of two threads gives both the same engine.
+            self._sizes.setdefault(image_hw, other)
         return self._sizes[image_hw]
 
     def leaves(self, weights: Any, layer: str) -> Sequence[int]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from zfnet_jax import windows
 from zfnet_jax.arch import ReceptiveField, receptive_field
-from zfnet_jax.crops import Crop, find_crop, project_crops
+from zfnet_jax.crops import Crop, cut_crops, find_crop
 from zfnet_jax.deconvnet import pull_back
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
@@ -27,7 +27,8 @@ from zfnet_jax.results import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BATCH_SIZE = 16
+# Images whose projections share a program.
+BATCH_SIZE = 16
 # Projections that `show` draws.
 _SHOWN = 64
 # Activations whose backward passes share a program.
@@ -130,72 +131,99 @@ def project(
     """
     net, images = as_network(net, images)
     check_rule(rule)
-    target = net.layer(layer)
-    units = _check_units(units, layer, target.shape[-1], len(images))
+    shape, count = net.layer(layer).shape, len(images)
+    units = _check_units(units, layer, shape[-1], count)
     per_image = 1 if units is None else units.shape[1]
-    positions = _check_positions(positions, layer, target.shape, len(images), per_image)
+    positions = _check_positions(positions, layer, shape, count, per_image)
+
+    def choose(rows: slice, activate: Activate) -> windows.Points:
+        return _choose(
+            np.asarray(activate())[: rows.stop - rows.start],
+            None if units is None else units[rows],
+            None if positions is None else positions[rows],
+        )
+
+    return project_by_rules(
+        net, images, layer, per_image, choose, (rule,), strict=strict, crop=crop
+    )[0]
+
+
+# Gives the activations of a batch.
+Activate = Callable[[], Array | np.ndarray]
+
+
+def project_by_rules(
+    net: Network,
+    images: Any,
+    layer: str,
+    per_image: int,
+    choose: Callable[[slice, Activate], windows.Points],
+    rules: tuple[Rule, ...],
+    *,
+    strict: bool,
+    crop: bool,
+) -> list[Projections]:
+    """Project as `project` does, by several rules that share a forward pass.
+
+    `choose` gives the points of some images; only some need the activations for it.
+    """
     *image_hw, channels = net.image_shape
     field = receptive_field(net, layer)
     shape = len(images) * per_image, *(field.size if crop else image_hw), channels
-    pixels, parts = np.zeros(0), []
-    batch_size = _BATCH_SIZE if net.is_convnet else _fit(net, 1, _BATCH_SIZE)
+    pixels, parts = np.zeros((len(rules), 0)), []
+    batch_size = max(1, min(BATCH_SIZE, _POINTS // per_image))
     for start, batch, count in net.batches(images, batch_size):
-        activations, backward = _start(net, batch, layer, rule, strict)
-        chosen = slice(start, start + count)
-        points = _choose(
-            np.asarray(activations)[:count],
-            None if units is None else units[chosen],
-            None if positions is None else positions[chosen],
-        )
+        activate, backward = _start(net, batch, layer, rules, strict)
+        points = choose(slice(start, start + count), activate)
         parts.append(points._replace(images=points.images + np.int32(start)))
         if not pixels.size:
             # Pages of zeros that no window touches take no time and no memory.
-            pixels = np.zeros(shape, points.activations.dtype)
+            pixels = np.zeros((len(rules), *shape), points.activations.dtype)
         corners = _corners(field, points.positions).tolist()
-        pictures = pixels[start * per_image :]
+        pictures = pixels[:, start * per_image :]
         for rows, patches, places in backward(points):
             for row, patch, place in zip(rows, patches, places.tolist(), strict=True):
-                _paste(patch, place, pictures[row], corners[row] if crop else (0, 0))
+                corner = corners[row] if crop else (0, 0)
+                _paste(patch, place, pictures[:, row], corner)
     points = windows.Points(*map(np.concatenate, zip(*parts, strict=True)))
     corners = _corners(field, points.positions)
     boxes = np.concatenate([corners, corners + np.array(field.size, np.int32)], axis=1)
-    return Projections(pixels, boxes, *points)
+    return [Projections(by_rule, boxes, *points) for by_rule in [*pixels]]
 
 
-# Points by number, their pixels, and where in the image these begin.
+# Points by number, their pixels by each rule, and where in the image these begin.
 Pixels = Iterator[
-    tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k h w c"], Int[np.ndarray, "k 2"]]
+    tuple[Int[np.ndarray, " k"], Float[np.ndarray, "k r h w c"], Int[np.ndarray, "k 2"]]
 ]
 
 
 def _start(
-    net: Network, images: np.ndarray, layer: str, rule: Rule, strict: bool
-) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
-    """Activations of a layer, and a function that projects points, in parts."""
+    net: Network,
+    images: np.ndarray,
+    layer: str,
+    rules: tuple[Rule, ...],
+    strict: bool,
+) -> tuple[Activate, Callable[[windows.Points], Pixels]]:
+    """Functions that give the activations of a layer, and project points in parts."""
     if net.is_convnet:
-        trace = windows.forward(net.model, images, layer, rule)
-        backward = functools.partial(_backward_windows, net.model, trace, layer, rule)
-        return trace.activations, backward
-    if (crop := find_crop(net, layer)) is not None:
-        activations = net.activations(images, layer, batch_size=len(images))[layer]
-        backward = functools.partial(_backward_crops, net, crop, images, rule, strict)
-        return activations, backward
-    return _start_whole(net, images, layer, rule, strict)
+        trace = windows.forward(net.model, images, layer, rules)
+        backward = functools.partial(_backward_windows, net.model, trace, layer, rules)
+        return lambda: trace.activations, backward
 
+    def activate() -> np.ndarray:
+        return net.activations(images, layer, batch_size=len(images))[layer]
 
-def _start_whole(
-    net: Network, images: np.ndarray, layer: str, rule: Rule, strict: bool
-) -> tuple[Array | np.ndarray, Callable[[windows.Points], Pixels]]:
-    together = _fit(net, len(images), _POINTS)
-    activations, pull = pull_back(net, images, layer, rule, strict)
-    return activations, functools.partial(_backward_images, pull, activations, together)
+    backward, crop = _backward_images, find_crop(net, layer)
+    if crop is not None:
+        backward = functools.partial(_backward_crops, crop)
+    return activate, functools.partial(backward, net, images, layer, rules, strict)
 
 
 def _backward_windows(
     model: ConvNet,
     trace: windows.Trace,
     layer: str,
-    rule: Rule,
+    rules: tuple[Rule, ...],
     points: windows.Points,
 ) -> Pixels:
     """Pixels of the receptive fields; powers of two, so that few sizes are compiled."""
@@ -203,83 +231,103 @@ def _backward_windows(
     for part in np.split(rows, rows[_POINTS::_POINTS]):
         padded = np.resize(part, _power_of_two(len(part)))
         chosen = windows.Points(*(array[padded] for array in points))
-        pixels = np.asarray(windows.backward(model, trace, chosen, layer, rule))
-        whole = pixels.shape[1:3] == model.arch.input_hw
+        by_rule = [windows.backward(model, trace, chosen, layer, x) for x in rules]
+        pixels = np.stack(by_rule, 1)
+        whole = pixels.shape[2:4] == model.arch.input_hw
         field = receptive_field(model.arch, layer)
         places = _corners(field, chosen.positions) * (not whole)
         yield part, pixels[: len(part)], places[: len(part)]
 
 
 def _backward_crops(
-    net: Network,
     crop: Crop,
+    net: Network,
     images: np.ndarray,
-    rule: Rule,
+    layer: str,
+    rules: tuple[Rule, ...],
     strict: bool,
     points: windows.Points,
 ) -> Pixels:
-    """Crops that hold the receptive fields, a few in one program."""
-    together = _fit(crop.net, 1, _POINTS)
+    """Crops that hold the receptive fields, each with its own forward pass."""
+    together, size = _fit(crop.net), crop.net.image_shape
     corners, positions = crop.place(points.positions)
     moved = points._replace(positions=positions)
     rows = np.arange(len(points.units))
-    for part in np.split(rows, rows[together::together]):
-        padded = np.resize(part, min(together, _power_of_two(len(part))))
-        chosen = windows.Points(*(array[padded] for array in moved))
-        pixels, values = project_crops(
-            crop.net, images, corners[padded], chosen, crop.layer, rule, strict
+    for part in np.split(rows, rows[_POINTS::_POINTS]):
+        padded = np.resize(part, _power_of_two(max(len(part), len(images))))
+        crops = cut_crops(images, points.images[padded], corners[padded], size)
+        chosen = windows.Points(*(array[padded, None] for array in moved))
+        pixels, values = _pull_points(
+            crop.net, crops, chosen, layer, rules, strict, together
         )
         if not np.allclose(values, chosen.activations, rtol=1e-3, atol=1e-5):
             # The network depends on the position in the image, as a map of
             # coordinates does.
-            _, backward = _start_whole(net, images, crop.layer, rule, strict)
-            yield from backward(points)
+            yield from _backward_images(net, images, layer, rules, strict, points)
             return
-        yield part, np.asarray(pixels)[: len(part)], corners[part]
+        yield part, np.asarray(pixels)[: len(part), 0], corners[part]
 
 
 def _backward_images(
-    pull: Callable[[Array], tuple[Array]],
-    activations: Array,
-    together: int,
+    net: Network,
+    images: np.ndarray,
+    layer: str,
+    rules: tuple[Rule, ...],
+    strict: bool,
     points: windows.Points,
 ) -> Pixels:
-    """Whole images, for a few units of all images in one program."""
-    count = int(points.images[-1]) + 1
-    rows = np.arange(len(points.units)).reshape(count, -1).T
-    for start in range(0, len(rows), _POINTS):
-        part = rows[start : start + _POINTS]
-        padded = np.resize(part, (_power_of_two(len(part)), count))
+    """Whole images, each with one forward pass for some of its units."""
+    together, count = _fit(net), int(points.images[-1]) + 1
+    rows = np.arange(len(points.units)).reshape(count, -1)
+    for start in range(0, rows.shape[1], _POINTS):
+        part = rows[:, start : start + _POINTS]
+        padded = part[:, np.arange(_power_of_two(part.shape[1])) % part.shape[1]]
+        padded = np.resize(padded, (len(images), padded.shape[1]))
         chosen = windows.Points(*(array[padded] for array in points))
-        pixels = np.asarray(_pull_points(pull, activations, chosen, together))
-        pixels = pixels[: len(part), :count].reshape(-1, *pixels.shape[2:])
+        pixels, _ = _pull_points(net, images, chosen, layer, rules, strict, together)
+        pixels = np.asarray(pixels)[:count, : part.shape[1]]
+        pixels = pixels.reshape(-1, *pixels.shape[2:])
         yield part.ravel(), pixels, np.zeros((part.size, 2), np.int32)
 
 
-@functools.partial(jax.jit, static_argnames="together")
+@functools.partial(jax.jit, static_argnames=("layer", "rules", "strict", "together"))
 def _pull_points(
-    pull: Callable[[Array], tuple[Array]],
-    activations: Array,
+    net: Network,
+    images: Float[Array, "b h w c"],
     points: windows.Points,
+    layer: str,
+    rules: tuple[Rule, ...],
+    strict: bool,
     together: int,
-) -> Float[Array, "u b h w c"]:
-    def pull_one(points: windows.Points) -> Array:
-        place = (points.images,)
-        if activations.ndim == 4:
-            place = points.images, points.positions[:, 0], points.positions[:, 1]
-        signal = jnp.zeros_like(activations)
-        signal = signal.at[*place, points.units].set(points.activations)
-        return pull(signal)[0]
+) -> tuple[Float[Array, "b u r h w c"], Float[Array, "b u"]]:
+    """Projections of u points of each image by each rule, and their activations."""
 
-    return lax.map(pull_one, points, batch_size=together)
+    def pull_image(item: tuple[Array, windows.Points]) -> tuple[Array, Array]:
+        image, points = item
+        # XLA merges their forward passes.
+        pulls = [pull_back(net, image[None], layer, rule, strict) for rule in rules]
+        activations = pulls[0][0]
+
+        def pull_one(point: windows.Points) -> tuple[Array, Array]:
+            place = (0, *point.positions, point.units)
+            if activations.ndim == 2:
+                place = (0, point.units)
+            signal = jnp.zeros_like(activations).at[place].set(point.activations)
+            by_rule = [pull(signal)[0] for _, pull in pulls]
+            return jnp.concatenate(by_rule), activations[place]
+
+        return lax.map(pull_one, points, batch_size=together)
+
+    return lax.map(pull_image, (images, points), batch_size=together)
 
 
-def _fit(net: Network, images: int, most: int) -> int:
-    """Count the signals of one program: on the CPU those that stay in its cache."""
+def _fit(net: Network) -> int:
+    """Count the signals to batch: on the CPU those that stay in its cache."""
     if jax.default_backend() != "cpu":
-        return most
+        return _POINTS
     largest = max(math.prod(layer.shape) for layer in net.layers.values())
-    return max(1, min(most, _CACHED // (images * largest)))
+    fitting = min(_POINTS, max(1, _CACHED // largest))
+    return 1 << (fitting.bit_length() - 1)
 
 
 def _strongest(
@@ -372,11 +420,14 @@ def _paste(
     target: np.ndarray,
     target_corner: Sequence[int],
 ) -> None:
-    """Copy one picture into another where they overlap, each placed by its corner."""
-    cuts: list[list[slice]] = [[], []]
+    """Copy pictures [n, h, w, c] into others where they overlap, placed by corners."""
+    cuts: list[list[slice]] = [[slice(None)], [slice(None)]]
     for axis in (0, 1):
         starts = source_corner[axis], target_corner[axis]
-        ends = starts[0] + source.shape[axis], starts[1] + target.shape[axis]
+        ends = [
+            start + picture.shape[1 + axis]
+            for start, picture in zip(starts, (source, target), strict=True)
+        ]
         low, high = max(starts), max(*starts, min(ends))
         for cut, start in zip(cuts, starts, strict=True):
             cut.append(slice(low - start, high - start))

@@ -158,8 +158,8 @@ class Trace(NamedTuple):
     Attributes:
         activations: Output of the layer to project.
         places: Switches as positions in their pooling windows.
-        active: True where a ReLU was active, if the rule asks for it.
-        inputs: Inputs of contrast normalizations, if the rule differentiates them.
+        active: True where a ReLU was active, if a rule asks for it.
+        inputs: Inputs of contrast normalizations, if a rule differentiates them.
     """
 
     activations: Float[Array, "b ..."]
@@ -177,11 +177,11 @@ class Points(NamedTuple):
     activations: Any
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "rule"))
+@functools.partial(jax.jit, static_argnames=("layer", "rules"))
 def forward(
-    model: ConvNet, images: Float[Array, "b h w c"], layer: str, rule: Rule
+    model: ConvNet, images: Float[Array, "b h w c"], layer: str, rules: tuple[Rule, ...]
 ) -> Trace:
-    """Activations of `layer`, and what `backward` needs."""
+    """Activations of `layer`, and what `backward` needs by any of the rules."""
     dtype = jnp.promote_types(model.dtype, jnp.float32)
     features, switches = model.features(images, until=layer)
     trace = Trace(features[layer].astype(dtype), {}, {}, {})
@@ -192,9 +192,9 @@ def forward(
             width = map_hw(inputs)[1]
             places = cpu.pool.window_places(switches[name], spec, width)
             trace.places[name] = places
-        elif isinstance(spec, ContrastNorm) and rule == "gradient":
+        elif isinstance(spec, ContrastNorm) and "gradient" in rules:
             trace.inputs[name] = below.astype(dtype)
-        elif has_relu(spec) and rule != "deconvnet":
+        elif has_relu(spec) and rules != ("deconvnet",):
             trace.active[name] = features[name] > 0
         below = features[name]
     return trace

@@ -74,9 +74,13 @@ class Evolution:
         """
         parts = []
         for row, epoch in enumerate(self.epochs):
-            top = self.images[row, :, None], self.positions[row, :, None]
-            net = networks[epoch]
-            parts.append(project_strongest(net, images, self.layer, units, *top, rule))
+            top = (
+                self.images[row, :, None],
+                self.positions[row, :, None],
+                self.activations[row, :, None],
+            )
+            net, layer = networks[epoch], self.layer
+            parts += project_strongest(net, images, layer, units, *top, (rule,))
 
         def interleave(name: str) -> np.ndarray:
             stacked = np.stack([getattr(part, name) for part in parts], 1)

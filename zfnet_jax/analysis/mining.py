@@ -21,8 +21,9 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
-from zfnet_jax.projections import Projections, project
-from zfnet_jax.relu_rules import Rule
+from zfnet_jax.projections import Projections, project_by_rules
+from zfnet_jax.relu_rules import Rule, check_rule
+from zfnet_jax.windows import Points
 
 # Images that go through the network together, whatever the batch size and the number of
 # devices: rounding depends on it.
@@ -118,9 +119,8 @@ class TopActivations:
         Raises:
             ValueError: There is no such unit or rule, or the images do not fit.
         """
-        return project_strongest(
-            net, images, self.layer, units, self.images, self.positions, rule
-        )
+        top = self.images, self.positions, self.activations
+        return project_strongest(net, images, self.layer, units, *top, (rule,))[0]
 
 
 def project_strongest(
@@ -130,19 +130,35 @@ def project_strongest(
     units: int | Sequence[int] | Int[np.ndarray, " n"] | None,
     indices: Int32[np.ndarray, "u k"],
     positions: Int32[np.ndarray, "u k 2"],
-    rule: Rule,
-) -> Projections:
-    """Project k activations of some units, given by image and position."""
+    activations: Float32[np.ndarray, "u k"],
+    rules: tuple[Rule, ...],
+) -> list[Projections]:
+    """Project k known activations of some units by several rules."""
     net, images = as_network(net, images)
+    for rule in rules:
+        check_rule(rule)
     count, k = indices.shape
     chosen = np.arange(count) if units is None else np.atleast_1d(units)
     for unit in chosen.tolist():
         if not 0 <= unit < count:
             raise ValueError(f"no unit {unit}: {layer} has {count} (0 to {count - 1})")
     selection = _Selection(images, indices[chosen].ravel())
-    points = np.repeat(chosen, k)[:, None], positions[chosen].reshape(-1, 2)
-    projections = project(net, selection, layer, *points, rule=rule, crop=True)
-    return dataclasses.replace(projections, images=selection.indices)
+    top = Points(
+        np.zeros(chosen.size * k, np.int32),
+        np.repeat(chosen, k).astype(np.int32),
+        positions[chosen].reshape(-1, 2),
+        activations[chosen].ravel(),
+    )
+
+    def choose(rows: slice, activate: Any) -> Points:
+        del activate
+        some = Points(*(array[rows] for array in top))
+        return some._replace(images=np.arange(len(some.units), dtype=np.int32))
+
+    parts = project_by_rules(
+        net, selection, layer, 1, choose, rules, strict=True, crop=True
+    )
+    return [dataclasses.replace(part, images=selection.indices) for part in parts]
 
 
 @dataclasses.dataclass(frozen=True)

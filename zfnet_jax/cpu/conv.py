@@ -60,7 +60,8 @@ def _float32_conv(x: Array, kernel: Array, spec: Conv) -> Array:
 
 
 def _forward(x, kernel, spec):
-    if not suits_winograd(spec, x.shape[-1]):
+    trains, x, kernel = kernel.perturbed, x.value, kernel.value
+    if not (trains and suits_winograd(spec, x.shape[-1])):
         return _correlate(x, kernel, spec), (x, kernel)
 
     def winograd(x: Array, kernel: Array) -> Array:
@@ -80,7 +81,8 @@ def _backward(spec, residuals: Any, grad) -> tuple[Array, Array]:
     return conv_transpose(grad, kernel, spec, x.shape[1:3]), kernel_grad
 
 
-_float32_conv.defvjp(_forward, _backward)
+# With them, a projection of fixed kernels is told from training.
+_float32_conv.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def suits_winograd(spec: Conv, channels: int) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +23,8 @@ from zfnet_jax.files import DataNotFoundError, digest
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
 # running other programs (EPS), some by marks so weak that noise passes for one (TGA).
 _FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
+# Bytes of decoded pictures to keep.
+_KEPT = 1 << 27
 _BITS, _COLORS, _PLANES = 258, 262, 284  # tags of TIFF
 
 
@@ -28,9 +32,10 @@ class Photographs:
     """A photograph or a folder of them as images of a network, decoded when needed.
 
     An index is an int for one image, or an integer array, list or slice for a batch.
-    Nothing is kept in memory. The center of each photograph is resized to the size of
-    the network (see `fit`), and converted to gray for a network of one channel. Where
-    `preprocess` has an attribute `crop`, that share of the center square is kept.
+    The last 128 MiB of pictures stay in memory. The center of each photograph is
+    resized to the size of the network (see `fit`), and converted to gray for a network
+    of one channel. Where `preprocess` has an attribute `crop`, that share of the center
+    square is kept.
 
     Attributes:
         names: File names; those in subfolders as "class/file".
@@ -79,6 +84,7 @@ class Photographs:
 
         crop = crop_share(preprocess)
 
+        @functools.lru_cache(maxsize=_KEPT // math.prod(shape))
         def read(file: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
             return fit_photograph(load_photograph(file), size, fit, crop)
 

@@ -13,22 +13,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array
 
-from zfnet_jax.analysis.evolution import evolution
-from zfnet_jax.analysis.mining import top_activations
+from zfnet_jax.analysis.evolution import Evolution, evolution
+from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.analysis.sanity import RULES
+from zfnet_jax.arch import receptive_field
 from zfnet_jax.files import digest, slug, to_json, write_atomically
 from zfnet_jax.galleries import pages
 from zfnet_jax.galleries.checks import write_sanity
-from zfnet_jax.galleries.pictures import write_course, write_images, write_pictures
+from zfnet_jax.galleries.pictures import (
+    project_units,
+    write_course,
+    write_images,
+    write_pictures,
+)
 from zfnet_jax.galleries.sources import (
     Search,
     digest_code,
@@ -36,12 +47,14 @@ from zfnet_jax.galleries.sources import (
     open_source,
 )
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.projections import BATCH_SIZE
 from zfnet_jax.relu_rules import Rule
 
 Report = Callable[[int, int], None]
 
-# Units that are projected together.
-_TOGETHER = 16
+# Units that are projected together: fewer where their projections take more bytes.
+_TOGETHER, _BYTES = 16, 1 << 27
+_MOST_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,20 +184,51 @@ def _write_layers(
         courses = evolution(search.epochs, training, names, progress=report)
     report = progress("projecting")
     done, total = 0, sum(len(top.dead) for top in tops.values())
-    for name, (home, key) in homes.items():
-        with _replace(root, home, key) as part:
-            units = pages.describe_units(search, tops[name])
-            for start in range(0, len(units), _TOGETHER):
-                some = units[start : start + _TOGETHER]
-                write_pictures(part, search, tops[name], some)
-                if name in courses:
-                    write_course(part, search, courses[name], some)
-                done += len(some)
-                report(done, total)
-            write_images(
-                part, source, {x["image"] for unit in units for x in unit["tops"]}
-            )
-            pages.write_layer(part, search, name, units)
+    earlier: dict[int, Path] = {}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        for name, following in itertools.zip_longest(names, names[1:]):
+            if following:  # Its programs are compiled in the meantime.
+                some = min(-(-BATCH_SIZE // search.k), len(tops[following].dead))
+                pool.submit(project_units, search, tops[following], range(some))
+            home, key = homes[name]
+            with _replace(root, home, key) as part:
+                units = pages.describe_units(search, tops[name])
+                write = functools.partial(
+                    _write_units, part, search, tops[name], courses.get(name)
+                )
+                for count in pool.map(write, _split(search, name, units)):
+                    done += count
+                    report(done, total)
+                images = {x["image"] for unit in units for x in unit["tops"]}
+                write_images(part, source, sorted(images), earlier)
+                pages.write_layer(part, search, name, units)
+            earlier |= {index: home / "images" / f"{index}.webp" for index in images}
+
+
+def _split(
+    search: Search, name: str, units: list[dict[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Split units into parts of nearly one size, whose projections fit in memory."""
+    field = receptive_field(search.net, name)
+    pixels = math.prod(field.size) * search.net.image_shape[2]
+    together = _BYTES // (4 * pixels * search.k * len(search.rules))
+    parts = -(-len(units) // max(1, min(_TOGETHER, together)))
+    size = -(-len(units) // parts)
+    return [units[start : start + size] for start in range(0, len(units), size)]
+
+
+def _write_units(
+    part: Path,
+    search: Search,
+    top: TopActivations,
+    course: Evolution | None,
+    units: list[dict[str, Any]],
+) -> int:
+    """Write the pictures of some units of a layer, and count the units."""
+    write_pictures(part, search, top, units)
+    if course is not None:
+        write_course(part, search, course, units)
+    return len(units)
 
 
 def _claim(folder: Path) -> Path:

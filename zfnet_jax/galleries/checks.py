@@ -47,7 +47,7 @@ def write_sanity(
     layer = (convolutions or stages[::-1])[0]
     report = progress("replacing")
     replaced = controls(net, images, layer, **options, progress=report)
-    write_images(part, source, range(shown))
+    write_images(part, source, range(shown), {})
     write_atomically(part / "curves.png", draw_curves(randomized))
     tables = {}
     for name, result in (("randomized", randomized), ("controls", replaced)):

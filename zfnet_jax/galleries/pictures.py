@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from zfnet_jax.analysis.evolution import Evolution
-from zfnet_jax.analysis.mining import TopActivations
+from zfnet_jax.analysis.mining import TopActivations, project_strongest
 from zfnet_jax.galleries.sources import Search, Source
+from zfnet_jax.projections import Projections
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.patches import cut_patches
 
@@ -33,11 +35,10 @@ def write_pictures(
     if not live:
         return
     numbers, k = [unit["unit"] for unit in live], top.activations.shape[1]
-    blocks, scales = [], []
-    for rule in search.rules:
-        x = top.project(search.net, search.source.images, numbers, rule=rule)
-        if not blocks:
-            blocks.append(cut_patches(search.source.read_pictures(x.images), x.boxes))
+    by_rule = project_units(search, top, numbers)
+    pictures = search.source.read_pictures(by_rule[0].images)
+    blocks, scales = [cut_patches(pictures, by_rule[0].boxes)], []
+    for x in by_rule:
         for contrast in CONTRASTS:
             shown, scale = display_projections(x.pixels, x.units, "patch", contrast)
             blocks.append(to_color(shown))
@@ -52,6 +53,15 @@ def write_pictures(
                 cells[row, block * across + column] = pictures[place]
             activation["scales"] = [float(scale[place]) for scale in scales]
         save_mosaic(part / f"{unit['unit']}.webp", cells, across, across * len(blocks))
+
+
+def project_units(
+    search: Search, top: TopActivations, units: Sequence[int]
+) -> list[Projections]:
+    """Project the strongest activations of some units by each rule."""
+    strongest = top.images, top.positions, top.activations
+    net, images = search.net, search.source.images
+    return project_strongest(net, images, top.layer, units, *strongest, search.rules)
 
 
 def write_course(
@@ -83,12 +93,18 @@ def write_course(
             save_mosaic(part / f"{unit['unit']}-epochs.webp", cells, 2, steps)
 
 
-def write_images(part: Path, source: Source, indices: Iterable[int]) -> None:
-    """Save whole images by their indices."""
+def write_images(
+    part: Path, source: Source, indices: Iterable[int], earlier: dict[int, Path]
+) -> None:
+    """Save whole images by their indices, or copy files of earlier layers."""
     (part / "images").mkdir()
-    for index in sorted(indices):
-        picture = source.read_pictures([index])[0]
-        _save(part / "images" / f"{index}.webp", picture, max(picture.shape))
+    for index in indices:
+        path = part / "images" / f"{index}.webp"
+        if index in earlier:
+            shutil.copyfile(earlier[index], path)
+        else:
+            picture = source.read_pictures([index])[0]
+            _save(path, picture, max(picture.shape))
 
 
 def save_mosaic(
