@@ -80,7 +80,7 @@ def correspondence(
         boxes: CSV file of the parts' boxes; by default the corners of generated shapes.
         shape: Shape to use without --boxes.
         layers: Layers, by default the paper's 5 and 7: the last one with feature maps,
-            and the last hidden one.
+            and the last hidden one without.
         draws: Draws of random boxes per part.
         limit: Images at most, by default all of the CSV file, or 20 shapes.
     """

@@ -56,7 +56,8 @@ def invariance(
         amounts: Amounts of a single transformation. By default the paper's: shifts of
             up to 60 of 224 pixels up and down, in proportion to the image's size and by
             whole pixels; 1 to 1.8 times; 0 to 360 degrees.
-        layers: Layers, by default the first and the last hidden one.
+        layers: Layers, by default the first and the last hidden one without positions
+            (the output if there is none).
         border: Source of pixels outside the image: its reflection, its edge, or the
             mean image (zero).
         limit: Images at most.

@@ -18,21 +18,21 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
     def do_GET(self) -> None:
-        given = self.headers.get("Range", "bytes=0-") if self.server.ranges else "=0-"
+        server = self.server
+        assert isinstance(server, Server)
+        given = self.headers.get("Range", "bytes=0-") if server.ranges else "bytes=0-"
         start = int(given.partition("=")[2].rstrip("-"))
-        self.server.starts.append(start)
-        body = self.server.body[start:]
-        if start >= len(self.server.body):
+        server.starts.append(start)
+        body = server.body[start:]
+        if start >= len(server.body):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: self.server.stop])
-        self.server.stop = len(self.server.body)
+        self.wfile.write(body[: server.stop])
+        server.stop = len(server.body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -88,6 +88,13 @@ class Network:
         return list(self.layers)[-1]
 
     @property
+    def embedding(self) -> str:
+        """Name of the last hidden layer without positions; the result if none is."""
+        shapes = {name: len(layer.shape) for name, layer in self.layers.items()}
+        *hidden, output = shapes
+        return next((name for name in reversed(hidden) if shapes[name] == 1), output)
+
+    @property
     def is_convnet(self) -> bool:
         """True if the exact engine for a `ConvNet` serves the tools."""
         return isinstance(self.model, ConvNet)

@@ -16,7 +16,7 @@ from tests import networks
 from tests.networks import save
 from zfnet_jax.analysis.sanity import find_edges
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
-from zfnet_jax.data import SHAPES
+from zfnet_jax.data import SHAPES, Preprocessing
 from zfnet_jax.deconvnet import follow_signal
 from zfnet_jax.metrics import importance, sharpness, spearman
 from zfnet_jax.viz.contrast import measure_scale
@@ -98,7 +98,7 @@ def test_every_network_gets_every_photograph(
             if entry["reduced_to"]:
                 small = Image.fromarray(picture).resize((16, 16), 2)
                 picture = np.asarray(small.resize((32, 32), 2))
-            assert net.preprocess is not None
+            assert isinstance(net.preprocess, Preprocessing)
             shown = net.preprocess.pictures(picture[None])[0]
             check(entry, net, shown, net.preprocess(picture[None]))
         names = [stage["name"] for stage in entries[0]["all"]["stages"]]

@@ -102,8 +102,8 @@ def correspondence(
         images: At least two preprocessed images of one kind of object.
         boxes: By the part's name, its box in each image in pixels: top, left, bottom,
             right; bottom and right are exclusive.
-        layers: Names of layers. None: the last spatial and the last hidden layer, the
-            paper's layers 5 and 7.
+        layers: Names of layers. None: the last map and `net.embedding`, as the paper's
+            layers 5 and 7.
         draws: Random draws of boxes per part, and of mixed parts.
         seed: Seed for the random draws.
         progress: Called with the number of sets of boxes done and their total.
@@ -162,9 +162,8 @@ def _check(
 
 
 def _find_layers_5_and_7(net: Network) -> list[str]:
-    hidden = list(net.layers)[:-1]
-    spatial = [name for name in hidden if len(net.layers[name].shape) == 3]
-    return spatial[-1:] + hidden[-1:]
+    spatial = [name for name, layer in net.layers.items() if len(layer.shape) == 3]
+    return [*spatial[-1:], net.embedding]
 
 
 def _read(

@@ -76,8 +76,8 @@ def invariance(
             images, or one per image.
         transform: As in `transform_images`.
         amounts: Amounts of the transformation. `IDENTITY` leaves an image unchanged.
-        layers: Names of layers. None: the first and the last hidden layer, as in the
-            paper.
+        layers: Names of layers. None: the first layer and, for the paper's layer 7,
+            `net.embedding`.
         border: As in `transform_images`.
         progress: Called with the number of images done and their total.
 
@@ -90,8 +90,7 @@ def invariance(
         raise ValueError(f"border {border!r} is not one of {', '.join(_MODES)}")
     amounts = check_amounts(transform, amounts, net.image_shape[0])
     if layers is None:
-        hidden = list(net.layers)[:-1]
-        layers = hidden[:1] + hidden[-1:]
+        layers = [next(iter(net.layers)), net.embedding]
     names = net.select(layers)
     labels = net.targets(targets, len(images))
 
