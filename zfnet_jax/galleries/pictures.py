@@ -37,21 +37,23 @@ def write_pictures(
     numbers, k = [unit["unit"] for unit in live], top.activations.shape[1]
     by_rule = project_units(search, top, numbers)
     pictures = search.source.read_pictures(by_rule[0].images)
-    blocks, scales = [cut_patches(pictures, by_rule[0].boxes)], []
-    for x in by_rule:
-        for contrast in CONTRASTS:
-            shown, scale = display_projections(x.pixels, x.units, "patch", contrast)
-            blocks.append(to_color(shown))
-            scales.append(scale)
-    across = count_across(k)
+    patches, across = cut_patches(pictures, by_rule[0].boxes), count_across(k)
     for index, unit in enumerate(live):
+        own = slice(index * k, (index + 1) * k)
+        blocks, scales = [patches[own]], []
+        for x in by_rule:
+            for contrast in CONTRASTS:
+                shown, scale = display_projections(
+                    x.pixels[own], x.units[own], "patch", contrast
+                )
+                blocks.append(to_color(shown))
+                scales.append(scale)
         cells = {}
         for rank, activation in enumerate(unit["tops"]):
             row, column = divmod(rank, across)
-            place = index * k + rank
-            for block, pictures in enumerate(blocks):
-                cells[row, block * across + column] = pictures[place]
-            activation["scales"] = [float(scale[place]) for scale in scales]
+            for block, cell in enumerate(blocks):
+                cells[row, block * across + column] = cell[rank]
+            activation["scales"] = [float(scale[rank]) for scale in scales]
         save_mosaic(part / f"{unit['unit']}.webp", cells, across, across * len(blocks))
 
 
