@@ -24,14 +24,36 @@ CONTRASTS: tuple[Contrast, ...] = ("99.5", "max")
 _EXACT, _LARGEST = 64, 224
 
 
+# The file of a unit's pictures, and the description of what they show.
+Twin = tuple[Path, list[dict[str, Any]]]
+
+
+def identify(search: Search, top: TopActivations, unit: int) -> tuple[Any, ...]:
+    """Collect what a unit's pictures depend on.
+
+    It is the same for the parts of a concatenation, and for a value of two names.
+    """
+    strongest = top.images, top.positions, top.activations
+    field = search.net.layer(top.layer).receptive_field
+    return field, *(array[unit].tobytes() for array in strongest)
+
+
 def write_pictures(
     part: Path,
     search: Search,
     top: TopActivations,
     units: Sequence[dict[str, Any]],
+    twins: Mapping[tuple[Any, ...], Twin],
 ) -> None:
     """Save a mosaic for each live unit: its patches, then projections by each rule."""
-    live = [unit for unit in units if unit["tops"]]
+    live = []
+    for unit in units:
+        twin = twins.get(identify(search, top, unit["unit"]))
+        if twin is not None:
+            shutil.copyfile(twin[0], part / f"{unit['unit']}.webp")
+            unit["tops"] = twin[1]
+        elif unit["tops"]:
+            live.append(unit)
     if not live:
         return
     numbers, k = [unit["unit"] for unit in live], top.activations.shape[1]
@@ -96,14 +118,14 @@ def write_course(
 
 
 def write_images(
-    part: Path, source: Source, indices: Iterable[int], earlier: dict[int, Path]
+    part: Path, source: Source, indices: Iterable[int], saved: Mapping[int, Path]
 ) -> None:
-    """Save whole images by their indices, or copy files of earlier layers."""
+    """Save whole images by their indices; copy the files of those saved before."""
     (part / "images").mkdir()
-    for index in indices:
+    for index in sorted(indices):
         path = part / "images" / f"{index}.webp"
-        if index in earlier:
-            shutil.copyfile(earlier[index], path)
+        if index in saved:
+            shutil.copyfile(saved[index], path)
         else:
             picture = source.read_pictures([index])[0]
             _save(path, picture, max(picture.shape))
