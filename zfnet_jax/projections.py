@@ -34,7 +34,7 @@ _SHOWN = 64
 # Activations whose backward passes share a program.
 _POINTS = 64
 # Numbers of the largest layer that stay in a CPU's cache.
-_CACHED = 1 << 18
+_CACHED = 1 << 19
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -35,6 +35,8 @@ from zfnet_jax.files import digest, slug, to_json, write_atomically
 from zfnet_jax.galleries import pages
 from zfnet_jax.galleries.checks import write_sanity
 from zfnet_jax.galleries.pictures import (
+    Twin,
+    identify,
     project_units,
     write_course,
     write_images,
@@ -184,7 +186,8 @@ def _write_layers(
         courses = evolution(search.epochs, training, names, progress=report)
     report = progress("projecting")
     done, total = 0, sum(len(top.dead) for top in tops.values())
-    earlier: dict[int, Path] = {}
+    saved: dict[int, Path] = {}
+    twins: dict[tuple[Any, ...], Twin] = {}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
         for name, following in itertools.zip_longest(names, names[1:]):
             if following:  # Its programs are compiled in the meantime.
@@ -194,15 +197,23 @@ def _write_layers(
             with _replace(root, home, key) as part:
                 units = pages.describe_units(search, tops[name])
                 write = functools.partial(
-                    _write_units, part, search, tops[name], courses.get(name)
+                    _write_units, part, search, tops[name], courses.get(name), twins
                 )
                 for count in pool.map(write, _split(search, name, units)):
                     done += count
                     report(done, total)
                 images = {x["image"] for unit in units for x in unit["tops"]}
-                write_images(part, source, sorted(images), earlier)
+                write_images(part, source, images, saved)
                 pages.write_layer(part, search, name, units)
-            earlier |= {index: home / "images" / f"{index}.webp" for index in images}
+            saved |= {index: home / "images" / f"{index}.webp" for index in images}
+            twins |= {
+                identify(search, tops[name], unit["unit"]): (
+                    home / f"{unit['unit']}.webp",
+                    unit["tops"],
+                )
+                for unit in units
+                if unit["tops"]
+            }
 
 
 def _split(
@@ -222,10 +233,11 @@ def _write_units(
     search: Search,
     top: TopActivations,
     course: Evolution | None,
+    twins: Mapping[tuple[Any, ...], Twin],
     units: list[dict[str, Any]],
 ) -> int:
     """Write the pictures of some units of a layer, and count the units."""
-    write_pictures(part, search, top, units)
+    write_pictures(part, search, top, units, twins)
     if course is not None:
         write_course(part, search, course, units)
     return len(units)

@@ -24,34 +24,58 @@ CONTRASTS: tuple[Contrast, ...] = ("99.5", "max")
 _EXACT, _LARGEST = 64, 224
 
 
+# The file of a unit's pictures, and the description of what they show.
+Twin = tuple[Path, list[dict[str, Any]]]
+
+
+def identify(search: Search, top: TopActivations, unit: int) -> tuple[Any, ...]:
+    """Collect what a unit's pictures depend on.
+
+    It is the same for the parts of a concatenation, and for a value of two names.
+    """
+    strongest = top.images, top.positions, top.activations
+    field = search.net.layer(top.layer).receptive_field
+    return field, *(array[unit].tobytes() for array in strongest)
+
+
 def write_pictures(
     part: Path,
     search: Search,
     top: TopActivations,
     units: Sequence[dict[str, Any]],
+    twins: Mapping[tuple[Any, ...], Twin],
 ) -> None:
     """Save a mosaic for each live unit: its patches, then projections by each rule."""
-    live = [unit for unit in units if unit["tops"]]
+    live = []
+    for unit in units:
+        twin = twins.get(identify(search, top, unit["unit"]))
+        if twin is not None:
+            shutil.copyfile(twin[0], part / f"{unit['unit']}.webp")
+            unit["tops"] = twin[1]
+        elif unit["tops"]:
+            live.append(unit)
     if not live:
         return
     numbers, k = [unit["unit"] for unit in live], top.activations.shape[1]
     by_rule = project_units(search, top, numbers)
     pictures = search.source.read_pictures(by_rule[0].images)
-    blocks, scales = [cut_patches(pictures, by_rule[0].boxes)], []
-    for x in by_rule:
-        for contrast in CONTRASTS:
-            shown, scale = display_projections(x.pixels, x.units, "patch", contrast)
-            blocks.append(to_color(shown))
-            scales.append(scale)
-    across = count_across(k)
+    patches, across = cut_patches(pictures, by_rule[0].boxes), count_across(k)
     for index, unit in enumerate(live):
+        own = slice(index * k, (index + 1) * k)
+        blocks, scales = [patches[own]], []
+        for x in by_rule:
+            for contrast in CONTRASTS:
+                shown, scale = display_projections(
+                    x.pixels[own], x.units[own], "patch", contrast
+                )
+                blocks.append(to_color(shown))
+                scales.append(scale)
         cells = {}
         for rank, activation in enumerate(unit["tops"]):
             row, column = divmod(rank, across)
-            place = index * k + rank
-            for block, pictures in enumerate(blocks):
-                cells[row, block * across + column] = pictures[place]
-            activation["scales"] = [float(scale[place]) for scale in scales]
+            for block, cell in enumerate(blocks):
+                cells[row, block * across + column] = cell[rank]
+            activation["scales"] = [float(scale[rank]) for scale in scales]
         save_mosaic(part / f"{unit['unit']}.webp", cells, across, across * len(blocks))
 
 
@@ -94,14 +118,14 @@ def write_course(
 
 
 def write_images(
-    part: Path, source: Source, indices: Iterable[int], earlier: dict[int, Path]
+    part: Path, source: Source, indices: Iterable[int], saved: Mapping[int, Path]
 ) -> None:
-    """Save whole images by their indices, or copy files of earlier layers."""
+    """Save whole images by their indices; copy the files of those saved before."""
     (part / "images").mkdir()
-    for index in indices:
+    for index in sorted(indices):
         path = part / "images" / f"{index}.webp"
-        if index in earlier:
-            shutil.copyfile(earlier[index], path)
+        if index in saved:
+            shutil.copyfile(saved[index], path)
         else:
             picture = source.read_pictures([index])[0]
             _save(path, picture, max(picture.shape))

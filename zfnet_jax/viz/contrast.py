@@ -23,12 +23,10 @@ def measure_scale(x: Float[np.ndarray, ...], contrast: Contrast = "99.5") -> flo
     It is a percentile of the magnitudes that are not zero, or their maximum, which a
     single pixel may set.
     """
-    magnitudes = np.abs(x[x != 0])
-    if not magnitudes.size:
-        return 0.0
     if contrast == "max":
-        return float(magnitudes.max())
-    return float(np.percentile(magnitudes, float(contrast)))
+        return float(np.abs(x).max(initial=0))
+    magnitudes = np.abs(x[x != 0])
+    return float(np.percentile(magnitudes, float(contrast))) if magnitudes.size else 0.0
 
 
 def to_display(
@@ -41,7 +39,10 @@ def to_display(
     scale = measure_scale(x) if scale is None else scale
     if scale == 0:
         return np.full(x.shape, 0.5, np.float32)
-    return np.clip(0.5 + x.astype(np.float64) / scale / 2, 0, 1).astype(np.float32)
+    shown = x.astype(np.float64)
+    shown /= 2 * scale
+    shown += 0.5
+    return np.clip(shown, 0, 1, out=shown).astype(np.float32)
 
 
 def display_projections(
