@@ -1,5 +1,6 @@
 """Mining against a search of every activation, for any batches and devices."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,9 +12,15 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from tests.networks import IMAGE_SHAPE, TINY, residual_nnx
+from tests.networks import IMAGE_SHAPE, MIXED, TINY, residual_nnx
 from tests.references.deconvnet_cases import draw_state
-from zfnet_jax.analysis.mining import TopActivations, top_activations
+from zfnet_jax.analysis.mining import (
+    TopActivations,
+    project_strongest,
+    top_activations,
+)
+from zfnet_jax.analysis.sanity import RULES
+from zfnet_jax.crops import find_crop
 from zfnet_jax.networks import network
 
 LAYERS = [layer.name for layer in TINY.layers]
@@ -243,27 +250,30 @@ def test_selectivity_by_hand():
     assert top.favorite.tolist() == [0, 0, -1, 0]
 
 
-def test_each_activation_is_projected_from_its_own_image(model, images):
-    rule = "gradient"
-    top = top_activations(model, images, "conv1", k=3)["conv1"]
-    units = [4, 1]
-    result = top.project(model, Stream(images, 16), units, rule=rule)
-    rank = 0
-    for unit in units:
-        for image, position in zip(top.images[unit], top.positions[unit], strict=True):
-            one = zf.project(
-                model,
-                images[image : image + 1],
-                "conv1",
-                unit,
-                position,
-                rule=rule,
-                crop=True,
-            )
-            np.testing.assert_allclose(result.pixels[rank], one.pixels[0], atol=1e-6)
-            np.testing.assert_array_equal(result.boxes[rank], one.boxes[0])
-            assert (result.images[rank], result.units[rank]) == (image, unit)
-            rank += 1
-    assert rank == len(result)
-    expected = top.activations[units].ravel()
-    np.testing.assert_allclose(result.activations, expected, rtol=1e-5)
+@pytest.mark.parametrize("layer", ["conv3", "stem.pool", "fc"])
+def test_rules_share_a_forward_pass_and_give_each_its_own_projections(layer):
+    """Windows, crops and whole images, in batches, against one signal at a time."""
+    if layer == "conv3":
+        net = network(zf.load_weights(draw_state(MIXED), MIXED))
+    else:
+        net = network(residual_nnx(), (40, 37, 3))
+        assert (find_crop(net, layer) is None) == (layer == "fc")
+    images = np.random.default_rng(1).normal(size=(9, *net.image_shape))
+    images = images.astype(np.float32)
+    top, units = top_activations(net, images, layer, k=6)[layer], [4, 0, 1]
+    best = top.images, top.positions, top.activations
+    parts = project_strongest(net, Stream(images, 16), layer, units, *best, RULES)
+    signals = np.zeros((18, *net.layer(layer).shape), np.float32)
+    for row, (unit, rank) in enumerate(itertools.product(units, range(6))):
+        place = top.positions[unit, rank] if signals.ndim == 4 else ()
+        signals[(row, *place, unit)] = top.activations[unit, rank]
+    for rule, part in zip(RULES, parts, strict=True):
+        np.testing.assert_array_equal(part.images, top.images[units].ravel())
+        whole = zf.backproject(net, images[part.images], layer, signals, rule=rule)
+        padded = np.pad(whole, ((0, 0), (99, 99), (99, 99), (0, 0)))
+        for pixels, one, box in zip(part.pixels, padded, part.boxes + 99, strict=True):
+            expected = one[box[0] : box[2], box[1] : box[3]]
+            scale = np.abs(expected).max() or 1
+            np.testing.assert_allclose(pixels, expected, atol=1e-5 * scale)
+    own = top.project(net, images, units, rule=RULES[-1])
+    np.testing.assert_array_equal(own.pixels, parts[-1].pixels)

@@ -20,10 +20,11 @@ def normal(*shape, seed=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(spec, x, kernel, grad):
-    """The value, both gradients, the transpose, and the value without gradients."""
+    """The value and gradients, the transpose, and the same for a fixed kernel."""
     out, vjp = jax.vjp(lambda x, kernel: ops.conv(x, kernel, spec), x, kernel)
     down = ops.conv_transpose(grad, kernel, spec, x.shape[1:3])
-    return out, *vjp(grad), down, ops.conv(x, kernel, spec)
+    fixed, of_x = jax.vjp(lambda x: ops.conv(x, kernel, spec), x)
+    return out, *vjp(grad), down, fixed, *of_x(grad)
 
 
 def check(spec, shape):
@@ -75,9 +76,10 @@ def test_it_is_the_definition(spec, shape):
 def test_winograd_is_chosen_where_it_pays(kernel, stride, channels, winograd):
     spec = Conv("conv", 4, kernel, stride, 2)
     x, weights = jnp.zeros((1, 8, 8, channels)), jnp.zeros((*spec.kernel, channels, 4))
-    loss = jax.grad(lambda x, w: ops.conv(x, w, spec).sum(), (0, 1))
-    program = str(jax.make_jaxpr(loss)(x, weights))
-    assert ("conv_general_dilated" in program) != winograd
+    for trained, expected in (((0, 1), winograd), (0, False)):
+        loss = jax.grad(lambda x, w: ops.conv(x, w, spec).sum(), trained)
+        program = str(jax.make_jaxpr(loss)(x, weights))
+        assert ("conv_general_dilated" in program) != expected
 
 
 def test_it_maps_over_a_batch():
