@@ -122,7 +122,7 @@ def main(options: Options) -> None:
     else:
         images = crops(options.photographs, 200).astype(np.float32) / 64 - 2
     plain = squeezenet.V1_0
-    params = plain.convert(random_tensors(plain.shapes))
+    params = plain.convert("random", random_tensors(plain.shapes))
     compare(
         "SqueezeNet 224, all layers, 200 crops",
         zf.network(plain.apply, plain.image_shape, params=params),

@@ -38,7 +38,8 @@ def describe(run: NetworkRun) -> Metrics:
 
 def describe_network(run: NetworkRun) -> Network:
     """The network of the command line; a published one without its weights."""
-    if run.model is None and run.weights in PUBLIC:
+    is_alone = run.model is None and run.arch is None and run.num_classes is None
+    if is_alone and run.weights in PUBLIC:
         return PUBLIC[run.weights].network()
     return run.net
 

@@ -15,6 +15,7 @@ import tyro
 
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, Run, UserError
+from experiments.progress import say
 from zfnet_jax.arch import ARCHITECTURES
 from zfnet_jax.data import (
     TORCHVISION,
@@ -50,7 +51,8 @@ class NetworkRun(Run):
         arch: Architecture of a file of bare weights with PyTorch's names, such as
             zfnet, alexnet or vgg16. Its images are normalized as for torchvision's
             models.
-        num_classes: Classes in a file of bare weights, by default the architecture's.
+        num_classes: Classes in a file of bare weights, for those of a published network
+            without --arch. By default the architecture's.
         model: Any JAX model, as module:function. The function returns a network, or a
             model and its preprocessing; it is called with --weights if it takes an
             argument.
@@ -81,23 +83,20 @@ class NetworkRun(Run):
         return self._load(self.weights or self.default_weights)
 
     def _load(self, weights: str) -> Network:
-        """Load a network that is known, or with --arch a file of bare weights."""
-        file = find_weights(weights)
-        self.digests["weights"] = digest(file)
+        """Load a known network, or bare weights as the options describe them."""
+        self.digests["weights"] = digest(find_weights(weights))
         try:
-            net = zf.load(file)
+            net = zf.load(weights)
         except BareWeightsError as error:
-            if self.arch is None:
+            if self.arch is not None:
+                return self._load_bare(weights)
+            if self.num_classes is None:
                 raise UserError(
-                    f"--weights {weights} has weights alone: give --arch"
+                    f"--weights {weights} has weights alone: give --arch, or for a "
+                    "published network with other classes --num-classes"
                 ) from error
-            if self.arch not in ARCHITECTURES:
-                raise UserError(
-                    f"--arch {self.arch}: give one of {', '.join(ARCHITECTURES)}"
-                ) from error
-            arch = ARCHITECTURES[self.arch]
-            model = zf.load_weights(file, arch, self.num_classes)
-            return zf.network(model, preprocess=TORCHVISION)
+            names = [f"class {label}" for label in range(self.num_classes)]
+            return zf.load(weights, class_names=names)
         if self.arch is not None or self.num_classes is not None:
             # Its own preprocessing would be lost without notice.
             raise UserError(
@@ -105,6 +104,14 @@ class NetworkRun(Run):
                 "--num-classes"
             )
         return net
+
+    def _load_bare(self, weights: str) -> Network:
+        if self.arch not in ARCHITECTURES:
+            raise UserError(
+                f"--arch {self.arch}: give one of {', '.join(ARCHITECTURES)}"
+            )
+        model = zf.load_weights(weights, ARCHITECTURES[self.arch], self.num_classes)
+        return zf.network(model, preprocess=TORCHVISION)
 
     def _call_model(self, name: str) -> Network:
         module, _, function = name.partition(":")
@@ -174,6 +181,12 @@ class NetworkRun(Run):
         if names is None:
             return images
         ids = WORDNET_IDS if names == CLASS_NAMES else ()
+        unknown = set(images.class_names or ()) - {*names, *ids}
+        if unknown and len(unknown) < len(images.class_names or ()):
+            say(
+                f"the folders are not taken for labels: {self.network_name} has no "
+                f"class {min(unknown)!r}"
+            )
         return translate_labels(images, names, {x: i for i, x in enumerate(ids)})
 
     def labeled_images(self, limit: int | None) -> Images:
@@ -213,12 +226,15 @@ class NetworkRun(Run):
         These are its convolutions and, instead of those inside a block, the block.
         """
         layers = self.net.layers
+        # Where the result is the mean of a map per class, that map is no feature.
+        is_average = layers[self.net.output].kind == "mean pool"
         names = tuple(
             name
             for name, layer in layers.items()
             if layer.kind in ("conv", "named", "relu")
             and len(layer.shape) == 3
             and parent(name) not in layers
+            and (layer.shape[2] != self.net.num_classes or not is_average)
         )
         return names or (self.net.output,)
 

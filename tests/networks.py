@@ -559,7 +559,9 @@ def build(
     plain: PlainNetwork, tensors: Mapping[str, np.ndarray] | None = None, **options: Any
 ) -> zf.networks.Network:
     """A published network, by default with random weights."""
-    params = plain.convert(random_tensors(plain.shapes) if tensors is None else tensors)
+    params = plain.convert(
+        "tensors", random_tensors(plain.shapes) if tensors is None else tensors
+    )
     return zf.network(plain.apply, plain.image_shape, params=params, **options)
 
 

@@ -236,7 +236,6 @@ def test_absent_and_irregular_files(tmp_path):
         find_weights,
         load,
         lambda path: load_weights(path, SMALL),
-        weights.read_safetensors,
     ):
         with pytest.raises(DataNotFoundError, match=f"no weight file {path}"):
             read(path)

@@ -48,11 +48,13 @@ def fetch(url: str, folder: Path, hint: str = "") -> Path:
         with _quiet(pooch.get_logger()):
             return Path(pooch.retrieve(url, None, name, folder, downloader=downloader))
     except (OSError, ValueError) as error:
+        if (folder / name).exists():  # another process has fetched it
+            return folder / name
         response = getattr(error, "response", None)
         status = response is not None and f"{response.status_code} {response.reason}"
-        reason = status or getattr(error, "strerror", None) or type(error).__name__
+        reason = status or getattr(error, "strerror", None) or "no connection"
         if part.exists():
-            reason += f"; {part.stat().st_size:,} bytes are kept, run again to continue"
+            reason += f"; {part.stat().st_size:,} bytes are kept: run again to continue"
         raise DataNotFoundError(
             f"{name} is not in {folder} and cannot be fetched ({reason}): put {url} "
             f"there{hint}"

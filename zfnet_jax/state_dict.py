@@ -7,15 +7,24 @@ has the number after the last layer's: `fc8` after `fc7`.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float64
 
 from zfnet_jax.arch import ARCHITECTURES, Architecture, Conv, Dense
 from zfnet_jax.model import ConvNet
@@ -81,7 +90,7 @@ def recognize(source: str, tensors: Mapping[str, Any]) -> Architecture:
     Raises:
         ValueError: It fits none of `ARCHITECTURES`, or several.
     """
-    tensors = _drop_counters(tensors)
+    tensors = drop_counters(tensors)
     norms = _find_norms(source, tensors)
     matches, candidates = [], _list_candidates(tensors)
     for arch in candidates:
@@ -120,24 +129,16 @@ def build(source: str, tensors: Mapping[str, Any], arch: Architecture) -> ConvNe
         ValueError: Tensors are missing, unexpected, of another shape, not floats, or
             not finite, or batch normalization cannot be folded exactly.
     """
-    tensors = _drop_counters(tensors)
+    tensors = drop_counters(tensors)
     places = _match(source, tensors, arch, _find_norms(source, tensors))
     shapes = _list_shapes(tensors, places)
-    problems = [
-        f"{quote(name)} {problem}"
-        for name, shape in shapes.items()
-        if (problem := _find_problem(tensors.get(name), shape))
-    ]
-    problems += [f"{quote(n)} is not expected" for n in tensors if n not in shapes]
-    problems += [
+    padded = [
         f"batch normalization {quote(place.before)} cannot be folded exactly into "
         f"{quote(place.module)}, which pads its input"
         for place in places
         if place.before and _is_padded(place.weights.layer)
     ]
-    if problems:
-        listed = join_first(problems, "; ")
-        raise ValueError(f"{source} does not fit {arch.name}: {listed}")
+    check(source, arch.name, tensors, shapes, padded)
     zeros = nnx.initializers.zeros_init()
     model = nnx.eval_shape(lambda: ConvNet(arch, init=zeros, rngs=nnx.Rngs(0)))
     for place in places:
@@ -148,6 +149,78 @@ def build(source: str, tensors: Mapping[str, Any], arch: Architecture) -> ConvNe
         affine.kernel.set_value(jax.device_put(kernel, may_alias=True))
         affine.bias.set_value(jax.device_put(bias))
     return model
+
+
+def check(
+    source: str,
+    network: str,
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    problems: Sequence[str] = (),
+) -> None:
+    """Check that tensors are floats of some names and shapes, and no others.
+
+    Raises:
+        ValueError: They are not, or there are other problems; the message lists all.
+    """
+    problems = [
+        *(
+            f"{quote(name)} {problem}"
+            for name, shape in shapes.items()
+            if (problem := _find_problem(tensors.get(name), shape))
+        ),
+        *(f"{quote(name)} is not expected" for name in tensors if name not in shapes),
+        *problems,
+    ]
+    if problems:
+        listed = join_first(problems, "; ")
+        raise ValueError(f"{source} does not fit {network}: {listed}")
+
+
+def _find_problem(tensor: Any, shape: tuple[int, ...]) -> str | None:
+    if tensor is None:
+        return "is missing"
+    if tensor.shape != shape:
+        return f"has shape {tensor.shape}, expected {shape}"
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return f"has dtype {tensor.dtype}, expected a float"
+    return None
+
+
+def read(
+    source: str, tensors: Mapping[str, Any], name: str, rows: slice = slice(None)
+) -> np.ndarray:
+    """Read rows of a tensor as float32.
+
+    Raises:
+        ValueError: They are not finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.asarray(tensors[name][rows], np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{source}: {quote(name)} is not finite in float32")
+    return values
+
+
+def read_norm(
+    source: str, tensors: Mapping[str, Any], module: str
+) -> tuple[Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+    """Read batch normalization as a factor and a shift per channel.
+
+    Raises:
+        ValueError: A number is not finite, or a variance negative.
+    """
+
+    def read_part(part: str, default: float = 0.0) -> np.ndarray:
+        name = f"{module}.{part}"
+        values = read(source, tensors, name) if name in tensors else default
+        return np.asarray(values, np.float64)
+
+    mean, variance = read_part("running_mean"), read_part("running_var")
+    if np.min(variance) < 0:
+        raise ValueError(f"{source}: {quote(module)} has a negative variance")
+    factor = read_part("weight", 1.0) / np.sqrt(variance + _EPSILON)
+    return factor, read_part("bias") - mean * factor
 
 
 # Names.
@@ -176,7 +249,8 @@ class Norms(NamedTuple):
     after: dict[str, str]
 
 
-def _drop_counters(tensors: Mapping[str, Any]) -> dict[str, Any]:
+def drop_counters(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the tensors that only count updates."""
     # torch's AveragedModel counts its updates, and batch normalization its batches.
     counters = ("n_averaged", ".num_batches_tracked")
     return {name: x for name, x in tensors.items() if not name.endswith(counters)}
@@ -276,16 +350,6 @@ def _list_shapes(
     return shapes
 
 
-def _find_problem(tensor: Any, shape: tuple[int, ...]) -> str | None:
-    if tensor is None:
-        return "is missing"
-    if tensor.shape != shape:
-        return f"has shape {tensor.shape}, expected {shape}"
-    if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        return f"has dtype {tensor.dtype}, expected a float"
-    return None
-
-
 def _is_padded(layer: Conv | Dense) -> bool:
     return isinstance(layer, Conv) and layer.padding != ((0, 0), (0, 0))
 
@@ -297,37 +361,20 @@ def _read_layer(
     source: str, tensors: Mapping[str, Any], place: Place
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read kernel and bias of a layer, with batch normalization folded."""
-
-    def read(name: str, rows: slice = slice(None)) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = np.asarray(tensors[name][rows], np.float32)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{source}: {quote(name)} is not finite in float32")
-        return values
-
-    def read_vector(name: str, default: float = 0.0) -> np.ndarray:
-        values = read(name) if name in tensors else default
-        return np.asarray(values, np.float64)
-
-    def read_norm(name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Read a normalization as factor and shift."""
-        mean, variance = (read_vector(f"{name}.{part}") for part in _NORM[:2])
-        if np.min(variance) < 0:
-            raise ValueError(f"{source}: {quote(name)} has a negative variance")
-        factor = read_vector(f"{name}.weight", 1.0) / np.sqrt(variance + _EPSILON)
-        return factor, read_vector(f"{name}.bias") - mean * factor
-
     (layer, _, window, shape), module, before, after = place
     kernel = _allocate((*window, shape[0]))
-    _fill(kernel, lambda rows: read(f"{module}.weight", rows))
-    bias = read_vector(f"{module}.bias")
+    _fill(kernel, functools.partial(read, source, tensors, f"{module}.weight"))
+    bias = np.zeros(shape[0])
+    if f"{module}.bias" in tensors:
+        bias = read(source, tensors, f"{module}.bias").astype(np.float64)
     if before:
-        factor, shift = (_spread(x, layer, window) for x in read_norm(before))
+        norm = read_norm(source, tensors, before)
+        factor, shift = (_spread(x, layer, window) for x in norm)
         axes = tuple(range(len(window)))
         bias = bias + np.sum(kernel * shift, axes, dtype=np.float64)
         kernel *= factor
     if after:
-        factor, shift = read_norm(after)
+        factor, shift = read_norm(source, tensors, after)
         bias = bias * factor + shift
         kernel *= factor
     return kernel, bias.astype(np.float32)

@@ -31,10 +31,12 @@ from zfnet_jax.files import (
     unpack,
     write_atomically,
 )
+from zfnet_jax.imagenet.classes import CLASS_NAMES
 from zfnet_jax.imagenet.registry import PUBLIC, recognize
 from zfnet_jax.model import ConvNet
 from zfnet_jax.torch_file import read_state_dict
 
+_SUFFIXES = (".pt", ".pth", ".safetensors", ".zip")
 _SHIPPED = Path(__file__).parent / "pretrained"
 _MEAN = "preprocessing.mean"
 # One entry of the header holds everything: safetensors writes several in random order.
@@ -74,7 +76,9 @@ class BareWeightsError(ValueError):
     """A weight file does not describe its network."""
 
 
-def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
+def load(
+    name_or_path: str | os.PathLike[str], *, class_names: Sequence[str] | None = None
+) -> Pretrained:
     """Load a trained network, by its name or from a file.
 
     A name is that of a network that ships with the package, or of one trained on
@@ -85,12 +89,15 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
     Args:
         name_or_path: A name such as "zfnet32-cifar10", a file of `save`, or a file of
             published weights (.pth, a zip of it, or safetensors with its names).
+        class_names: Names of the classes, for a file of a published network that was
+            trained on others than ImageNet's.
 
     Raises:
         DamagedFileError: The file is truncated, altered, or not a weight file.
         DataNotFoundError: There is no such file, or it cannot be fetched.
         ValueError: There is no network of that name, the file contains weights alone
-            that belong to no published network, or its description is invalid.
+            that belong to no published network, its description is invalid, or
+            `class_names` do not fit.
 
     Example:
         >>> import zfnet_jax as zf
@@ -101,21 +108,30 @@ def load(name_or_path: str | os.PathLike[str]) -> Pretrained:
     path = find_weights(name_or_path)
     with _open(path) as (tensors, header):
         if header is not None:
+            if class_names is not None:
+                raise ValueError(f"{path} names its classes: omit class_names")
             arch, preprocess, names, metadata = _parse(str(path), header, tensors)
             tensors.pop(_MEAN, None)
             model = state_dict.build(str(path), tensors, arch)
             net = networks.network(model, preprocess=preprocess, class_names=names)
             return Pretrained(net, metadata)
-        name = str(name_or_path)
-        if name not in PUBLIC:
-            name = recognize(tensors)
-        if name is None:
+        is_public = str(name_or_path) in PUBLIC
+        known = (str(name_or_path), 1000) if is_public else recognize(tensors)
+        if known is None:
             raise BareWeightsError(
                 f"{path} has weights alone, of no published network: read it with "
                 "load_weights"
             )
-        net = PUBLIC[name].build(str(path), tensors)
-    return Pretrained(net, {"name": name, "source": PUBLIC[name].url})
+        name, count = known
+        if class_names is None and count != len(CLASS_NAMES):
+            raise BareWeightsError(
+                f"{path} has weights of {name} for {count} classes: give class_names"
+            )
+        names = class_names or CLASS_NAMES
+        net = PUBLIC[name].build(str(path), tensors, names)
+    # A file that is only recognized may have been trained by anyone.
+    source = PUBLIC[name].url if is_public else str(path)
+    return Pretrained(net, {"name": name, "source": source})
 
 
 def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
@@ -132,7 +148,8 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
         return shipped[str(name_or_path)]
     if str(name_or_path) in PUBLIC:
         return PUBLIC[str(name_or_path)].fetch()
-    if not path.exists() and path.name == str(path) and not path.suffix:
+    is_name = path.name == str(path) and path.suffix not in _SUFFIXES
+    if not path.exists() and is_name:
         raise ValueError(
             f"no network is called {path.name!r}; give one of "
             f"{', '.join([*shipped, *PUBLIC])}, or a file"
@@ -270,20 +287,6 @@ def save(
 # Files.
 
 
-def read_safetensors(
-    path: str | os.PathLike[str],
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the tensors of a safetensors file by name, and the texts of its header.
-
-    Raises:
-        DamagedFileError: The file is truncated, damaged, or not a safetensors file.
-        DataNotFoundError: There is no such file.
-        ValueError: The path is a folder or device, or NumPy has no type for a tensor.
-    """
-    tensors, texts = _open_safetensors(find_weights(path), str(path))
-    return {name: tensor[:] for name, tensor in tensors.items()}, texts
-
-
 class _Slices:
     """A tensor that stays in a safetensors file, as a `FileTensor` does."""
 
@@ -334,7 +337,7 @@ def _open_torch(file: io.BufferedReader, label: str) -> dict[str, Any]:
         return {**read_state_dict(file)}
     except ValueError as error:
         raise DamagedFileError(
-            f"{label} is truncated, damaged, or not a weight file: {error}"
+            f"{label} is not read as a weight file: {error}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from tests.comparison import cut, distance
 from tests.networks import build, random_tensors
 from tests.references import make_plain as reference
 from zfnet_jax.imagenet import resnet
-from zfnet_jax.imagenet.plain import PlainNetwork, fold_batch_norm
+from zfnet_jax.imagenet.plain import PlainNetwork
 from zfnet_jax.imagenet.registry import PUBLIC
 
 
@@ -19,7 +19,7 @@ def compute(name: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and the gradient for a kernel of PyTorch's file, OIHW."""
     plain, layer, module = reference.CASES[name]
     tensors = random_tensors(plain.shapes)
-    params = plain.convert(tensors)
+    params = plain.convert(name, tensors)
 
     def loss(kernel, params, image):
         params = params | {layer: params[layer] | {"kernel": kernel}}
@@ -117,7 +117,7 @@ def test_receptive_fields_of_a_resnet_are_known():
 @pytest.mark.parametrize("rule", ["deconvnet", "guided"])
 def test_a_crop_of_a_resnet_has_all_of_the_projection(rule):
     plain = resnet.RESNET18
-    params = plain.convert(random_tensors(plain.shapes))
+    params = plain.convert("random", random_tensors(plain.shapes))
     net = zf.network(plain.apply, (96, 96, 3), params=params)
     image = np.random.default_rng(0).standard_normal((1, 96, 96, 3), np.float32)
     place = {"units": [7], "positions": (5, 6), "rule": rule}
@@ -129,16 +129,3 @@ def test_a_crop_of_a_resnet_has_all_of_the_projection(rule):
     # Fast convolutions leave traces of rounding elsewhere.
     outside = np.linalg.norm(whole.pixels) - np.linalg.norm(inside)
     assert abs(outside) <= 1e-6 * np.linalg.norm(inside)
-
-
-def test_folding_a_normalization_changes_nothing():
-    rng = np.random.default_rng(0)
-    kernel = rng.standard_normal((4, 3, 1, 1))
-    scale, shift, mean = rng.standard_normal((3, 4))
-    variance = rng.uniform(0.5, 2, 4)
-    folded, bias = fold_batch_norm(kernel, scale, shift, mean, variance)
-    x = rng.standard_normal((10, 3))
-    expected = (x @ kernel[:, :, 0, 0].T - mean) / np.sqrt(variance + 1e-5)
-    np.testing.assert_allclose(
-        x @ folded[:, :, 0, 0].T + bias, scale * expected + shift
-    )

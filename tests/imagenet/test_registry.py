@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from tests.networks import random_tensors
 from tests.torch_writer import write_state
 from zfnet_jax import weights
 from zfnet_jax.arch import Architecture
+from zfnet_jax.data import CAFFE, TORCHVISION
 from zfnet_jax.files import DamagedFileError, DataNotFoundError
-from zfnet_jax.imagenet import registry, squeezenet
+from zfnet_jax.imagenet import registry, resnet, squeezenet
 from zfnet_jax.imagenet.classes import CLASS_NAMES, WORDNET_IDS
 from zfnet_jax.imagenet.registry import PUBLIC, PublicNetwork
 from zfnet_jax.weights import BareWeightsError
@@ -64,16 +65,48 @@ def wrap(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_network_names_its_file_and_1000_classes():
+def test_the_classes_are_those_of_imagenet():
     assert len(set(CLASS_NAMES)) == len(set(WORDNET_IDS)) == 1000
     assert list(WORDNET_IDS) == sorted(WORDNET_IDS)
     assert CLASS_NAMES[0] == "tench" and CLASS_NAMES[999] == "toilet tissue"
-    for name, public in PUBLIC.items():
-        net = public.network()
-        assert net.num_classes == 1000 and net.class_names == CLASS_NAMES
-        assert name == "squeezenet-v1.0" or re.search(
-            r"-[0-9a-f]{8}\.pth(\.zip)?$", public.url
+
+
+# Parameters, as their publishers count them, and the file of each network.
+PUBLISHED = {
+    "zfnet-imagenet": (62_357_608, "zfnet-1727-d010ddca.pth.zip"),
+    "zfnetb-imagenet": (107_627_624, "zfnetb-1490-f6bec24e.pth.zip"),
+    "alexnet-imagenet": (62_378_344, "alexnet-1664-2768cdb3.pth.zip"),
+    "alexnet-torchvision": (61_100_840, "alexnet-owt-7be5be79.pth"),
+    "vgg11": (132_863_336, "vgg11-8a719046.pth"),
+    "vgg13": (133_047_848, "vgg13-19584684.pth"),
+    "vgg16": (138_357_544, "vgg16-397923af.pth"),
+    "vgg19": (143_667_240, "vgg19-dcbb9e9d.pth"),
+    "vgg11-bn": (132_863_336, "vgg11_bn-6002323d.pth"),
+    "vgg13-bn": (133_047_848, "vgg13_bn-abd245e5.pth"),
+    "vgg16-bn": (138_357_544, "vgg16_bn-6c64b313.pth"),
+    "vgg19-bn": (143_667_240, "vgg19_bn-c79401a0.pth"),
+    "squeezenet-v1.0": (1_248_424, "compressed_SqueezeNet.net"),
+    "squeezenet-torchvision": (1_248_424, "squeezenet1_0-b66bff10.pth"),
+    "squeezenet-1.1-torchvision": (1_235_496, "squeezenet1_1-b8a52dc0.pth"),
+    # Folded, batch normalization leaves one number per channel.
+    "resnet18": (11_689_512 - 4_800, "resnet18-f37072fd.pth"),
+    "resnet34": (21_797_672 - 8_512, "resnet34-b627a593.pth"),
+    "resnet50": (25_557_032 - 26_560, "resnet50-0676ba61.pth"),
+}
+
+
+def test_every_name_has_its_network_file_and_preprocessing():
+    assert PUBLIC.keys() == PUBLISHED.keys()
+    for name, (parameters, file) in PUBLISHED.items():
+        net, is_caffe = PUBLIC[name].network(), name == "squeezenet-v1.0"
+        assert (net.parameters, PUBLIC[name].url.rpartition("/")[2]) == (
+            parameters,
+            file,
         )
+        assert net.num_classes == 1000 and net.class_names == CLASS_NAMES
+        side, preprocess = (227, CAFFE) if is_caffe else (224, TORCHVISION)
+        assert net.image_shape == (side, side, 3) and net.preprocess == preprocess
+        assert preprocess.crop == side / 256
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1"])
@@ -116,25 +149,48 @@ def test_a_file_is_recognized_by_its_tensors(tmp_path, monkeypatch):
     monkeypatch.setitem(zf.arch.ARCHITECTURES, "vgg11", ARCH)
     public = PublicNetwork("http://somewhere/", ARCH)
     monkeypatch.setitem(PUBLIC, "tiny", public)
-    assert zf.load(file).metadata["name"] == "tiny"
+    assert zf.load(file).metadata == {"name": "tiny", "source": str(file)}
     # For other classes, ImageNet's names would be wrong.
     few = {n: x[:5] if "6" in n else x for n, x in TENSORS.items()}
     file.write_bytes(pack(few))
-    with pytest.raises(BareWeightsError):
+    with pytest.raises(BareWeightsError, match="tiny for 5 classes"):
         zf.load(file)
+    assert zf.load(file, class_names="abcde").class_names == (*"abcde",)
 
 
-def test_a_function_is_recognized_by_its_tensors(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_function_is_recognized_by_its_tensors(tmp_path, prefix):
     tensors = random_tensors(squeezenet.V1_1.shapes)
     file = tmp_path / "squeezenet.safetensors"
-    safetensors.numpy.save_file(tensors, file)
-    net = zf.load(file)
+
+    def load(tensors: dict[str, np.ndarray], **options: Any) -> Any:
+        renamed = {f"{prefix}{name}": x for name, x in tensors.items()}
+        safetensors.numpy.save_file(renamed, file)
+        return zf.load(file, **options)
+
+    net = load(tensors)
     assert net.metadata["name"] == "squeezenet-1.1-torchvision"
-    assert net.targets("tabby", 1) == [281]
-    tensors["features.0.bias"][0] = np.inf
-    safetensors.numpy.save_file(tensors, file)
-    with pytest.raises(ValueError, match=r"features\.0\.bias is not finite"):
-        zf.load(file)
+    image = RNG.normal(size=(1, 224, 224, 3)).astype(np.float32)
+    few = {n: x[:7] if n.startswith("classifier") else x for n, x in tensors.items()}
+    with pytest.raises(BareWeightsError, match="for 7 classes: give class_names"):
+        load(few)
+    logits = load(few, class_names="abcdefg")(image)
+    np.testing.assert_allclose(logits, net(image)[:, :7], rtol=1e-5)
+    for change, problem in (
+        ({"features.0.bias": np.full(64, np.inf, np.float32)}, "is not finite"),
+        ({"features.0.bias": np.zeros(64, np.int64)}, "has dtype int64"),
+        ({"features.0.bias": np.zeros(63, np.float32)}, "has shape"),
+        ({"other.weight": np.zeros(3, np.float32)}, "is not expected"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            load(tensors | change)
+
+
+def test_a_negative_variance_is_refused():
+    tensors = random_tensors(resnet.RESNET18.shapes)
+    tensors["bn1.running_var"][3] = -1
+    with pytest.raises(ValueError, match="it: bn1 has a negative variance"):
+        PUBLIC["resnet18"].build("it", tensors)
 
 
 def compress(tensors: dict[str, np.ndarray]) -> bytes:
@@ -182,10 +238,21 @@ def test_compressed_weights_are_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the published weights")
-def test_the_published_weights_have_660_kb_and_their_digest(tmp_path):
+def test_the_published_weights_have_660_kb_and_their_digest(cache, monkeypatch):
     tensors = safetensors.numpy.load_file(SHARED / "squeezenet_v1_0.safetensors")
-    file, target = tmp_path / "compressed.net", tmp_path / "weights.safetensors"
-    file.write_bytes(compress({n: tensors[n] for n in squeezenet.V1_0_CAFFE.shapes}))
-    assert round(file.stat().st_size / 1024) == 660
-    squeezenet.decompress(file, target)
-    assert zf.load(target).metadata["name"] == "squeezenet-v1.0"
+    content = compress({n: tensors[n] for n in squeezenet.V1_0_CAFFE.shapes})
+    assert round(len(content) / 1024) == 660
+    with serve(content) as server:
+        public = PUBLIC["squeezenet-v1.0"]
+        url = server.base + public.url.rpartition("/")[2]
+        monkeypatch.setitem(PUBLIC, "squeezenet-v1.0", public._replace(url=url))
+        net = zf.load("squeezenet-v1.0")
+    photograph = SHARED.parent / "imagenet_sample" / "n02099601_golden_retriever.jpg"
+    logits = net(net.load_images(photograph)[:])
+    assert net.class_names[int(logits.argmax())] == "golden retriever"
+    (path,) = cache.iterdir()
+    tensors["conv1.bias"][0] += 1
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(DamagedFileError, match="was removed"):
+        zf.load("squeezenet-v1.0")
+    assert not path.exists()

@@ -21,13 +21,27 @@ class PlainNetwork(NamedTuple):
         apply: From parameters and float [b, h, w, 3] images to logits [b, 1000].
         image_shape: Height, width and channels of the images that it was evaluated on.
         shapes: Shape of every tensor of its file, by PyTorch's name; kernels are OIHW.
-        convert: From these tensors to parameters, with batch normalization folded.
+        convert: From the source of these tensors, for messages, and the tensors, as for
+            `state_dict.build`, to parameters with batch normalization folded.
     """
 
     apply: Callable[[Any, Any], Any]
     image_shape: tuple[int, int, int]
     shapes: Mapping[str, tuple[int, ...]]
-    convert: Callable[[Mapping[str, np.ndarray]], Params]
+    convert: Callable[[str, Mapping[str, Any]], Params]
+
+    @property
+    def classifier(self) -> str:
+        """Name of the first tensor with an entry per class."""
+        return next(name for name, shape in self.shapes.items() if shape[0] == 1000)
+
+    def with_classes(self, count: int) -> PlainNetwork:
+        """The same network with another number of classes."""
+        shapes = {
+            name: (count, *shape[1:]) if shape[0] == 1000 else shape
+            for name, shape in self.shapes.items()
+        }
+        return self._replace(shapes=shapes)
 
 
 def convolve(
@@ -62,15 +76,3 @@ def convert_layer(
     order = (2, 3, 1, 0) if kernel.ndim == 4 else (1, 0)
     arrays = {"kernel": kernel.transpose(order), "bias": bias}
     return {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
-
-
-def fold_batch_norm(
-    kernel: Float[np.ndarray, "out in h w"],
-    scale: Float[np.ndarray, " out"],
-    shift: Float[np.ndarray, " out"],
-    mean: Float[np.ndarray, " out"],
-    variance: Float[np.ndarray, " out"],
-) -> tuple[Float[np.ndarray, "out in h w"], Float[np.ndarray, " out"]]:
-    """Compute kernel and bias of a convolution and the normalization after it."""
-    factor = scale / np.sqrt(variance + 1e-5)
-    return kernel * factor[:, None, None, None], shift - mean * factor

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,71 +55,99 @@ class PublicNetwork(NamedTuple):
             DataNotFoundError: The file is missing and cannot be fetched.
         """
         folder, name = download.cache_folder(), self.url.rpartition("/")[2]
-        stem, *packing = re.split(r"(\.net|\.zip)$", name)
-        path = folder / (f"{stem}.safetensors" if ".net" in packing else stem)
+        if name.endswith(".net"):
+            path = folder / f"{name}.safetensors"
+            if not path.exists():
+                file = download.fetch(self.url, folder)
+                squeezenet.decompress(file, path)
+                file.unlink()
+            squeezenet.check(path)
+            return path
+        path = folder / name.removesuffix(".zip")
         if not path.exists():
             file = download.fetch(self.url, folder, ", or give the path of the file")
-            if ".net" in packing:
-                squeezenet.decompress(file, path)
-            elif ".zip" in packing:
-                extract_single(file, path)
             if file != path:
+                extract_single(file, path)
                 file.unlink()
-        if digits := re.search(r"-([0-9a-f]{8})\.pth", name):
-            # torchvision names its files by their sha256, imgclsmob by their sha1.
-            is_torchvision = self.url.startswith(_TORCHVISION)
-            download.check(path, "sha256" if is_torchvision else "sha1", digits[1])
+        # torchvision's names hold a sha256, those of imgclsmob a sha1.
+        algorithm = "sha256" if self.url.startswith(_TORCHVISION) else "sha1"
+        (digits,) = re.findall(r"-([0-9a-f]{8})\.pth", name)
+        download.check(path, algorithm, digits)
         return path
 
     def network(self) -> Network:
         """Build the network without its weights, for what is known of its layers."""
         if isinstance(self.model, Architecture):
             arch = self.model
-            return self._finish(nnx.eval_shape(lambda: ConvNet(arch, rngs=nnx.Rngs(0))))
-        return self._finish({n: np.zeros(x) for n, x in self.model.shapes.items()})
+            weights = nnx.eval_shape(lambda: ConvNet(arch, rngs=nnx.Rngs(0)))
+        else:
+            zeros = {n: np.zeros(x, np.float32) for n, x in self.model.shapes.items()}
+            weights = self.model.convert(self.url, zeros)
+        return self._finish(weights, CLASS_NAMES)
 
-    def build(self, source: str, tensors: Mapping[str, Any]) -> Network:
+    def build(
+        self,
+        source: str,
+        tensors: Mapping[str, Any],
+        class_names: Sequence[str] = CLASS_NAMES,
+    ) -> Network:
         """Build the network from the tensors of its file.
 
         Args:
             source: Where the tensors come from, for messages.
             tensors: As for `state_dict.build`.
+            class_names: One name per class.
 
         Raises:
             ValueError: The tensors do not fit.
         """
-        if isinstance(self.model, Architecture):
-            return self._finish(state_dict.build(source, tensors, self.model))
-        arrays = {}
-        for name in self.model.shapes:
-            arrays[name] = np.asarray(tensors[name][:], np.float32)
-            if not np.isfinite(arrays[name]).all():
-                raise ValueError(f"{source}: {name} is not finite in float32")
-        return self._finish(arrays)
+        model = self.model.with_classes(len(class_names))
+        if isinstance(model, Architecture):
+            weights = state_dict.build(source, tensors, model)
+        else:
+            tensors = _strip(tensors, model)
+            state_dict.check(source, "the network", tensors, model.shapes)
+            weights = model.convert(source, tensors)
+        return self._finish(weights, class_names)
 
-    def _finish(self, weights: Any) -> Network:
-        known = {"preprocess": self.preprocess, "class_names": CLASS_NAMES}
+    def _finish(self, weights: Any, class_names: Sequence[str]) -> Network:
+        known = {"preprocess": self.preprocess, "class_names": class_names}
         if isinstance(self.model, Architecture):
             return network(weights, **known)
-        params = self.model.convert(weights)
-        return network(self.model.apply, self.model.image_shape, params=params, **known)
+        model = self.model
+        return network(model.apply, model.image_shape, params=weights, **known)
 
 
-def recognize(tensors: Mapping[str, Any]) -> str | None:
-    """Name the network whose file has tensors of these names and shapes, if any."""
-    shapes = {name: x.shape for name, x in tensors.items()}
-    shapes = {n: x for n, x in shapes.items() if not n.endswith(".num_batches_tracked")}
+def recognize(tensors: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Find the network that a file's tensors belong to.
+
+    Returns:
+        Its name and the number of classes; None if there is no such network.
+    """
     for name, public in PUBLIC.items():
-        if isinstance(public.model, PlainNetwork) and public.model.shapes == shapes:
-            return name
+        if isinstance(public.model, PlainNetwork):
+            own, expected = _strip(tensors, public.model), public.model.shapes
+            # Another number of tensors is an error with a name, not another network.
+            if len(own.keys() ^ expected.keys()) < len(expected) / 10:
+                classifier = own.get(public.model.classifier)
+                count = classifier.shape[:1] if classifier is not None else ()
+                return name, *(count or (1000,))
     try:
         arch = state_dict.recognize("", tensors)
     except ValueError:
         return None
-    has_norm = any(name.endswith(".running_mean") for name in shapes)
+    has_norm = any(name.endswith(".running_mean") for name in tensors)
     name = f"{arch.name}-bn" if has_norm else arch.name
-    # A network for other classes has other names for them.
-    return name if name in PUBLIC and arch == PUBLIC[name].model else None
+    return (name, arch.num_classes) if name in PUBLIC else None
+
+
+def _strip(tensors: Mapping[str, Any], plain: PlainNetwork) -> dict[str, Any]:
+    """Drop a prefix that all names share, such as `module.`, and counters."""
+    first = next(iter(plain.shapes))
+    prefixes = [n.removesuffix(first) for n in tensors if f".{n}".endswith(f".{first}")]
+    prefix = min(prefixes, key=len, default="")
+    tensors = state_dict.drop_counters(tensors)
+    return {name.removeprefix(prefix): x for name, x in tensors.items()}
 
 
 def _chain(arch: str, file: str) -> PublicNetwork:

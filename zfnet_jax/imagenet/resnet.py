@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -18,9 +18,9 @@ from zfnet_jax.imagenet.plain import (
     PlainNetwork,
     convert_layer,
     convolve,
-    fold_batch_norm,
     max_pool,
 )
+from zfnet_jax.state_dict import read, read_norm
 
 _WIDTHS = (64, 128, 256, 512)
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -85,14 +85,14 @@ def _name_norm(conv: str) -> str:
 
 
 def _convert(
-    kernels: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]
+    kernels: Mapping[str, tuple[int, ...]], source: str, tensors: Mapping[str, Any]
 ) -> Params:
-    params = {"fc": convert_layer(tensors["fc.weight"], tensors["fc.bias"])}
+    weights = (read(source, tensors, f"fc.{part}") for part in ("weight", "bias"))
+    params = {"fc": convert_layer(*weights)}
     for name in kernels:
-        norm = (tensors[f"{_name_norm(name)}.{part}"] for part in _NORM)
-        # Half precision is too coarse to fold in.
-        arrays = (np.asarray(x, np.float32) for x in (tensors[f"{name}.weight"], *norm))
-        params[name] = convert_layer(*fold_batch_norm(*arrays))
+        factor, bias = read_norm(source, tensors, _name_norm(name))
+        kernel = read(source, tensors, f"{name}.weight")
+        params[name] = convert_layer(kernel * factor[:, None, None, None], bias)
     return params
 
 

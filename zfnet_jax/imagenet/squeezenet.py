@@ -6,14 +6,17 @@ names in all of them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -26,6 +29,7 @@ from zfnet_jax.imagenet.plain import (
     convolve,
     max_pool,
 )
+from zfnet_jax.state_dict import read
 
 # Channels that each fire module squeezes to, and that either kernel expands to.
 _FIRES = {
@@ -38,7 +42,7 @@ _FIRES = {
     "fire8": (64, 256),
     "fire9": (64, 256),
 }
-# Of the authors' weights, in the order of their names.
+# Digest of the authors' weights, in the order of their names.
 _DIGEST = "34539d67ffee16da114b05e79ae2abd83747568c7f7041aa90b436ccb2a7ab61"
 _LAYERS_1_0 = (
     *("conv1", "pool1", "fire2", "fire3", "fire4", "pool4", "fire5", "fire6", "fire7"),
@@ -104,12 +108,14 @@ def _name_module(layers: tuple[str, ...], name: str) -> str:
 
 
 def _convert(
-    modules: Mapping[str, str], is_caffe: bool, tensors: Mapping[str, np.ndarray]
+    modules: Mapping[str, str], is_caffe: bool, source: str, tensors: Mapping[str, Any]
 ) -> Params:
-    params = {
-        name: convert_layer(tensors[f"{module}.weight"], tensors[f"{module}.bias"])
-        for name, module in modules.items()
-    }
+    params = {}
+    for name, module in modules.items():
+        weights = (
+            read(source, tensors, f"{module}.{part}") for part in ("weight", "bias")
+        )
+        params[name] = convert_layer(*weights)
     if is_caffe:  # Caffe's network takes blue first.
         params["conv1"]["kernel"] = params["conv1"]["kernel"][:, :, ::-1]
     return params
@@ -144,26 +150,46 @@ def decompress(file: Path, target: Path) -> None:
     before it. In longer runs some zeros have codes.
 
     Raises:
-        DamagedFileError: These are not the published weights.
+        DamagedFileError: These are not the published weights; the file is removed.
         OSError: The target cannot be written.
     """
-    with file.open("rb") as stream:
-        read = functools.partial(np.fromfile, stream)
-        kernels, tensors = _kernels(96, 7), {}
-        try:
-            counts = read("<u4", len(kernels)).tolist()
-            for (name, shape), count in zip(kernels.items(), counts, strict=True):
-                table, tensors[f"{name}.bias"] = read("<f4", 256), read("<f4", shape[0])
-                codes, pairs = read(np.uint8, count), read(np.uint8, (count + 1) // 2)
-                gaps = np.stack([pairs % 16, pairs // 16], 1).ravel()[:count]
-                indices = np.zeros(math.prod(shape), np.uint8)
-                indices[np.cumsum(gaps + 1, dtype=int) - 1] = codes
-                tensors[f"{name}.weight"] = table[indices].reshape(shape)
-        except (IndexError, ValueError):
-            tensors = {}
+    kernels, tensors = _kernels(96, 7), {}
+    with file.open("rb") as stream, _removing(file):
+        load = functools.partial(np.fromfile, stream)
+        counts = load("<u4", len(kernels)).tolist()
+        for (name, shape), count in zip(kernels.items(), counts, strict=True):
+            table, tensors[f"{name}.bias"] = load("<f4", 256), load("<f4", shape[0])
+            codes, pairs = load(np.uint8, count), load(np.uint8, (count + 1) // 2)
+            gaps = np.stack([pairs % 16, pairs // 16], 1).ravel()[:count]
+            indices = np.zeros(math.prod(shape), np.uint8)
+            indices[np.cumsum(gaps + 1, dtype=int) - 1] = codes
+            tensors[f"{name}.weight"] = table[indices].reshape(shape)
+        _check_digest(tensors)
+    write_atomically(target, safetensors.numpy.save(tensors))
+
+
+def check(file: Path) -> None:
+    """Remove a file that `decompress` wrote unless it holds the published weights.
+
+    Raises:
+        DamagedFileError: It does not.
+    """
+    with _removing(file):
+        _check_digest(safetensors.numpy.load(file.read_bytes()))
+
+
+def _check_digest(tensors: Mapping[str, np.ndarray]) -> None:
     if digest(*(tensors[name] for name in sorted(tensors))) != _DIGEST:
+        raise ValueError("another digest")
+
+
+@contextlib.contextmanager
+def _removing(file: Path) -> Iterator[None]:
+    """Remove a file that turns out not to be what was published."""
+    try:
+        yield
+    except (IndexError, ValueError, safetensors.SafetensorError) as error:
         file.unlink()
         raise DamagedFileError(
             f"{file} is damaged and was removed: run again to fetch it anew"
-        )
-    write_atomically(target, safetensors.numpy.save(tensors))
+        ) from error
