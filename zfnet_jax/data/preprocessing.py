@@ -140,7 +140,7 @@ class Normalization:
         return (images.astype(np.float32) - mean) / deviation
 
 
-# Of torchvision's networks and osmr's; of Caffe's.
+# For the networks of torchvision and pytorchcv, and for those of Caffe.
 TORCHVISION = Normalization(
     (255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225)
 )
