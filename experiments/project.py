@@ -1,7 +1,7 @@
 """Units of layers projected back to the pixels of a photograph, by three rules.
 
     python -m experiments.project --image PHOTO --layers conv5 --units 3 17
-    python -m experiments.project --image PHOTO --layers fire5 logits --count 6 \\
+    python -m experiments.project --image PHOTO --layers fire5 fire9 --count 6 \\
         --weights squeezenet_v1_0.safetensors
 
 By default, the nine units of the last convolution with the strongest activations. Each

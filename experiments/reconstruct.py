@@ -1,4 +1,4 @@
-"""What is left of a photograph on its way back from a deep layer, stage by stage.
+"""A photograph on its way back from a deep layer to the pixels, stage by stage.
 
     python -m experiments.reconstruct --image PHOTO_OR_FOLDER
     python -m experiments.reconstruct --image PHOTO_OR_FOLDER \\
@@ -7,32 +7,35 @@
 Two signals are sent down from the deepest pooled map by the deconvnet (section 2.1 of
 the paper): all of the map, and its strongest activation alone. They are drawn after
 every stage: unpool 5, conv5, conv4 and so on, down to the pixels. Several networks
-stand under each other. `--norm off` adds each network without its contrast
-normalization, with the same weights.
+stand one above the other. `--norm off` adds each network that has contrast
+normalization without it, with the same weights.
 
 The result folder contains a figure for each photograph and metrics.json, with the five
 most probable classes, the display scale of each stage, and the sharpness of pixels and
 photograph in cycles per picture. Noise is sharp too, so the rank correlation of their
-edges stands beside it. A network that takes larger images than another also gets the
-photograph reduced to the smaller size: a picture that stays as sharp does not owe its
-sharpness to the photograph.
+edges stands beside it.
 
-Expected with these two networks on two CPU cores, in about a minute for 21 photographs
-of ImageNet: sharpness 46 by SqueezeNet, 45 from 32 x 32 pixels, and 9 by the shipped
-network. A photograph alone takes ten seconds.
+A picture of more pixels can be sharper. Where a network takes images of at least twice
+the rows of the smallest network, its pixels are also measured after they are reduced
+to the smaller size. It also gets the photograph reduced to that size.
+
+Expected with these two networks and the first 21 photographs of a sample of ImageNet,
+in a minute or two on two CPU cores: sharpness 46 by SqueezeNet, 45 from 32 x 32 pixels,
+and 8.8 by the shipped network. But reduced to 32 x 32, SqueezeNet's pixels have 8.8
+too. A photograph alone takes ten seconds.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, UserError, main
@@ -43,7 +46,7 @@ from experiments.inputs import (
     name_image,
     name_networks,
 )
-from experiments.progress import say, say_table
+from experiments.progress import say_table
 from zfnet_jax.analysis.sanity import find_edges
 from zfnet_jax.arch import Pair
 from zfnet_jax.deconvnet import follow_signal
@@ -79,6 +82,8 @@ class Subject(NamedTuple):
         net: The network of that run, or without its contrast normalization.
         images: The photographs.
         reduced_to: Rows and columns that they are reduced to first.
+        smaller: Rows and columns of a network of at most half as many, where its pixels
+            are measured too.
         layer: The layer to start from.
     """
 
@@ -87,6 +92,7 @@ class Subject(NamedTuple):
     net: Network
     images: Images
     reduced_to: Pair | None
+    smaller: Pair | None
     layer: str
 
 
@@ -103,7 +109,7 @@ def reconstruct(
     Args:
         layer: Layer to start from, by default the last max pooling. Where there is none
             in the upper half of the network, it is the last map.
-        norm: Contrast normalization; "off" adds each network without it.
+        norm: Contrast normalization; "off" adds each network that has it without it.
         rule: Backward rule for ReLUs.
         contrast: Percentile of the magnitudes that is shown in full color.
         limit: Photographs at most.
@@ -114,7 +120,7 @@ def reconstruct(
     for index in run.track("reconstructing", range(len(images))):
         name = name_image(images, index)
         reconstructions = [examine(subject, index, rule) for subject in subjects]
-        title = f"{name}, sent back to its pixels by the rule “{rule}”"
+        title = f"{name}, reconstructed by the rule “{rule}”"
         figure = draw_reconstructions(title, reconstructions, contrast)
         run.figure(f"reconstruction_{slug(name.replace('.', '-'))}", figure)
         pairs = zip(subjects, reconstructions, strict=True)
@@ -132,30 +138,36 @@ def list_subjects(
 ) -> Iterator[Subject]:
     """Yield each network, also without normalization and with photographs reduced."""
     runs = run.split()
-    smallest = min((own.net.image_shape[:2] for own in runs), key=math.prod)
-    for name, own in zip(name_networks(runs), runs, strict=True):
-        variants = {name: own.net}
-        if norm == "off":
-            variants[f"{name} without contrast normalization"] = remove_norms(own)
-        images = own.images(limit)
-        for title, net in variants.items():
-            top = find_layer(net, layer)
-            yield Subject(title, own, net, images, None, top)
-            if math.prod(net.image_shape[:2]) > math.prod(smallest):
-                yield Subject(title, own, net, images, smallest, top)
-
-
-def remove_norms(run: NetworkRun) -> Network:
-    """Make the network without contrast normalization; it shares the weights."""
-    net = run.net
-    norms = [name for name, layer in net.layers.items() if layer.kind == "norm"]
-    if not norms or not net.is_convnet:
+    names = name_networks(runs)
+    if norm == "off" and not any(list_norms(part.net) for part in runs):
         raise UserError(
-            f"--norm off: {run.network_name} has no contrast normalization that can be "
-            "left out; omit --norm, or give other --weights"
+            f"--norm off: no contrast normalization can be left out of "
+            f"{' or '.join(names)}; omit --norm, or give other --weights"
         )
+    smallest = min(part.net.image_shape[:2] for part in runs)
+    for name, part in zip(names, runs, strict=True):
+        variants = {name: part.net}
+        if norm == "off" and list_norms(part.net):
+            variants[f"{name} without contrast normalization"] = remove_norms(part.net)
+        images = part.images(limit)
+        is_larger = part.net.image_shape[0] >= 2 * smallest[0]
+        smaller = smallest if is_larger else None
+        for title, net in variants.items():
+            for reduced_to in dict.fromkeys([None, smaller]):
+                top = find_layer(net, layer)
+                yield Subject(title, part, net, images, reduced_to, smaller, top)
+
+
+def list_norms(net: Network) -> list[str]:
+    """List the layers of contrast normalization that can be left out."""
+    norms = [name for name, layer in net.layers.items() if layer.kind == "norm"]
+    return norms if net.is_convnet else []
+
+
+def remove_norms(net: Network) -> Network:
+    """Make the network without contrast normalization; it shares the weights."""
     model = nnx.clone(net.model)
-    model.arch = zf.ablate(model.arch, remove=norms)
+    model.arch = zf.ablate(model.arch, remove=list_norms(net))
     return zf.network(model, preprocess=net.preprocess, class_names=net.class_names)
 
 
@@ -187,7 +199,11 @@ def examine(subject: Subject, index: int, rule: Rule) -> Reconstruction:
 
     def descend(title: str, signal: np.ndarray, **measures: Any) -> Descent:
         stages = [*send_down(net, image, layer, signal, rule)]
-        return Descent(title, stages, measures | compare(stages[-1].values, picture))
+        pair = stages[-1].values, picture.astype(np.float32)
+        measures |= compare(*pair)
+        if subject.smaller is not None:
+            measures["reduced"] = compare(*(reduce(x, subject.smaller) for x in pair))
+        return Descent(title, stages, measures)
 
     return Reconstruction(
         describe_input(subject),
@@ -222,18 +238,23 @@ def rank_classes(run: NetworkRun, logits: np.ndarray) -> list[tuple[str, float]]
 
 
 def compare(
-    pixels: Float[np.ndarray, "h w c"], picture: UInt8[np.ndarray, "h w c"]
+    pixels: Float[np.ndarray, "h w c"], photograph: Float[np.ndarray, "h w c"]
 ) -> dict[str, float]:
     """Measure a reconstruction beside the photograph that it was made from."""
-    pair = pixels[None], picture[None].astype(np.float32)
-    own, original = (float(sharpness(x)[0]) for x in pair)
+    pair = pixels[None], photograph[None]
+    of_pixels, of_photograph = (float(sharpness(x)[0]) for x in pair)
     edges = (np.asarray(importance(find_edges(x))).ravel() for x in pair)
     return {
-        "sharpness": own,
-        "photograph_sharpness": original,
-        "sharpness_ratio": own / original if original else math.nan,
+        "sharpness": of_pixels,
+        "photograph_sharpness": of_photograph,
+        "sharpness_ratio": of_pixels / of_photograph if of_photograph else math.nan,
         "edge_correlation": spearman(*edges),
     }
+
+
+def reduce(pixels: Float[np.ndarray, "H W c"], hw: Pair) -> Float[np.ndarray, "h w c"]:
+    """Reduce signed pixels to rows and columns, with antialiasing."""
+    return np.asarray(jax.image.resize(pixels, (*hw, pixels.shape[2]), "bilinear"))
 
 
 def send_down(
@@ -241,8 +262,8 @@ def send_down(
 ) -> Iterator[Stage]:
     """Yield the signal in a layer, after every stage below it, and in pixels.
 
-    A module that is a layer is one stage with its parts. Contrast normalization, which
-    passes the signal on unchanged, is none.
+    A module that is a layer is one stage with its parts. Contrast normalization is part
+    of the stage of the layer above it.
     """
     signals, pixels = follow_signal(net, image, layer, signal, rule=rule)
     yield Stage("start", signal.shape[1:], signal[0].sum(-1))
@@ -258,9 +279,10 @@ def send_down(
 
 
 def name_stage(net: Network, layer: str) -> str:
-    """Name the stage that undoes a layer, as in "unpool 5"."""
-    is_pool = net.layers[layer].kind == "max pool"
-    return f"unpool {layer.removeprefix('pool')}" if is_pool else layer
+    """Name the stage that undoes a layer, as in "unpool 5" or "conv5"."""
+    if net.layers[layer].kind != "max pool":
+        return layer
+    return f"unpool {layer.removeprefix('max').removeprefix('pool')}".rstrip()
 
 
 def describe(
@@ -289,23 +311,39 @@ def describe(
     }
 
 
-def report(subjects: Sequence[Subject], rows: Sequence[Sequence[Any]]) -> None:
-    """Print the sharpness of all that comes down, averaged over photographs."""
-    table = [["cycles per picture", *_MEASURES.values()]]
-    sharp = []
-    for subject, own in zip(subjects, zip(*rows, strict=True), strict=True):
-        means = {key: float(np.mean([x["all"][key] for x in own])) for key in _MEASURES}
-        table.append([describe_input(subject), *(f"{x:.2f}" for x in means.values())])
-        sharp.append(means["sharpness"])
-    say_table(table)
-    least = subjects.index(min(subjects, key=lambda x: math.prod(x.net.image_shape)))
-    for index, subject in enumerate(subjects):
-        if subject.reduced_to and subject.net is subject.run.net:
-            full, reduced = (sharp[i] / sharp[least] for i in (index - 1, index))
-            say(
-                f"{subject.name}'s pixels are {full:.1f} times as sharp as those of "
-                f"{subjects[least].name}; from as few pixels, {reduced:.1f} times"
-            )
+def report(subjects: Sequence[Subject], results: Sequence[Sequence[Any]]) -> None:
+    """Print what was measured of all that comes down, and differences at one size."""
+    table, reduced = {}, {}
+    for subject, entries in zip(subjects, zip(*results, strict=True), strict=True):
+        name, parts = describe_input(subject), [entry["all"] for entry in entries]
+        table[name] = collect(parts)
+        if subject.smaller is not None:
+            name = "{}, reduced to {} x {}".format(name, *subject.smaller)
+            table[name] = reduced[name] = collect([part["reduced"] for part in parts])
+    say_means("cycles per picture", table)
+    if reduced:
+        smallest = describe_input(min(subjects, key=lambda x: x.net.image_shape))
+        differences = {name: x - table[smallest] for name, x in reduced.items()}
+        say_means(f"difference to {smallest}", differences)
+
+
+def collect(parts: Sequence[Mapping[str, float]]) -> Float[np.ndarray, "n measures"]:
+    """Make a row of measures for each photograph."""
+    return np.array([[part[key] for key in _MEASURES] for part in parts])
+
+
+def say_means(title: str, rows: Mapping[str, Float[np.ndarray, "n measures"]]) -> None:
+    """Print the means over photographs, with their standard errors."""
+    cells = [[name, *map(spell_mean, values.T)] for name, values in rows.items()]
+    say_table([[title, *_MEASURES.values()], *cells])
+
+
+def spell_mean(values: Float[np.ndarray, " n"]) -> str:
+    """Write a mean and its standard error, as in "8.77 ± 0.05"."""
+    mean, count = f"{values.mean():z.2f}", len(values)
+    if count == 1:
+        return mean
+    return f"{mean} ± {values.std(ddof=1) / math.sqrt(count):.2f}"
 
 
 if __name__ == "__main__":

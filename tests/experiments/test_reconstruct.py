@@ -23,7 +23,7 @@ from zfnet_jax.viz.contrast import measure_scale
 
 NORMED = Architecture(
     "normed",
-    (24, 24),
+    (32, 32),
     (
         Conv("conv1", 4, kernel=3, padding=1),
         MaxPool("pool1", kernel=2, stride=2),
@@ -72,18 +72,33 @@ def check(entry: dict[str, Any], net, picture: np.ndarray, image: np.ndarray) ->
         expected = [measure_scale(x) for x in (*sums, pixels)]
         np.testing.assert_allclose(scales, expected, rtol=1e-4)
         both = pixels, picture[None].astype(np.float32)
-        one, other = (sharpness(x)[0] for x in both)
-        assert part["sharpness"] == pytest.approx(one, rel=1e-4)
-        assert part["photograph_sharpness"] == pytest.approx(other, rel=1e-4)
-        assert part["sharpness_ratio"] == pytest.approx(one / other, rel=1e-4)
-        edges = (np.asarray(importance(find_edges(x))).ravel() for x in both)
-        assert part["edge_correlation"] == pytest.approx(spearman(*edges), abs=1e-3)
+        check_measures(part, *both)
+        if "reduced" in part:
+            check_measures(part["reduced"], *map(halve, both))
+
+
+def check_measures(measures: dict[str, Any], *both: np.ndarray) -> None:
+    one, other = (sharpness(x)[0] for x in both)
+    assert measures["sharpness"] == pytest.approx(one, rel=1e-4)
+    assert measures["photograph_sharpness"] == pytest.approx(other, rel=1e-4)
+    assert measures["sharpness_ratio"] == pytest.approx(one / other, rel=1e-4)
+    edges = (np.asarray(importance(find_edges(x))).ravel() for x in both)
+    assert measures["edge_correlation"] == pytest.approx(spearman(*edges), abs=1e-3)
+
+
+def halve(images: np.ndarray) -> np.ndarray:
+    """Reduce 32 x 32 pixels to 16 x 16 by triangles four pixels wide."""
+    weights = np.maximum(
+        0, 1 - np.abs(2 * np.arange(16)[:, None] + 0.5 - np.arange(32)) / 2
+    )
+    weights /= weights.sum(1, keepdims=True)
+    return np.einsum("iy,jx,nyxc->nijc", weights, weights, images)
 
 
 def test_every_network_gets_every_photograph(
     measure, normed, weights, photographs, capsys
 ):
-    """And the larger network also the pixels of the smaller one."""
+    """The larger network also gets the pixels of the smaller one."""
     argv = ["--image", photographs, "--limit", 2, "--weights", normed]
     metrics, out = measure(reconstruct, *argv, "--weights", weights)
     assert list(metrics["photographs"]) == ["0.png", "1.png"]
@@ -101,23 +116,37 @@ def test_every_network_gets_every_photograph(
             assert isinstance(net.preprocess, Preprocessing)
             shown = net.preprocess.pictures(picture[None])[0]
             check(entry, net, shown, net.preprocess(picture[None]))
+        assert ["reduced" in x["all"] for x in entries] == [True, True, False]
         names = [stage["name"] for stage in entries[0]["all"]["stages"]]
         assert names == STAGES
         assert (out / f"reconstruction_{name[0]}-png.png").stat().st_size > 10_000
-    *_, line, _ = capsys.readouterr().out.splitlines()
-    own, reduced, least = (
-        np.mean([x[i]["all"]["sharpness"] for x in metrics["photographs"].values()])
-        for i in range(3)
+    lines = capsys.readouterr().out.splitlines()
+    small, reduced = (
+        np.array([values(x) for x in metrics["photographs"].values()])
+        for values in (
+            lambda x: x[2]["all"]["sharpness"],
+            lambda x: x[0]["all"]["reduced"]["sharpness"],
+        )
     )
-    assert f"{own / least:.1f} times as sharp as those of small" in line
-    assert f"{reduced / least:.1f} times" in line
+    (row,) = (x for x in lines if x.startswith("small"))
+    error = np.abs(np.diff(small)).item() / 2
+    assert f"  {small.mean():.2f} ± {error:.2f}  " in row
+    # The last rows are the result folder, and the differences of both.
+    *_, row, _, _ = lines
+    difference = reduced - small
+    error = np.abs(np.diff(difference)).item() / 2
+    assert row.startswith("normed, 32 x 32 pixels, reduced to 16 x 16")
+    assert f"  {difference.mean():.2f} ± {error:.2f}  " in row
 
 
 def test_normalization_can_be_left_out(measure, normed, weights, photographs, refuse):
     argv = ["--image", photographs / "2.png", "--norm", "off", "--weights"]
-    metrics, _ = measure(reconstruct, *argv, normed)
-    entries = metrics["photographs"]["2.png"]
-    assert [entry["norm"] for entry in entries] == ["on", "off"]
+    metrics, _ = measure(reconstruct, *argv, weights, "--weights", normed)
+    # The first network has none, and the second also gets the photograph reduced.
+    other, *entries = metrics["photographs"]["2.png"]
+    assert other["network"] == "small"
+    assert [entry["norm"] for entry in (other, *entries)] == "on on on off off".split()
+    entries = entries[::2]
     net = zf.load(normed)
     arch = zf.ablate(NORMED, remove=["norm1"])
     parts = {name: getattr(net.model, name) for name in arch.kernel_shapes()}
@@ -130,9 +159,7 @@ def test_normalization_can_be_left_out(measure, normed, weights, photographs, re
     for entry, one in zip(entries, (net, plain), strict=True):
         check(entry, one, images.pictures[0], images[[0]])
     assert entries[0]["probabilities"] != entries[1]["probabilities"]
-    assert "small has no contrast normalization" in refuse(
-        reconstruct, 2, *argv, weights
-    )
+    assert "can be left out of small" in refuse(reconstruct, 2, *argv, weights)
 
 
 def test_a_layer_without_maps_is_refused(weights, photographs, refuse):
@@ -162,7 +189,7 @@ def fire(params, x):
     x = jax.lax.reduce_window(
         conv(x, "stem"), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
     )
-    x = conv(x, "fire/squeeze")
+    x = conv(checkpoint_name(x, "maxpool"), "fire/squeeze")
     x = jnp.concatenate([conv(x, "fire/left"), conv(x, "fire/right")], -1)
     return conv(checkpoint_name(x, "fire"), "last").mean((1, 2))
 
@@ -181,11 +208,11 @@ def test_a_module_is_one_stage():
     maps = net.activations(image, "last")["last"]
     stages = [*send_down(net, image, "last", maps, "deconvnet")]
     assert [stage.name for stage in stages] == [
-        *("start", "last", "fire", "unpool stem.pool", "stem = pixels")
+        *("start", "last", "fire", "unpool", "stem = pixels")
     ]
     signals, pixels = follow_signal(net, image, "last", maps)
     assert "fire/squeeze" in signals
-    for stage, name in zip(stages[1:-1], ("fire", "stem.pool", "stem"), strict=True):
+    for stage, name in zip(stages[1:-1], ("fire", "maxpool", "stem"), strict=True):
         np.testing.assert_array_equal(
             stage.values, np.asarray(signals[name])[0].sum(-1)
         )

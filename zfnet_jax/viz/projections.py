@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -44,21 +45,22 @@ def draw_projections(
     in `image`. A scale never spans rules, whose magnitudes have nothing in common.
     Captions are the name of each unit and how strongly it is active.
     """
-    columns: list[tuple[list[str], list[Box]]] = []
+    columns: list[tuple[list[Box], list[Box]]] = []
     count = len(captions)
     if image is not None and boxes is not None:
         framed = [picture(image, _SIDE, [box]) for box in boxes.tolist()]
-        columns.append((["receptive field"] * count, framed))
+        columns.append((_write(["receptive field"] * count), framed))
         if next(iter(projections.values())).shape[1:3] != image.shape[:2]:
             patches = cut_patches(np.stack([image] * count), boxes)
-            columns.append((["patch"] * count, [picture(x, _SIDE) for x in patches]))
+            pictures = [picture(x, _SIDE) for x in patches]
+            columns.append((_write(["patch"] * count), pictures))
     for rule, pixels in projections.items():
         shown, scales = display_projections(pixels, units, scale, contrast)
         labels = [f"{rule} ± {spell(x)}" if x else f"{rule} all zero" for x in scales]
-        columns.append((labels, [picture(x, _SIDE) for x in shown]))
+        columns.append((_write(labels), [picture(x, _SIDE) for x in shown]))
     blocks = []
     for index, (name, activity) in enumerate(captions):
-        labels = [text(labels[index].strip(), color=FAINT) for labels, _ in columns]
+        labels = [labels[index] for labels, _ in columns]
         pictures = [pictures[index] for _, pictures in columns]
         heading = row(text(name, bold=True), text(activity))
         blocks.append(column(heading, table([labels, pictures], gap=GAP), gap=2))
@@ -71,3 +73,10 @@ def draw_projections(
         f"{note} Zero is mid-gray; black and white are minus and plus the number above "
         f"a projection{total}, the {extent} of the magnitudes; {SCALES[scale]}.",
     )
+
+
+def _write(labels: Sequence[str]) -> list[Box]:
+    """Write the labels of a column, each as wide as the widest."""
+    boxes = [text(words, color=FAINT) for words in labels]
+    width = max((box.width for box in boxes), default=0)
+    return [dataclasses.replace(box, width=width) for box in boxes]

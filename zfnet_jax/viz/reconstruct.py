@@ -39,7 +39,7 @@ class Stage(NamedTuple):
     """A signal after a stage of the backward pass.
 
     Attributes:
-        name: What was undone.
+        name: The layer that is undone, as in "conv5" or "unpool 5".
         shape: Rows, columns and channels of the signal.
         values: Its sum over the channels [h, w], or pixels [h, w, c].
     """
@@ -53,9 +53,9 @@ class Descent(NamedTuple):
     """A signal on its way down.
 
     Attributes:
-        title: What is sent down.
+        title: The signal in words.
         stages: The signal at the start, after every stage and, at last, in pixels.
-        measures: What was measured of the pixels, by name.
+        measures: Measures of the pixels, by name.
     """
 
     title: str
@@ -64,7 +64,7 @@ class Descent(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What a network sends down of a photograph.
+    """A photograph, and the signals that a network sends down from it.
 
     Attributes:
         title: The network, and what it is given.
@@ -88,7 +88,7 @@ def draw_reconstructions(
     reconstructions: Sequence[Reconstruction],
     contrast: Contrast = "99.5",
 ) -> Figure:
-    """Draw what networks send down of a photograph, under each other.
+    """Draw the signals that networks send down, one network above the other.
 
     Each has two rows, of the photograph, the signal after every stage, and the pixels.
     """
@@ -100,10 +100,10 @@ def draw_reconstructions(
         title,
         column(*blocks, gap=3 * GAP),
         "Each map is the signal after the layer above it was undone, summed over its "
-        "channels: orange above zero, purple below. Full color, and black and white in "
-        f"the pixels, are plus and minus the number below, the {extent} of the "
-        "magnitudes. Sharpness: root-mean-square spatial frequency in cycles per "
-        "picture. Edge correlation: rank correlation of the edges of both.",
+        "channels: orange above zero, purple below. The pixels are in color, mid-gray "
+        "at zero. The most extreme colors are plus and minus the number below, the "
+        f"{extent} of the magnitudes. Sharpness: root-mean-square spatial frequency in "
+        "cycles per picture. Edge correlation: rank correlation of the edges of both.",
     )
 
 
