@@ -4,11 +4,12 @@
 
 Five panels for each image: (a) the image and the square; as a function of the square's
 position, (b) the total activity of one feature map, by default the strongest of the
-last convolution; (c) the projection of that map, in this image and in others where it
-is strong; (d) the probability of the true class; (e) the most probable class. The
-images that lose most probability are drawn. All logits are stored in logits.npy. On a
-dataset whose objects have masks (shapes), metrics.json holds how much of the drop in
-probability lies on the object, compared with chance and with the masks of other images.
+last convolution or block; (c) the projection of that map, in this image and in others
+where it is strong; (d) the probability of the true class; (e) the most probable class.
+The images that lose most probability are drawn. All logits are stored in logits.npy.
+On a dataset whose objects have masks (shapes), metrics.json holds how much of the drop
+in probability lies on the object, compared with chance and with the masks of other
+images.
 
 The paper: covering what the projection shows lowers the activity, and covering the
 object lowers the probability. Expected with the shipped weights and the first 20 test
@@ -44,7 +45,6 @@ from zfnet_jax.deconvnet import backproject
 from zfnet_jax.files import write_atomically
 from zfnet_jax.metrics import spearman
 from zfnet_jax.networks import Network
-from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast
 
 # Share of an image's pixels where a projection counts as strong.
@@ -77,7 +77,7 @@ def occlusion(
         size: Side of the square in pixels, by default a quarter of the image.
         stride: Pixels between positions, by default a sixteenth of the image.
         fill: Content of the square: a single gray level, or the mean image.
-        layers: Layer of the feature map, by default the last convolution.
+        layers: Layer of the feature map, by default the last convolution or block.
         units: Feature map to follow, one for all images or one per image; by default
             the one with the strongest activation in each.
         indices: Numbers of the images, by default the first that are classified
@@ -101,7 +101,7 @@ def occlusion(
         size=size or (max(round(height / 4), 1), max(round(width / 4), 1)),
         stride=stride or (max(round(height / 16), 1), max(round(width / 16), 1)),
         fill=make_cover(net, fill)[0],
-        layer=layers[0] if layers else None,
+        layer=layers[0] if layers else run.default_layers()[-1],
         units=units[0] if len(units) == 1 else units or None,
         progress=run.progress("covering"),
     )
@@ -262,7 +262,8 @@ def draw(
     covered, (_, cover) = pictures[0].copy(), make_cover(run.net, fill)
     covered[top:bottom, left:right] = cover[top:bottom, left:right]
     kinds, labels = np.unique(responses.label[index], return_inverse=True)
-    name, activity = run.class_name(label), responses.clean_activity[index]
+    name = run.class_name(label)
+    uncovered = responses.clean_activity[index], responses.clean_probability[index]
     square = "square of the mean image" if fill == "mean" else f"{fill} square"
     return occlusion_panels(
         f"{name[:1].upper()}{name[1:]}: a {square} slides over the image, "
@@ -274,13 +275,13 @@ def draw(
         labels.reshape(probability.shape),
         [run.class_name(kind) for kind in kinds],
         (
-            "square that lowers the probability most",
-            f"activity of map {unit} (uncovered {spell(activity)})",
+            "square at the lowest probability",
+            f"activity of map {unit}",
             f"{layer}, map {unit}, projected to pixels",
-            f"probability of {name} "
-            f"(uncovered {responses.clean_probability[index]:.2f})",
+            f"probability of {name}",
             "most probable class",
         ),
+        np.array(uncovered),
         [words for words, *_ in panels],
         np.stack(pictures),
         np.stack([project_map(run.net, x, i, layer, unit) for _, x, i in panels]),

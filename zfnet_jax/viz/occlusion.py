@@ -15,6 +15,7 @@ from zfnet_jax.results import spell
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
     FAINT,
+    GAP,
     PALETTE,
     SMALL,
     Box,
@@ -43,6 +44,7 @@ def occlusion_panels(
     labels: Integer[np.ndarray, "rows cols"],
     class_names: Sequence[str],
     headings: tuple[str, str, str, str, str],
+    uncovered: Float[np.ndarray, " 2"],
     names: Sequence[str],
     pictures: UInt8[np.ndarray, "n h w c"],
     projections: Float[np.ndarray, "n h w c"],
@@ -53,10 +55,11 @@ def occlusion_panels(
     By position of the square, one of `boxes`: (b) `activity` of a feature map, (d)
     `probability` of a class, (e) the most probable of `class_names`. Panel (c) has the
     pictures and the projections of the images of these names, (a) the covered image.
+    Below (b) and (d) are their values in the `uncovered` image.
     """
     image = picture(covered, _SIDE)
     a, b, c, d, e = (
-        text(shorten(f"({letter}) {heading}", _SIDE))
+        text(shorten(f"({letter}) {heading}", _SIDE - GAP))
         for letter, heading in zip("abcde", headings, strict=True)
     )
     maps, bars = [], []
@@ -64,7 +67,9 @@ def occlusion_panels(
         style = {"cmap": "viridis", "norm": Normalize(0, high)}
         maps.append(_frame(spread_cells(values, boxes, covered.shape[:2]), **style))
         bars.append(color_bar(0.0, float(high), image.width, **style))
-    upper = table([[a, b, d], [image, *maps], [space(), *bars]], gap=_GAP // 3)
+    notes = (text(f"uncovered {spell(x)}", color=FAINT) for x in uncovered)
+    lines = [a, b, d], [image, *maps], [space(), *bars], [space(), *notes]
+    upper = table(lines, gap=GAP)
     strip = _draw_projections(names, pictures, projections, contrast)
     classes = _draw_classes(labels, class_names, boxes, covered.shape[:2])
     height, width = boxes[0, 0, 2:] - boxes[0, 0, :2]
@@ -127,8 +132,8 @@ def _draw_projections(
             names, pictures, shown, scales, strict=True
         )
     ]
-    strip = row(*columns, gap=_GAP // 3)
-    width = max(2 * (_SIDE + _GAP // 3) - _GAP, strip.width)
+    strip = row(*columns, gap=GAP)
+    width = max(2 * (_SIDE + GAP) - _GAP, strip.width)
     return dataclasses.replace(strip, width=width)
 
 
@@ -143,7 +148,7 @@ def _draw_classes(
     ranks = np.argsort(order)[labels].clip(max=len(PALETTE) - 1)
     names = [class_names[index] for index in order[: len(PALETTE) - 1]]
     if rest := len(order) - len(names):
-        names.append(f"{rest} other classes")
+        names.append(f"{rest} other class{'es' if rest > 1 else ''}")
     colors = np.array([to_rgb(color) for color in PALETTE])
     cells = np.nan_to_num(spread_cells(colors[ranks], boxes, image_hw), nan=1.0)
     entries = [
