@@ -206,7 +206,7 @@ def row(*boxes: Box, gap: Number = GAP) -> Box:
 
 
 def column(*boxes: Box, gap: Number = GAP) -> Box:
-    """Put boxes under each other, their left sides aligned."""
+    """Put boxes one above the other, their left sides aligned."""
 
     def draw(ax: Axes, x: Number, y: Number) -> None:
         for box in boxes:
