@@ -26,7 +26,14 @@ def measure_scale(x: Float[np.ndarray, ...], contrast: Contrast = "99.5") -> flo
     if contrast == "max":
         return float(np.abs(x).max(initial=0))
     magnitudes = np.abs(x[x != 0])
-    return float(np.percentile(magnitudes, float(contrast))) if magnitudes.size else 0.0
+    if not magnitudes.size:
+        return 0.0
+    # Several times as fast as `np.percentile`, which interpolates in the same way.
+    rank, share = divmod((magnitudes.size - 1) * float(contrast) / 100, 1)
+    ordered = np.partition(magnitudes, int(rank))
+    low, above = ordered[int(rank)], ordered[int(rank) + 1 :]
+    high = above.min() if above.size else low
+    return float(low + share * (high - low))
 
 
 def to_display(
