@@ -206,14 +206,9 @@ def _write_layers(
                 write_images(part, source, images, saved)
                 pages.write_layer(part, search, name, units)
             saved |= {index: home / "images" / f"{index}.webp" for index in images}
-            twins |= {
-                identify(search, tops[name], unit["unit"]): (
-                    home / f"{unit['unit']}.webp",
-                    unit["tops"],
-                )
-                for unit in units
-                if unit["tops"]
-            }
+            for unit in (unit for unit in units if unit["tops"]):
+                file = home / f"{unit['unit']}.webp"
+                twins[identify(search, tops[name], unit["unit"])] = file, unit["tops"]
 
 
 def _split(
