@@ -1,5 +1,7 @@
 """Windows against whole maps: the planner, the engine, and Winograd's products."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import zfnet_jax as zf
 from tests.comparison import cut, distance
 from tests.networks import MIXED, ODD, random_model
 from tests.test_deconvnet import build, draw_images, signals_of, with_dtype
-from zfnet_jax import cpu, ops
+from zfnet_jax import cpu, ops, windows
 from zfnet_jax.arch import Conv, MaxPool, receptive_field
 from zfnet_jax.deconvnet import backproject
 from zfnet_jax.projections import project
@@ -54,6 +56,18 @@ def test_the_windows_of_one_activation_are_its_receptive_field(arch):
 )
 def test_windows_equal_the_page_at_every_position(arch, layer, rule):
     """Borders, corners and all, where windows reach outside the image."""
+    check_every_position(arch, layer, rule)
+
+
+def test_winograd_windows_equal_the_page_at_every_position(monkeypatch):
+    monkeypatch.setattr(cpu.conv, "_WIDE", 1)
+    monkeypatch.setattr(windows, "_WINOGRAD_PIXELS", 1)
+    # Under another name it is compiled anew.
+    arch = dataclasses.replace(zf.ZFNET32, name="winograd")
+    check_every_position(arch, "conv5", "guided")
+
+
+def check_every_position(arch, layer, rule):
     model, images = build(arch), draw_images(arch, 1)
     places = np.array([*np.ndindex(arch.shapes()[layer][:2])])[None]
     units = np.arange(places.shape[1]) % 6

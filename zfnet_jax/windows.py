@@ -37,6 +37,8 @@ from zfnet_jax.relu_rules import Rule
 
 # Activations share a program while what they compute fits this part of the cache.
 _CACHE_BYTES = 1 << 23
+# In fewer pixels Winograd's products save less than its transforms cost.
+_WINOGRAD_PIXELS = 14 * 14
 
 
 @functools.partial(
@@ -208,7 +210,14 @@ def backward(
 
     A receptive field of as many pixels as the image gives the whole image instead.
     """
-    step = functools.partial(_step, model, trace, rule)
+    layers = _layers(model.arch, layer)[::-1]
+    # Here, since XLA would not move them out of the loops over groups.
+    transformed = {
+        spec.name: _transform(model, spec)
+        for spec, *_ in layers
+        if isinstance(spec, Conv)
+    }
+    step = functools.partial(_step, model, trace, rule, transformed)
 
     def run_layers(
         layers: Sequence[tuple[Layer, Shape, Shape]],
@@ -234,7 +243,6 @@ def backward(
             windows = below
         return signal
 
-    layers = _layers(model.arch, layer)[::-1]
     shape = layers[0][2]
     signal = jax.nn.one_hot(points.units, shape[-1], dtype=points.activations.dtype)
     signal *= points.activations[:, None]
@@ -250,6 +258,7 @@ def _step(
     model: ConvNet,
     trace: Trace,
     rule: Rule,
+    transformed: Mapping[str, Array | None],
     spec: Layer,
     inputs: Shape,
     signal: Array,
@@ -277,8 +286,12 @@ def _step(
         window = dataclasses.replace(spec, padding=0)
         size = windows.see(spec, below.map_hw).size
     if isinstance(window, Conv):
-        kernel = getattr(model, name).kernel[...].astype(signal.dtype)
-        signal = ops.conv_transpose(signal, kernel, window, size)
+        weights = transformed[name]
+        if weights is not None and math.prod(signal.shape[1:3]) >= _WINOGRAD_PIXELS:
+            signal = cpu.conv.winograd_transpose(signal, weights, window, size)
+        else:
+            kernel = getattr(model, name).kernel[...].astype(signal.dtype)
+            signal = ops.conv_transpose(signal, kernel, window, size)
     else:
         places = windows.cut(trace.places[name], images)
         signal = cpu.pool.unpool_windows(signal, places, window, size)
@@ -287,6 +300,13 @@ def _step(
     if not windows.is_whole:
         return windows.see(spec, below.map_hw).paste(signal)
     return signal
+
+
+def _transform(model: ConvNet, spec: Conv) -> Array | None:
+    """Kernel for Winograd's products, where they are faster."""
+    if jax.default_backend() != "cpu":
+        return None
+    return cpu.conv.transform_transposed(getattr(model, spec.name).kernel[...], spec)
 
 
 def _layers(arch: Architecture, until: str) -> list[tuple[Layer, Shape, Shape]]:

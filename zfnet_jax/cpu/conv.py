@@ -24,6 +24,8 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # With fewer channels the product of one tap is too thin, so all taps are gathered into
 # one product, in groups of images whose patches stay in the cache.
 _THIN = 16
+# With fewer channels Winograd's transforms cost as much as its products save.
+_WIDE = 256
 _FEW_IMAGES = 4
 _PATCH_BYTES = 1 << 21
 _PRODUCT_BYTES = 1 << 24
@@ -211,6 +213,37 @@ def conv_transpose(
         )
 
     return interleave_phases(fill_phase, spec.stride, spec.padding, out_hw)
+
+
+def transform_transposed(
+    kernel: Float[Array, "kh kw i o"], spec: Conv
+) -> Float[Array, "36 o i"] | None:
+    """Transform a kernel for `winograd_transpose`; None if that would not be faster.
+
+    It pays off if one transform serves many signals.
+    """
+    is_wide = min(kernel.shape[2:]) >= _WIDE and kernel.dtype == jnp.float32
+    if not is_wide or spec.groups > 1 or (spec.kernel, spec.stride) != ((3, 3), (1, 1)):
+        return None
+    return lax.optimization_barrier(
+        _transform_kernel(kernel[::-1, ::-1].swapaxes(2, 3))
+    )
+
+
+def winograd_transpose(
+    y: Float[Array, "b H W o"],
+    weights: Float[Array, "36 o i"],
+    spec: Conv,
+    out_hw: Pair,
+) -> Float[Array, "b h w c"]:
+    """Equals `conv_transpose` to rounding, with a kernel by `transform_transposed`."""
+    rows, columns = (
+        (2 - before, before + extent - size)
+        for (before, _), extent, size in zip(
+            spec.padding, out_hw, y.shape[1:3], strict=True
+        )
+    )
+    return _filter_tiles(y, weights, (rows, columns))
 
 
 def _overlap_add(x: Array, axis: int, step: int, before: int, extent: int) -> Array:
