@@ -15,13 +15,14 @@ import zfnet_jax as zf
 from experiments.harness import Positive, Run, UserError
 from experiments.progress import Progress, plural
 from zfnet_jax.arch import Architecture
+from zfnet_jax.augmentation import Augmentation
 from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.networks import Network
-from zfnet_jax.recipes import Augmentation, Recipe
+from zfnet_jax.recipes import Recipe
 
 
-def _schedule(total: int) -> optax.Schedule:
-    warm_up, peak = max(total // 10, 1), 2e-3
+def _schedule(peak: float, total: int) -> optax.Schedule:
+    warm_up = max(total // 10, 1)
     return optax.warmup_cosine_decay_schedule(
         peak / warm_up, peak, warm_up, max(total, warm_up + 1)
     )
@@ -47,6 +48,7 @@ MINI = Recipe(
     init=_init,
     dropout=0.5,
     augmentation=Augmentation(margin=2),
+    rate=2e-3,
     schedule=_schedule,
     optimizer=lambda rate: optax.adamw(rate, weight_decay=1e-2),
 )

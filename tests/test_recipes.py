@@ -1,6 +1,5 @@
-"""Recipes: the paper's annealing rule and limit, and random views of images."""
+"""Recipes: the paper's annealing rule and limit, schedules and optimizers."""
 
-import itertools
 import json
 from typing import Any
 
@@ -15,8 +14,7 @@ from flax import nnx
 from zfnet_jax import files
 from zfnet_jax.arch import Architecture, Conv, Dense
 from zfnet_jax.model import ConvNet
-from zfnet_jax.recipes import FAST, PAPER, Augmentation, Plateau, limit_kernel_rms
-from zfnet_jax.training import augment, cut_out
+from zfnet_jax.recipes import FAST, PAPER, Plateau, limit_kernel_rms
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -67,8 +65,8 @@ def test_filters_past_the_limit_are_scaled_back_and_nothing_else_changes():
 def test_the_recipes_are_those_of_the_paper_and_of_the_documentation():
     assert (PAPER.batch_size, PAPER.epochs, PAPER.dropout) == (128, 70, 0.5)
     assert PAPER.anneals and PAPER.augmentation.corners
-    assert PAPER.schedule(70)(60) == 1e-2
-    schedule: Any = FAST.schedule(100)
+    assert PAPER.schedule(PAPER.rate, 70)(60) == 1e-2
+    schedule: Any = FAST.schedule(FAST.rate, 100)
     rates = [float(schedule(step)) for step in range(101)]
     # Up during the first 15 steps, then down in equal steps to nothing.
     assert np.argmax(rates) == 15 and max(rates) == pytest.approx(0.03)
@@ -99,62 +97,3 @@ def test_muon_updates_are_orthogonal_and_other_weights_take_sgd():
     # Nesterov's first step is (1 + 0.9) times the clipped gradient.
     expected = -4 / 3 * 1.9 * grads.logits.kernel[...] * min(1, 2 / norm)
     np.testing.assert_allclose(updates.logits.kernel[...], expected, rtol=1e-5)
-
-
-# Random views.
-
-jitted_augment = jax.jit(augment, static_argnums=2)
-VIEWS = np.random.default_rng(4).integers(0, 256, (600, 6, 9, 3), np.uint8)
-
-
-def locate_views(how: Augmentation) -> list[tuple[int, int, bool]]:
-    """Row, column and flip of each view, in the reflected image."""
-    views = np.asarray(jitted_augment(jnp.asarray(VIEWS), jax.random.key(0), how))
-    assert (views.dtype, views.shape) == (np.uint8, VIEWS.shape)
-    margin, side = how.margin, range(2 * how.margin + 1)
-    edges = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    padded = np.pad(VIEWS, edges, mode="reflect")
-    matches = [[] for _ in VIEWS]
-    for row, column, flip in itertools.product(side, side, (False, True)):
-        windows = padded[:, row : row + 6, column : column + 9]
-        windows = windows[:, :, ::-1] if flip else windows
-        for index in np.flatnonzero((views == windows).all((1, 2, 3))):
-            matches[index].append((row, column, flip))
-    assert all(len(match) == 1 for match in matches)
-    return [match[0] for match in matches]
-
-
-ALL = [*itertools.product(range(5), range(5))]
-
-
-@pytest.mark.parametrize(
-    ("how", "windows"),
-    [
-        (Augmentation(margin=2), ALL),
-        # As in the paper: the corners and the center.
-        (
-            Augmentation(margin=2, corners=True),
-            [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)],
-        ),
-        (Augmentation(margin=0), [(0, 0)]),
-    ],
-)
-def test_views_are_windows_of_the_reflected_image_and_their_mirrors(how, windows):
-    places = locate_views(how)
-    assert set(places) == {(*place, flip) for place in windows for flip in (0, 1)}
-    # 600 tosses of a fair coin: 300, with a standard deviation of 12.
-    assert 250 < sum(flip for *_, flip in places) < 350
-
-
-def test_cut_out_removes_its_share_anywhere_inside_the_image():
-    inputs = np.random.default_rng(0).normal(size=(600, 6, 9, 3)).astype(np.float32)
-    views = np.asarray(cut_out(jnp.asarray(inputs), jax.random.key(0), 1 / 3))
-    corners = set()
-    for image, view in zip(inputs, views, strict=True):
-        rows, columns, _ = np.nonzero(view == 0)
-        top, left = int(rows.min()), int(columns.min())
-        corners.add((top, left))
-        expected = image.copy()
-        expected[top : top + 2, left : left + 3] = 0
-        np.testing.assert_array_equal(view, expected)
-    assert corners == set(itertools.product(range(5), range(7)))

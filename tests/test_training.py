@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,13 @@ from flax import nnx
 
 from zfnet_jax import checkpoint, training
 from zfnet_jax.arch import Architecture, Conv, Dense, MaxPool
-from zfnet_jax.data import Dataset
+from zfnet_jax.augmentation import Augmentation
+from zfnet_jax.data import Dataset, Preprocessing
 from zfnet_jax.inference import evaluate, loss_and_accuracy
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import network
-from zfnet_jax.recipes import FAST, PAPER, Augmentation, Plateau, Recipe
+from zfnet_jax.recipes import FAST, PAPER, Plateau, Recipe
+from zfnet_jax.train_step import TrainStep
 from zfnet_jax.training import Epoch, NonFiniteLossError, split_validation
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +66,9 @@ RECIPE = Recipe(
     label_smoothing=0.05,
     augmentation=Augmentation(margin=2, cutout=1 / 4),
     average=0.5,
-    schedule=lambda total: optax.linear_schedule(0.1, 0.0, total),
+    normalize=True,
+    rate=0.1,
+    schedule=lambda rate, total: optax.linear_schedule(rate, 0.0, total),
     optimizer=lambda rate: optax.sgd(rate, momentum=0.9),
     anneals=True,
 )
@@ -203,7 +207,7 @@ def test_a_step_is_that_of_a_plain_loop():
             rms = np.sqrt((kernel**2).mean((0, 1, 2)))
             scaled_back += (rms > 0.1).sum()
             layer.kernel[...] = kernel * np.minimum(1, 0.1 / rms)
-        decay = min(0.4, (1 + step) / (10 + step))
+        decay = min(0.4, step / (10 + step))
         average = jax.tree.map(
             lambda a, w, d=decay: d * a + (1 - d) * w, average, model
         )
@@ -212,6 +216,49 @@ def test_a_step_is_that_of_a_plain_loop():
         known = weights(average)[name]
         np.testing.assert_allclose(values, known, rtol=1e-4, atol=1e-6, err_msg=name)
         assert not np.allclose(values, start[name], rtol=1e-3, atol=1e-6)
+
+
+def test_normalization_is_that_of_batch_norm_and_folds_away():
+    recipe = dataclasses.replace(
+        RECIPE, dropout=0.0, augmentation=Augmentation(margin=0), average=0.0
+    )
+    preprocess = Preprocessing.fit(DATA.images, recipe.scale)
+    images, labels = preprocess(jnp.asarray(DATA.images)), jnp.asarray(DATA.labels)
+    arch = TINY.with_classes(4)
+    model = ConvNet(arch, init=recipe.init, rngs=nnx.Rngs(0))
+    step = TrainStep(recipe, preprocess, len(DATA), total=100)
+    state = step.start(model, seed=0)
+    norms = {
+        name: nnx.BatchNorm(
+            getattr(model, name).kernel.shape[-1],
+            use_bias=False,
+            use_scale=False,
+            momentum=0.0,
+            rngs=nnx.Rngs(0),
+        )
+        for name in state.statistics
+    }
+
+    def loss(model):
+        logits = model(images, normalize=lambda name, x: norms[name](x))
+        targets = 0.05 / 4 + 0.95 * jax.nn.one_hot(labels, 4)
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), logits
+
+    with jax.disable_jit():  # an `nnx.BatchNorm` keeps what it saw
+        (expected, logits), grads = jax.value_and_grad(loss, has_aux=True)(model)
+    state, (value, accuracy) = jax.jit(step)(
+        state, jnp.asarray(DATA.images), labels, jnp.float32(1)
+    )
+    assert value == pytest.approx(float(expected), rel=1e-5)
+    assert accuracy == (logits.argmax(-1) == labels).mean()
+    after = jax.tree.map(lambda w, g: w - 0.1 * g, model, grads)
+    for name, values in weights(cast(Any, state.model)).items():
+        np.testing.assert_allclose(values, weights(after)[name], rtol=1e-4, atol=1e-6)
+    for norm in norms.values():
+        norm.eval()
+    normalized = model(images, normalize=lambda name, x: norms[name](x))
+    folded = step.finish(state._replace(model=model))
+    np.testing.assert_allclose(folded(images), normalized, rtol=1e-5, atol=1e-5)
 
 
 def test_each_epoch_takes_every_image_once_in_a_new_order():

@@ -16,6 +16,7 @@ from zfnet_jax import ops
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 
 Initializer = Callable[[Array, tuple[int, ...], DTypeLike], Array]
+Normalize = Callable[[str, Array], Array]
 
 _he_normal = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
@@ -108,9 +109,12 @@ class ConvNet(nnx.Module):
         images: Float[Array | np.ndarray, "b h w c"],
         *,
         dropout_keys: Key[Array, " b"] | None = None,
+        normalize: Normalize | None = None,
     ) -> Float[Array, "b classes"]:
         """Compute logits: the last of `features`, which describes the arguments."""
-        return self.features(images, dropout_keys=dropout_keys).features["logits"]
+        return self.features(
+            images, dropout_keys=dropout_keys, normalize=normalize
+        ).features["logits"]
 
     def features(
         self,
@@ -118,6 +122,7 @@ class ConvNet(nnx.Module):
         until: str | None = None,
         *,
         dropout_keys: Key[Array, " b"] | None = None,
+        normalize: Normalize | None = None,
     ) -> Features:
         """Compute every layer in the paper's order, with the switches of the pooling.
 
@@ -128,6 +133,8 @@ class ConvNet(nnx.Module):
             until: Name of the last layer to compute; None means `logits`.
             dropout_keys: One key per image, which switches dropout on. The mask of an
                 image then doesn't depend on its batch. None switches dropout off.
+            normalize: Applied to the output of each convolution before the bias, with
+                the layer's name. Training may normalize there.
 
         Raises:
             ValueError: There is no such layer, the images have another shape, or the
@@ -145,7 +152,10 @@ class ConvNet(nnx.Module):
             match layer:
                 case Conv():
                     kernel, bias = self._weights(layer.name)
-                    x = jax.nn.relu(ops.conv(x, kernel, layer) + bias)
+                    x = ops.conv(x, kernel, layer)
+                    if normalize is not None:
+                        x = normalize(layer.name, x)
+                    x = jax.nn.relu(x + bias)
                 case MaxPool():
                     x, switches[layer.name] = ops.max_pool(x, layer)
                 case ContrastNorm():

@@ -13,26 +13,10 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from zfnet_jax.augmentation import Augmentation
 from zfnet_jax.model import Initializer
 
 _MOMENTUM = 0.9
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Random views of the training images.
-
-    Attributes:
-        margin: Largest shift of a crop in pixels. Reflected pixels fill the border.
-        corners: Take only the four corners and the center, as in section 3, instead of
-            any shift.
-        cutout: Height and width of a random part of the network's input that is set to
-            the mean, as a fraction of the input's; 0 for none.
-    """
-
-    margin: int
-    corners: bool = False
-    cutout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +31,14 @@ class Recipe:
         init: Draws the kernels. Biases start at 0.
         dropout: Probability of dropping a unit of a hidden dense layer.
         augmentation: Random views of the images.
-        schedule: Builds the learning rate per step from the total number of steps.
+        rate: Peak of the learning rate.
+        schedule: Builds the learning rate per step from its peak and the total number
+            of steps.
         optimizer: Builds the optax transformation from the learning rate per step.
+        normalize: Whether the outputs of convolutions are normalized by batch
+            statistics before bias and ReLU (Ioffe & Szegedy 2015, arXiv 1502.03167).
+            The result has this folded into kernels and biases, so the network that is
+            evaluated and kept has no normalization.
         label_smoothing: Fraction of the target that is spread over all classes.
         average: Decay of the running average of the weights that is evaluated and
             kept; 0 keeps the last weights.
@@ -62,8 +52,10 @@ class Recipe:
     init: Initializer
     dropout: float
     augmentation: Augmentation
-    schedule: Callable[[int], optax.Schedule]
+    rate: float
+    schedule: Callable[[float, int], optax.Schedule]
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    normalize: bool = False
     label_smoothing: float = 0.0
     average: float = 0.0
     anneals: bool = False
@@ -135,9 +127,9 @@ def _sgd_with_limit(rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.chain(optax.sgd(rate, _MOMENTUM), limit_kernel_rms())
 
 
-def _warm_up_and_decay(total: int) -> optax.Schedule:
+def _warm_up_and_decay(peak: float, total: int) -> optax.Schedule:
     """Build a rate that rises for 15% of all steps, then falls to 0."""
-    warm_up, peak = max(1, round(0.15 * total)), 0.03
+    warm_up = max(1, round(0.15 * total))
     return optax.join_schedules(
         [
             optax.linear_schedule(peak / warm_up, peak, warm_up),
@@ -188,7 +180,8 @@ PAPER = Recipe(
     init=nnx.initializers.normal(1e-2),
     dropout=0.5,
     augmentation=Augmentation(margin=2, corners=True),
-    schedule=lambda total: optax.constant_schedule(1e-2),
+    rate=1e-2,
+    schedule=lambda rate, total: optax.constant_schedule(rate),
     optimizer=_sgd_with_limit,
     anneals=True,
 )
@@ -201,6 +194,7 @@ FAST = Recipe(
     init=nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
     dropout=0.2,
     augmentation=Augmentation(margin=4, cutout=1 / 4),
+    rate=0.03,
     schedule=_warm_up_and_decay,
     optimizer=_muon_and_sgd,
     label_smoothing=0.05,
