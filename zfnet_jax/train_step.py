@@ -131,8 +131,8 @@ class TrainStep:
     def finish(self, state: TrainState) -> ConvNet:
         """Return the network to evaluate and to keep, on the default device."""
         model = state.model if state.average is None else state.average
-        model, statistics = jax.device_get((model, state.statistics))
-        return fold(jax.tree.map(jnp.asarray, model), statistics)
+        values = jax.device_get((model, state.statistics))
+        return fold(*jax.tree.map(jnp.asarray, values))
 
     def __call__(
         self,
@@ -171,7 +171,11 @@ class TrainStep:
         if average is not None:
             average = optax.incremental_update(model, average, 1 - decay)
         decay = jnp.minimum(self.recipe.average or _MEMORY, young)
-        statistics = optax.incremental_update(statistics, state.statistics, 1 - decay)
+        statistics = jax.tree.map(
+            lambda new, old: decay * old + (1 - decay) * new,
+            statistics,
+            state.statistics,
+        )
         state = TrainState(
             model, average, statistics, opt_state, state.step + 1, state.key
         )
