@@ -26,7 +26,7 @@ import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, Run, UserError, command, main
 from experiments.progress import plural, say
 from zfnet_jax import checkpoint
-from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32
+from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32, ZFNET32_WIDE
 from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.files import digest, slug
 from zfnet_jax.inference import evaluate, loss_and_accuracy
@@ -34,7 +34,7 @@ from zfnet_jax.networks import Network
 from zfnet_jax.recipes import RECIPES, Plateau, Recipe
 from zfnet_jax.training import Epoch, split_validation
 
-ARCHITECTURES = {"zfnet32": ZFNET32, "zfnet": ZFNET, "alexnet": ALEXNET}
+ARCHITECTURES = {x.name: x for x in (ZFNET32, ZFNET32_WIDE, ZFNET, ALEXNET)}
 # Test images among the predictions and the feature maps, and maps of a layer.
 _DRAWN, _MAP_IMAGES, _MAPS = 20, 3, 64
 
@@ -76,8 +76,8 @@ class Log:
 
 def train_cifar10(
     run: Run,
-    arch: Literal["zfnet32", "zfnet", "alexnet"] = "zfnet32",
-    recipe: Literal["fast", "paper"] = "fast",
+    arch: Literal["zfnet32", "zfnet32-wide", "zfnet", "alexnet"] = "zfnet32",
+    recipe: Literal["fast", "long", "paper"] = "fast",
     dataset: Literal["cifar10", "shapes"] = "cifar10",
     data_dir: Path | None = None,
     epochs: Positive | None = None,
@@ -92,7 +92,8 @@ def train_cifar10(
 
     Args:
         arch: Architecture; zfnet and alexnet resize the images to 224 on the device.
-        recipe: Training recipe: as in section 3 of the paper, or a fast one.
+        recipe: Training recipe: as in section 3 of the paper, a fast one, or the one of
+            the shipped network.
         dataset: Source of the images; shapes are generated and need no download.
         data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
         epochs: Passes over the training images, by default the recipe's number.

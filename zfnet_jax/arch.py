@@ -553,6 +553,14 @@ ZFNET32 = Architecture(
     ),
 )
 
+ZFNET32_WIDE = dataclasses.replace(
+    ablate(
+        ZFNET32,
+        widths={"conv1": 64, "conv2": 128, "conv3": 256, "conv4": 256, "conv5": 128},
+    ),
+    name="zfnet32-wide",
+)
+
 
 def _mini(name: str, conv1: Conv, conv2: Conv) -> Architecture:
     layers: tuple[Layer, ...] = (
@@ -639,5 +647,6 @@ _PUBLIC = (
 )
 
 ARCHITECTURES = {
-    arch.name: arch for arch in (ZFNET, ZFNET_PLAIN, ALEXNET, ZFNET32, *_PUBLIC)
+    arch.name: arch
+    for arch in (ZFNET, ZFNET_PLAIN, ALEXNET, ZFNET32, ZFNET32_WIDE, *_PUBLIC)
 }
