@@ -1,9 +1,11 @@
-"""Images: CIFAR-10, generated shapes, photographs, and their preprocessing."""
+"""Images in memory and on the disk, and their preprocessing."""
 
 from zfnet_jax.data.cifar10 import load_cifar10
 from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.images import DatasetImages
+from zfnet_jax.data.labeled import LabeledImages, mean_image, open_labeled
 from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
+from zfnet_jax.data.pipeline import read_batches
 from zfnet_jax.data.preprocessing import (
     CAFFE,
     TORCHVISION,
@@ -26,6 +28,7 @@ __all__ = [
     "TORCHVISION",
     "Dataset",
     "DatasetImages",
+    "LabeledImages",
     "Normalization",
     "Photographs",
     "Preprocessed",
@@ -37,6 +40,9 @@ __all__ = [
     "load_dataset",
     "load_photograph",
     "make_shapes",
+    "mean_image",
+    "open_labeled",
+    "read_batches",
     "resize_shortest_side",
     "shape_parts",
     "ten_crop",

@@ -72,12 +72,14 @@ class Photographs:
         shape = stored_shape(image_shape, preprocess)
         files = find_photographs(path)
         folder = Path(path) if Path(path).is_dir() else files[0].parent
-        self.names = tuple(_show(file.relative_to(folder).as_posix()) for file in files)
-        self._folder = _show(folder.resolve().name)
+        self.names = tuple(
+            show_name(file.relative_to(folder).as_posix()) for file in files
+        )
+        self._folder = show_name(folder.resolve().name)
         self.class_names: tuple[str, ...] | None = None
         self.labels: Int32[np.ndarray, " n"] | None = None
         if files[0].parent != folder:
-            classes = [_show(file.parent.name) for file in files]
+            classes = [show_name(file.parent.name) for file in files]
             self.class_names = tuple(dict.fromkeys(classes))
             labels = [self.class_names.index(name) for name in classes]
             self.labels = np.array(labels, np.int32)
@@ -151,9 +153,7 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
         if not path.is_file():
             raise DataNotFoundError(f"{path} is a pipe or device, not a photograph")
         return [path]
-    Image.init()
-    extensions = Image.registered_extensions().items()
-    suffixes = {suffix for suffix, name in extensions if name in _FORMATS}
+    suffixes = photograph_suffixes()
     for pattern in ("*", "*/*"):
         files = [
             file
@@ -165,6 +165,13 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
         if files:
             return files
     raise DataNotFoundError(f"{path} holds no images ({', '.join(_FORMATS)})")
+
+
+def photograph_suffixes() -> set[str]:
+    """List the suffixes of photographs, in lower case."""
+    Image.init()
+    extensions = Image.registered_extensions().items()
+    return {suffix for suffix, name in extensions if name in _FORMATS}
 
 
 def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
@@ -183,7 +190,17 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     # Reading a pipe or a device could wait, or go on, forever.
     if not path.is_file():
         raise DataNotFoundError(f"there is no photograph {path}")
-    with path.open("rb") as file, warnings.catch_warnings(), _quiet_stderr():
+    with path.open("rb") as file:
+        return decode_photograph(file, str(path))
+
+
+def decode_photograph(file: BinaryIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an open image file as `load_photograph` does; errors have this name.
+
+    Raises:
+        DataNotFoundError: As for `load_photograph`.
+    """
+    with warnings.catch_warnings(), _quiet_stderr():
         # Pillow warns of large pictures, broken EXIF and the like, and reads them.
         warnings.simplefilter("ignore")
         try:
@@ -193,12 +210,12 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         except Image.UnidentifiedImageError as error:
             formats = ", ".join(_FORMATS)
             raise DataNotFoundError(
-                f"{path} is not an image ({formats}), or is damaged"
+                f"{name} is not an image ({formats}), or is damaged"
             ) from error
         # Each of Pillow's decoders has its own errors for damaged files.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataNotFoundError(f"{path} cannot be read: {reason}") from error
+            raise DataNotFoundError(f"{name} cannot be read: {reason}") from error
 
 
 def _decode(file: BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
@@ -239,6 +256,6 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-def _show(name: str) -> str:
-    """A file name as text, with the bytes that are not UTF-8 escaped."""
+def show_name(name: str) -> str:
+    """Write a file name as text, with the bytes that are not UTF-8 escaped."""
     return os.fsencode(name).decode(errors="backslashreplace")

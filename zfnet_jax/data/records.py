@@ -1,0 +1,186 @@
+"""Labeled images as records: JPEG files in a few large files with random access.
+
+A folder of records has for each split the shards, such as
+train-00000-of-00257.array_record, and an index of them, train.safetensors. images.json
+describes the whole, and is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from jaxtyping import Int, Int32, Int64
+from safetensors.numpy import save
+
+from zfnet_jax.files import DamagedFileError, digest, write_atomically
+
+SIDE = 256
+DESCRIPTION = "images.json"
+
+# JPEG doesn't compress any further, and a group is what one access reads.
+_OPTIONS = "group_size:1,uncompressed"
+_ERRORS = OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError
+_REMEDY = "remove the folder and prepare the images again"
+
+
+@dataclasses.dataclass
+class Index:
+    """Index of the finished shards of a split.
+
+    Attributes:
+        key: Digest of everything that determines the records.
+        labels: The class of each record.
+        total: Sum of the images, as the center 256 x 256.
+        digests: One per shard.
+        skipped: What is wrong with each image that is left out.
+    """
+
+    key: str
+    labels: Int32[np.ndarray, " n"] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32)
+    )
+    total: Int64[np.ndarray, "256 256 3"] = dataclasses.field(
+        default_factory=lambda: np.zeros((SIDE, SIDE, 3), np.int64)
+    )
+    digests: list[str] = dataclasses.field(default_factory=list)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> Index:
+        """Read an index.
+
+        Raises:
+            DamagedFileError: It is missing, damaged or none.
+        """
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                texts = json.loads(file.metadata()["index"])
+                arrays = {name: file.get_tensor(name) for name in ("labels", "total")}
+            if texts.pop("sum") != digest(*arrays.values()):
+                raise ValueError("its arrays are not those that were written")
+            return cls(**texts, **arrays)
+        except _ERRORS as error:
+            raise DamagedFileError(
+                f"{path} is missing or damaged: {_REMEDY}"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Write the index so that it appears complete or not at all."""
+        texts = {name: getattr(self, name) for name in ("key", "digests", "skipped")}
+        arrays = {"labels": self.labels, "total": self.total}
+        texts["sum"] = digest(*arrays.values())
+        write_atomically(path, save(arrays, {"index": json.dumps(texts)}))
+
+
+def shard_path(folder: Path, split: str, shard: int, count: int) -> Path:
+    """Path of a shard of a split."""
+    return folder / f"{split}-{shard:05d}-of-{count:05d}.array_record"
+
+
+def index_path(folder: Path, split: str) -> Path:
+    """Path of the index of a split."""
+    return folder / f"{split}.safetensors"
+
+
+def write_shard(path: Path, contents: Iterable[bytes]) -> str:
+    """Write a shard so that it appears complete or not at all; return its digest."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    part = path.with_name(f".{path.name}.part")
+    writer = ArrayRecordWriter(str(part), _OPTIONS)
+    try:
+        for content in contents:
+            writer.write(content)
+    finally:
+        writer.close()
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    return digest(path)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """The records of a split.
+
+    Attributes:
+        paths: Its shards.
+        index: Index of the shards.
+        shards: The same shards, opened.
+        ends: Number of records up to and with each shard.
+    """
+
+    paths: list[Path]
+    index: Index
+    shards: list[Any]
+    ends: Int[np.ndarray, " shards"]
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Records:
+        """Open the records of a split.
+
+        Raises:
+            DamagedFileError: A shard is missing or truncated, or the index is damaged.
+        """
+        index = Index.read(index_path(folder, split))
+        count = len(index.digests)
+        paths = [shard_path(folder, split, shard, count) for shard in range(count)]
+        shards = [_open_shard(path) for path in paths]
+        ends = np.cumsum([len(shard) for shard in shards])
+        if ends[-1] != len(index.labels):
+            raise DamagedFileError(
+                f"the shards of {split} in {folder} have {ends[-1]} records instead of "
+                f"{len(index.labels)}: {_REMEDY}"
+            )
+        return cls(paths, index, shards, ends)
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.index.labels)
+
+    def fetch(self, index: int) -> tuple[bytes, int]:
+        """Read the content and the label of a record.
+
+        Raises:
+            DamagedFileError: It is damaged.
+        """
+        shard, place = self._locate(index)
+        try:
+            return self.shards[shard][place], int(self.index.labels[index])
+        except RuntimeError as error:
+            raise DamagedFileError(f"{self.name(index)} is damaged") from error
+
+    def labels(self, indices: Int[np.ndarray, " b"]) -> Int32[np.ndarray, " b"]:
+        """Labels of records."""
+        return self.index.labels[indices]
+
+    def name(self, index: int) -> str:
+        """Name a record by its shard and its place there."""
+        shard, place = self._locate(index)
+        return f"{self.paths[shard]}, record {place},"
+
+    def digest(self) -> str:
+        """Compute the sha256, in hex, of the labels and of all shards."""
+        return digest(self.index.labels, self.index.digests)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        return shard, index - int(self.ends[shard - 1] if shard else 0)
+
+
+def _open_shard(path: Path) -> Any:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        return ArrayRecordDataSource([path])
+    except RuntimeError as error:
+        raise DamagedFileError(
+            f"{path} is missing, truncated or damaged: {_REMEDY}"
+        ) from error
