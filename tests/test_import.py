@@ -51,8 +51,8 @@ for name, value in before.items():
 for event in events:
     print("did:", event)
 for name in (
-    "captum", "keras", "matplotlib", "orbax", "tensorflow", "tensorflow_datasets",
-    "torch",
+    "array_record", "captum", "grain", "keras", "matplotlib", "orbax", "tensorflow",
+    "tensorflow_datasets", "torch",
 ):
     if name in sys.modules:
         print("imported:", name)
