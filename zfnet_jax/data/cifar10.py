@@ -81,7 +81,7 @@ def _read_prepared(root: Path, split: str, limit: int | None) -> Dataset:
     except Exception as error:
         raise DataNotFoundError(
             f"the CIFAR-10 in {root / 'cifar10'} cannot be read "
-            f"({_first_line(error)}): prepare it with file_format='array_record', or "
+            f"({first_line(error)}): prepare it with file_format='array_record', or "
             "remove the folder to have the official archive fetched"
         ) from error
     pixels = "re-encoded as JPEG" if "JPEG" in formats else "lossless"
@@ -122,6 +122,7 @@ def _read_archive(path: Path, split: str, limit: int | None) -> Dataset:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Shorten the message of an error to its first line."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

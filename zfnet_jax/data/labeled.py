@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
+from zfnet_jax.data.cifar10 import first_line
 from zfnet_jax.data.photographs import (
     decode_photograph,
     photograph_suffixes,
@@ -56,7 +57,7 @@ class Items(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LabeledImages:
     """Labeled images on the disk, which worker processes can read too.
 
@@ -69,10 +70,8 @@ class LabeledImages:
 
     class_names: tuple[str, ...]
     source: str
-    items: Items = dataclasses.field(repr=False)
-    mean: Float32[np.ndarray, "256 256 3"] | None = dataclasses.field(
-        default=None, repr=False
-    )
+    items: Items
+    mean: Float32[np.ndarray, "256 256 3"] | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -121,6 +120,10 @@ class LabeledImages:
                 ) from error
             pixels[row] = fit_photograph(photograph, (SIDE, SIDE))
         return pixels, labels
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"LabeledImages({self.source})"
 
 
 def decode(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -326,8 +329,8 @@ def _open_prepared(root: Path, split: Split) -> LabeledImages:
         count = len(examples)
     except Exception as error:
         raise DataNotFoundError(
-            f"the {_TFDS} in {folder} cannot be read ({' '.join(str(error).split())}): "
-            "prepare it with file_format='array_record'"
+            f"the {_TFDS} in {folder} cannot be read ({first_line(error)}): prepare "
+            "it with file_format='array_record'"
         ) from error
     source = f"{count:,} {split} images of {_TFDS} {builder.version}"
     return LabeledImages(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import io
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
@@ -194,7 +195,9 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         return decode_photograph(file, str(path))
 
 
-def decode_photograph(file: BinaryIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def decode_photograph(
+    file: io.BufferedReader | io.BytesIO, name: str
+) -> UInt8[np.ndarray, "h w 3"]:
     """Decode an open image file as `load_photograph` does; errors have this name.
 
     Raises:
@@ -218,7 +221,7 @@ def decode_photograph(file: BinaryIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
             raise DataNotFoundError(f"{name} cannot be read: {reason}") from error
 
 
-def _decode(file: BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
+def _decode(file: io.BufferedReader | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
     Image.init()
     image = Image.open(file, formats=[x for x in _FORMATS if x in Image.OPEN])
     image.load()
