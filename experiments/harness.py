@@ -310,6 +310,8 @@ def _explain(error: Exception) -> tuple[int | None, str]:
             return 2, str(error)
         case NonFiniteLossError():
             return 1, str(error)
+        case ImportError() if "pip install" in str(error):
+            return 1, str(error)
         case OSError():
             name = f"{error.filename}: " if error.filename else ""
             return 1, f"{name}{error.strerror or error}"

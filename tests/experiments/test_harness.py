@@ -97,6 +97,7 @@ def test_a_wrong_option_ends_with_2_and_tyros_message(argv, capsys):
         (DataNotFoundError("there is no data"), 3),
         (DamagedFileError("the file is\ndamaged"), 4),
         (NonFiniteLossError("the loss is not finite"), 1),
+        (ImportError('grain is missing: pip install "zfnet_jax[imagenet]"'), 1),
         (OSError(errno.ENOSPC, "No space left on device"), 1),
         (MemoryError(), 1),
         (KeyboardInterrupt(), 130),
