@@ -7,6 +7,7 @@ describes the whole, and is written last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -90,16 +91,20 @@ def index_path(folder: Path, split: str) -> Path:
 
 
 def write_shard(path: Path, contents: Iterable[bytes]) -> str:
-    """Write a shard so that it appears complete or not at all; return its digest."""
+    """Write a shard so that it appears complete or not at all; return its digest.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     part = path.with_name(f".{path.name}.part")
-    writer = ArrayRecordWriter(str(part), _OPTIONS)
     try:
-        for content in contents:
-            writer.write(content)
-    finally:
-        writer.close()
+        with contextlib.closing(ArrayRecordWriter(str(part), _OPTIONS)) as writer:
+            for content in contents:
+                writer.write(content)
+    except RuntimeError as error:  # as array_record says that the disk is full
+        raise OSError(str(error)) from error
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
