@@ -123,7 +123,7 @@ def test_workers_end_with_a_parent_that_is_killed():
 
 
 def test_a_value_that_is_lost_on_the_way_is_an_error():
-    values = _iterate((number for number in (1, 2)), range(3))
+    values = _iterate((number for number in (1, 2)), range(3), 0)
     assert (next(values), next(values)) == (1, 2)
     with pytest.raises(RuntimeError):
         next(values)

@@ -110,15 +110,15 @@ def compute_ahead(
     if workers < 0:
         raise ValueError(f"workers must be at least 0, not {workers}")
     grain = _import_grain()
-    # Threads would not help: one image after another keeps a core busy.
+    # One thread per process: decoding sets warnings and stderr aside, which threads share.
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     values = grain.MapDataset.range(start, stop).map(function).to_iter_dataset(alone)
     options = grain.MultiprocessingOptions(num_workers=workers)
     values = values.mp_prefetch(options, worker_init_fn=_start_worker)
-    return _iterate(values, range(start, stop))
+    return _iterate(values, range(start, stop), workers)
 
 
-def _iterate(values: Any, numbers: range) -> Generator[Any, None, None]:
+def _iterate(values: Any, numbers: range, workers: int) -> Generator[Any, None, None]:
     iterator = iter(values)
     try:
         # grain drops values that can't be pickled; that must not go unnoticed.
@@ -126,8 +126,8 @@ def _iterate(values: Any, numbers: range) -> Generator[Any, None, None]:
             yield next(iterator)
     finally:
         iterator.close()
-        # grain leaves the last value, in shared memory, in a cycle of references.
-        gc.collect()
+        if workers:  # grain leaves a value in shared memory in a cycle of references
+            gc.collect()
 
 
 def _import_grain() -> Any:
