@@ -18,7 +18,7 @@ SIZES = ((300, 400), (200, 150), (256, 280), (310, 257))
 def make_photograph(seed: int, size: tuple[int, int], quality: int = 75) -> bytes:
     """A smooth photograph of random colors as a JPEG file."""
     colors = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    image = Image.fromarray(colors).resize(size[::-1], Image.Resampling.BICUBIC)
+    image = Image.fromarray(colors).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -110,7 +110,7 @@ def compute_ahead(
     if workers < 0:
         raise ValueError(f"workers must be at least 0, not {workers}")
     grain = _import_grain()
-    # One thread per process: decoding sets warnings and stderr aside, which threads share.
+    # Threads would share the warnings and stderr that decoding silences.
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     values = grain.MapDataset.range(start, stop).map(function).to_iter_dataset(alone)
     options = grain.MultiprocessingOptions(num_workers=workers)
