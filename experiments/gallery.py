@@ -12,7 +12,7 @@ the unit developed (Fig. 4).
 
 Expected with the shipped weights over the 10,000 test images of CIFAR-10: two to three
 minutes on two CPU cores. A second run into the same folder computes only the layers
-that have changed.
+that have changed, and one after a kill goes on with the search.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -176,7 +177,8 @@ class NetworkRun(Run):
         images = self.net.load_images(source, self.fit)
         if limit is not None and limit < len(images):
             images = images.take(np.arange(limit))
-        self.digests[record_as] = images.digest()
+        if jax.process_index() == 0:  # it may read all files
+            self.digests[record_as] = images.digest()
         names = self.net.class_names
         if names is None:
             return images

@@ -2,10 +2,14 @@
 
     python -m experiments.predict --image PHOTO_OR_FOLDER --ten-crop
     python -m experiments.predict --ten-crop
+    python -m experiments.predict --weights FILE_1 --weights FILE_2
 
 With --image: the most probable classes of a photograph, or of each in a folder; damaged
 files are named and skipped. Without it: those of the test images of the network's own
 dataset. Where the true classes are known, top-1 and top-5 accuracy.
+
+With several --weights the probabilities of all networks are averaged, as in the paper's
+Table 2. Their classes must be the same; each network's own accuracy is given too.
 
 The paper's ten crops (section 3) are the corners and the center, each also mirrored, of
 an image 256/224 times as large as a crop; their probabilities are averaged. Test images
@@ -21,25 +25,42 @@ of every image.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
-from experiments.harness import Metrics, Positive, main
-from experiments.inputs import Images, NetworkRun, name_image
+from experiments.harness import Metrics, Positive, UserError, main
+from experiments.inputs import (
+    Images,
+    NetworkRun,
+    NetworksRun,
+    name_image,
+    name_networks,
+)
 from experiments.progress import plural, say
 from zfnet_jax.data import ten_crop_size
 from zfnet_jax.data.images import stored_shape
 from zfnet_jax.data.photographs import Photographs
 from zfnet_jax.files import DataNotFoundError, to_json, write_atomically
 from zfnet_jax.inference import class_probabilities
+from zfnet_jax.processes import gather
 
 # Bars beside an image.
 _BARS = 10
 View = Literal["one_view", "ten_crop"]
 VIEWS: dict[View, str] = {"one_view": "one view", "ten_crop": "ten crops"}
+
+
+class Subject(NamedTuple):
+    """A network and the images as it takes them."""
+
+    run: NetworkRun
+    images: Images
 
 
 class Predictions(NamedTuple):
@@ -49,8 +70,12 @@ class Predictions(NamedTuple):
     probabilities: np.ndarray
 
 
+# Of the networks together, and of each alone where there are several.
+Accuracies = dict[str, dict[View, dict[str, float]]]
+
+
 def predict(
-    run: NetworkRun,
+    run: NetworksRun,
     k: Positive = 5,
     ten_crop: bool = False,
     limit: Positive | None = None,
@@ -67,76 +92,133 @@ def predict(
         shown: Images to draw, at most.
         batch_size: Images per batch.
     """
-    images = run.labeled_images(limit) if run.image is None else run.images(limit)
-    is_known = run.has_labels_for(images)
+    runs = run.split()
+    check_classes(run, runs)
+    is_folder = run.image is not None
+    subjects = [
+        Subject(x, x.images(limit) if is_folder else x.labeled_images(limit))
+        for x in runs
+    ]
+    first, images = subjects[0]
+    is_known = first.has_labels_for(images)
     view: View = "ten_crop" if ten_crop else "one_view"
     views: set[View] = {view, "one_view"} if is_known else {view}
+    names = name_networks(runs)
+    if len(runs) > 1:
+        names.append(f"the average of {len(runs)} networks")
     skipped: list[dict[str, str]] = []
-    by_view = {}
-    for name in sorted(views, key=list(VIEWS).index):
-        images, by_view[name] = classify(run, images, name, k, batch_size, skipped)
-    accuracies = {}
-    if is_known:
-        accuracies = {name: measure(run, images, x) for name, x in by_view.items()}
-    best = Predictions(*(x[:, :k] for x in by_view[view]))
-    draw(run, images, best, view, shown, accuracies)
-    rows = describe(run, images, best)
+    accuracies: Accuracies = {name: {} for name in names}
+    by_network: dict[str, Predictions] = {}
+    for by in sorted(views, key=list(VIEWS).index):
+        subjects, best = classify(run, subjects, by, k, batch_size, skipped)
+        by_network = dict(zip(names, best, strict=True))
+        for name in names if is_known else ():
+            accuracies[name][by] = measure(subjects[0], by_network[name])
+    if jax.process_index() != 0:
+        return
+    by_network = {
+        name: Predictions(*(array[:, :k] for array in best))
+        for name, best in by_network.items()
+    }
+    draw(run, subjects[0], by_network, view, shown, accuracies)
+    rows = describe(subjects[0], by_network)
     content = {"images": rows, "skipped": skipped}
     write_atomically(run.path / "predictions.json", f"{to_json(content)}\n")
     run.end_progress()
     report(images, rows, accuracies)
-    yield from run.describe_data(images)
+    yield from first.describe_data(subjects[0].images)
+    yield "network", names[-1]
     yield "view", view
     yield "skipped", len(skipped)
-    yield from accuracies.items()
+    yield from accuracies.pop(names[-1]).items()
+    if len(runs) > 1:
+        yield "networks", accuracies
+
+
+def check_classes(run: NetworksRun, runs: Sequence[NetworkRun]) -> None:
+    """Refuse to average networks of different classes."""
+    first = runs[0].net
+    for weights, part in zip(run.weights, runs, strict=False):
+        net = part.net
+        if (net.num_classes, net.class_names) != (first.num_classes, first.class_names):
+            raise UserError(
+                f"--weights {weights}: its {net.num_classes} classes are not the "
+                f"{first.num_classes} of {run.weights[0]}; average networks of the "
+                "same classes"
+            )
 
 
 def classify(
-    run: NetworkRun,
-    images: Images,
+    run: NetworksRun,
+    subjects: Sequence[Subject],
     view: View,
     k: int,
     batch_size: int,
     skipped: list[dict[str, str]],
-) -> tuple[Images, Predictions]:
+) -> tuple[list[Subject], list[Predictions]]:
     """Find the images that can be read, and their most probable classes.
 
-    `skipped` gets the name of each damaged file, and the reason.
-    """
-    kept: list[int] = []
+    Each process classifies a part of the images. `skipped` gets the name of each
+    damaged file, and the reason.
 
-    def read() -> Iterator[np.ndarray]:
-        for index in range(len(images)):
+    Returns:
+        The networks with these images, and predictions by each network; of several also
+        by the average of their probabilities.
+    """
+    count = len(subjects[0].images)
+    part = np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
+    kept: list[int] = []
+    reasons: list[dict[str, str]] = []
+
+    def read() -> Iterator[list[np.ndarray]]:
+        for index in part.tolist():
             try:
-                picture = read_picture(run, images, index, view)
+                pictures = [read_picture(subject, index, view) for subject in subjects]
             except (DataNotFoundError, OSError) as error:
-                if len(images) == 1:
+                if count == 1:
                     raise
                 say("skipped:", error, file=sys.stderr)
-                name = name_image(images, index)
-                skipped.append({"image": name, "reason": str(error)})
+                name = name_image(subjects[0].images, index)
+                reasons.append({"image": name, "reason": str(error)})
                 continue
             kept.append(index)
-            yield picture
+            yield pictures
 
     progress = run.progress(f"classifying by {VIEWS[view]}")
+    streams = [
+        class_probabilities(
+            subject.run.net,
+            map(operator.itemgetter(number), pictures),
+            ten_crops=view == "ten_crop",
+            batch_size=batch_size,
+        )
+        for number, (subject, pictures) in enumerate(
+            zip(subjects, itertools.tee(read(), len(subjects)), strict=True)
+        )
+    ]
     classes, chances = [], []
-    for probabilities in class_probabilities(
-        run.net, read(), ten_crops=view == "ten_crop", batch_size=batch_size
-    ):
+    for done, probabilities in enumerate(zip(*streams, strict=True), 1):
+        rows = np.stack(probabilities)
+        if len(rows) > 1:
+            rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
         # The accuracies need five.
-        best = np.argsort(-probabilities, kind="stable")[: max(k, 5)]
+        best = np.argsort(-rows, kind="stable")[:, : max(k, 5)]
         classes.append(best)
-        chances.append(probabilities[best])
-        progress(len(classes), len(images))
+        chances.append(np.take_along_axis(rows, best, 1))
+        progress(done, len(part))
+    parts = zip(*gather((kept, reasons, classes, chances)), strict=True)
+    kept, reasons, classes, chances = (sum(lists, []) for lists in parts)
+    skipped += reasons
     if not kept:
-        raise DataNotFoundError(f"none of the {len(images)} files can be read")
-    best = Predictions(np.array(classes), np.array(chances))
-    return images.take(np.array(kept)), best
+        raise DataNotFoundError(f"none of the {count} files can be read")
+    subjects = [Subject(x.run, x.images.take(np.array(kept))) for x in subjects]
+    pairs = zip(np.stack(classes, 1), np.stack(chances, 1), strict=True)
+    return subjects, [Predictions(*pair) for pair in pairs]
 
 
-def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.ndarray:
+def read_picture(subject: Subject, index: int, view: View) -> np.ndarray:
     """Read an image as uint8 pixels of the size that the network or ten crops take."""
+    run, images = subject
     picture = images.pictures.convert(index, np.asarray)
     if view == "one_view":
         return picture
@@ -151,8 +233,9 @@ def read_picture(run: NetworkRun, images: Images, index: int, view: View) -> np.
     return np.pad(picture, (*borders, (0, 0)), "reflect")
 
 
-def measure(run: NetworkRun, images: Images, best: Predictions) -> dict[str, float]:
+def measure(subject: Subject, best: Predictions) -> dict[str, float]:
     """Compute top-1 accuracy and, of at least five classes, top-5 accuracy."""
+    run, images = subject
     assert images.labels is not None
     is_right = best.classes == images.labels[:, None]
     ks = [k for k in (1, 5) if k <= run.net.num_classes]
@@ -160,66 +243,80 @@ def measure(run: NetworkRun, images: Images, best: Predictions) -> dict[str, flo
 
 
 def draw(
-    run: NetworkRun,
-    images: Images,
-    best: Predictions,
+    run: NetworksRun,
+    subject: Subject,
+    by_network: dict[str, Predictions],
     view: View,
     shown: int,
-    accuracies: Mapping[View, Mapping[str, float]],
+    accuracies: Accuracies,
 ) -> None:
     """Draw the first images."""
     from zfnet_jax.viz.predictions import draw_predictions
 
-    what = plural(len(images), "image")
-    notes = ["✓ and bold type mark the true class."] if accuracies else []
-    if accuracies:
-        what = f"{accuracies[view]['top1_accuracy']:.2%} of {what} right"
+    first, images = subject
+    *others, name = by_network
+    best, what, notes = by_network[name], plural(len(images), "image"), []
+    is_known = bool(accuracies[name])
+    if is_known:
+        what = f"{accuracies[name][view]['top1_accuracy']:.2%} of {what} right"
+        notes.append("✓ and bold type mark the true class.")
+    if others and is_known:
+        shares = (f"{x} {accuracies[x][view]['top1_accuracy']:.2%}" for x in others)
+        notes.append(f"Each alone: {', '.join(shares)}.")
     if view == "ten_crop":
         notes.append("Crops are cut out of these pictures.")
     if len(images) > shown:
         notes.append(f"The first {shown} are drawn.")
-    drawn = range(min(shown, len(images)))
+    indices = range(min(shown, len(images)))
     truth = [] if images.labels is None else images.labels[:shown]
     figure = draw_predictions(
-        f"{what} by {VIEWS[view]}, {run.network_name}",
+        f"{what} by {VIEWS[view]}, {name}",
         " ".join(notes),
-        np.stack([read_picture(run, images, index, view) for index in drawn]),
-        [name_image(images, index) for index in drawn],
-        [[run.class_name(x) for x in best.classes[i, :_BARS]] for i in drawn],
+        np.stack([read_picture(subject, index, view) for index in indices]),
+        [name_image(images, index) for index in indices],
+        [[first.class_name(x) for x in best.classes[i, :_BARS]] for i in indices],
         best.probabilities[:shown, :_BARS],
-        [run.class_name(label) for label in truth] if accuracies else None,
+        [first.class_name(label) for label in truth] if is_known else None,
     )
     run.figure("predictions", figure)
 
 
 def describe(
-    run: NetworkRun, images: Images, best: Predictions
+    subject: Subject, by_network: dict[str, Predictions]
 ) -> list[dict[str, Any]]:
     """List the most probable classes of each image for predictions.json."""
+    run, images = subject
+    *others, name = by_network
     rows: list[dict[str, Any]] = []
-    for index, (classes, chances) in enumerate(zip(*best, strict=True)):
-        name = images.names[index] if isinstance(images, Photographs) else index
-        rows.append({"image": name})
+
+    def list_classes(best: Predictions, index: int) -> dict[str, Any]:
+        return {
+            "classes": [run.class_name(label) for label in best.classes[index]],
+            "probabilities": best.probabilities[index],
+        }
+
+    for index in range(len(images)):
+        image = images.names[index] if isinstance(images, Photographs) else index
+        row = {"image": image, **list_classes(by_network[name], index)}
         if images.labels is not None and images.class_names is not None:
-            rows[-1]["true_class"] = images.class_names[images.labels[index]]
-        rows[-1]["classes"] = [run.class_name(label) for label in classes]
-        rows[-1]["probabilities"] = chances
+            row["true_class"] = images.class_names[images.labels[index]]
+        if others:
+            row["networks"] = {x: list_classes(by_network[x], index) for x in others}
+        rows.append(row)
     return rows
 
 
-def report(
-    images: Images,
-    rows: list[dict[str, Any]],
-    accuracies: Mapping[View, Mapping[str, float]],
-) -> None:
+def report(images: Images, rows: list[dict[str, Any]], accuracies: Accuracies) -> None:
     """Print the classes of photographs, and the accuracies."""
     for row in rows if isinstance(images, Photographs) else ():
         say(row["image"])
         for name, chance in zip(row["classes"], row["probabilities"], strict=True):
             say(f"  {chance:7.2%}  {name}")
-    for view, values in accuracies.items():
-        numbers = (f"{name[:4]} {value:.2%}" for name, value in values.items())
-        say(f"{VIEWS[view]}: {', '.join(numbers)}")
+    for network, by_view in accuracies.items():
+        prefix = f"{network}, " if len(accuracies) > 1 else ""
+        for view, values in by_view.items():
+            numbers = (f"{name[:4]} {value:.2%}" for name, value in values.items())
+            say(f"{prefix}{VIEWS[view]}: {', '.join(numbers)}")
 
 
 if __name__ == "__main__":

@@ -5,15 +5,18 @@
 For each layer a random subset of its units, or those named: patches of the images in
 the receptive fields of each unit's strongest activations, at most one per image, beside
 the projections of these activations. Expected with the shipped weights over the 10,000
-test images of CIFAR-10: about a minute on two CPU cores. The result folder holds a
-figure for each layer and metrics.json, with images, positions, activations and classes.
+test images of CIFAR-10: about a minute on two CPU cores. A search that was killed goes
+on where it was, to a minute. The result folder holds a figure for each layer and
+metrics.json, with images, positions, activations and classes.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from experiments.harness import Metrics, Positive, main
@@ -56,9 +59,18 @@ def top_features(
     run.check_units(names, units)
     images = run.images(limit, split)
     labels = images.labels if run.has_labels_for(images) else None
+    partial = run.path / ".search"
     tops = top_activations(
-        run.net, images, names, k=k, labels=labels, progress=run.progress("searching")
+        run.net,
+        images,
+        names,
+        k=k,
+        labels=labels,
+        partial=partial,
+        progress=run.progress("searching"),
     )
+    if jax.process_index() != 0:
+        return
     results = {}
     for layer, top in run.track("projecting", tops.items()):
         live = np.flatnonzero(~top.dead)
@@ -67,6 +79,7 @@ def top_features(
         results[layer] = describe(images, top, chosen)
         for unit, values in zip(results[layer]["drawn"], scales, strict=True):
             unit["scales"] = values
+    shutil.rmtree(partial, ignore_errors=True)
     yield from run.describe_data(images)
     yield "layers", results
 

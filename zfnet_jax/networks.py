@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from zfnet_jax.adapters import adapt, keras_image_shape
 from zfnet_jax.engines import ConvNetEngine, Engine, TracedEngine
+from zfnet_jax.files import digest
 from zfnet_jax.layers import Layer
 from zfnet_jax.model import ConvNet
 
@@ -293,19 +295,24 @@ class Network:
         devices = jax.local_device_count()
         size = -(-min(batch_size, count) // devices) * devices
         for start in range(0, count, size):
-            stop = min(start + size, count)
-            if isinstance(images, np.ndarray | jax.Array):
-                batch = np.asarray(images[start:stop])
-            else:
-                batch = np.asarray(images[np.arange(start, stop)])
-            batch = self._check(batch, start)
-            real = stop - start
+            real = min(size, count - start)
+            batch = self.read(images, np.arange(start, start + real))
             if real < size:
                 padding = np.repeat(batch[-1:], size - real, 0)
                 batch = np.concatenate([batch, padding])
             yield start, batch, real
 
-    def _check(self, batch: np.ndarray, start: int) -> np.ndarray:
+    def read(
+        self, images: Images, indices: Int[np.ndarray, " b"]
+    ) -> Float[np.ndarray, "b h w c"]:
+        """Read the images at an integer array of indices.
+
+        Raises:
+            ValueError: They are not finite floats of the network's shape.
+        """
+        # The copy on the host is made once, and is none on the CPU.
+        source = np.asarray(images) if isinstance(images, jax.Array) else images
+        batch = np.asarray(source[indices])
         height, width, channels = self.image_shape
         if batch.shape[1:] != self.image_shape:
             hint = ""
@@ -325,7 +332,7 @@ class Network:
             )
         finite = np.isfinite(batch).all((1, 2, 3))
         if not finite.all():
-            index = start + int(np.argmin(finite))
+            index = indices[np.argmin(finite)]
             raise ValueError(f"image {index} holds a value that is not finite")
         return batch.astype(jax.dtypes.canonicalize_dtype(batch.dtype), copy=False)
 
@@ -373,6 +380,14 @@ class Network:
         return Network(
             changed, self._engine, lambda: changed, self.preprocess, self.class_names
         )
+
+    def digest(self) -> str:
+        """Compute the sha256, in hex, of the weights, the program and class names."""
+        images = jax.ShapeDtypeStruct((1, *self.image_shape), np.float32)
+        program = jax.make_jaxpr(lambda net, x: net.features(x, [net.output]))
+        text = re.sub("0x[0-9a-f]+", "", str(program(self, images)))  # addresses vary
+        leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(self))
+        return digest(*leaves, text, str(self), self.class_names)
 
     def __repr__(self) -> str:
         """One line."""

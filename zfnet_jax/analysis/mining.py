@@ -1,15 +1,18 @@
 """The strongest activations of every unit over a set of images (Fig. 2 of the paper).
 
 One pass over the images: each image's strongest activation of each unit is merged into
-the strongest so far, so the memory needed does not grow with the number of images. On
-several devices each one takes a part of every batch.
+the strongest so far, so the memory needed does not grow with the number of images. Each
+device of each process takes a part of every batch. Its activations go to all processes,
+which merge them in the order of the images.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +22,16 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from zfnet_jax.analysis.search_state import (
+    Best,
+    find_file,
+    load_state,
+    save_state,
+    start_search,
+)
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
+from zfnet_jax.processes import broadcast
 from zfnet_jax.projections import Projections, project_by_rules
 from zfnet_jax.relu_rules import Rule, check_rule
 from zfnet_jax.windows import Points
@@ -28,6 +39,8 @@ from zfnet_jax.windows import Points
 # Images that go through the network together, whatever the batch size and the number of
 # devices: rounding depends on it.
 _GROUP = 32
+# Seconds between two savings of a search.
+_SAVE_EVERY = 60
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec("images")
 
 
@@ -183,11 +196,14 @@ def top_activations(
     k: int = 9,
     labels: Sequence[int] | np.ndarray | Array | None = None,
     batch_size: int = 256,
+    partial: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, TopActivations]:
     """Find the strongest activations of every unit over a set of images.
 
-    The result depends neither on the batch size nor on the number of devices.
+    The result depends neither on the batch size nor on the number of devices and
+    processes. Under `jax.distributed` all processes call it with the same arguments.
+    Each reads its part of the images, and each gets the result.
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -196,7 +212,11 @@ def top_activations(
         k: Activations per unit, each of another image; at most n.
         labels: Class of each image. There are as many classes as the network has
             outputs, or more if a label is greater.
-        batch_size: Images in memory at once, rounded up to 32 per device.
+        batch_size: Images in memory at once, in all processes; rounded up to 32 per
+            device.
+        partial: Folder that keeps the search every minute: the same search, if it was
+            killed, goes on from there. Delete the folder when it is no longer needed. A
+            source should have a method `digest`, or it is read once more to know it.
         progress: Called with the number of images done and their total.
 
     Returns:
@@ -218,41 +238,45 @@ def top_activations(
     """
     net, images = as_network(net, images)
     names = net.select(layers)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    for option, value in (("k", k), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, not {value}")
     total = len(images)
+    if not total:
+        raise ValueError("there are no images: the batch is empty")
     has_labels = labels is not None
     classes = _check_labels(labels, total) if has_labels else np.zeros(total, int)
     outputs = net.num_classes if has_labels else 1
     images_by_class = np.bincount(classes, minlength=outputs)
+    state = start_search(net, names, min(k, total), len(images_by_class))
+    file = None
+    if partial is not None:
+        if jax.process_index() == 0:
+            file = find_file(partial, net, images, k, classes)
+            state = load_state(file, names) or state
+        state = broadcast(state)
 
-    mesh = Mesh(np.array(jax.local_devices()), ("images",), (AxisType.Auto,))
+    mesh = Mesh(np.array(jax.devices()), ("images",), (AxisType.Auto,))
     whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
-    best, sums = {}, {}
-    for name in names:
-        units = net.layer(name).shape[-1]
-        weakest = np.full((units, min(k, total)), -np.inf, np.float32)
-        nowhere = np.zeros(weakest.shape, np.int32)
-        best[name] = jax.device_put((weakest, nowhere, nowhere), whole)
-        # In float64 and image by image, so that the batch size makes no difference.
-        sums[name] = np.zeros((len(images_by_class), 2, units))
-    weights = jax.device_put(net, whole)
-    step = _GROUP * mesh.size
-    for start, batch, real in net.batches(images, -(-batch_size // step) * step):
-        for offset in range(0, real, step):
-            group = batch[offset : min(offset + step, real)]
-            labels_of_group = classes[start + offset :][: len(group)]
-            span = np.int32(start + offset), np.int32(len(group))
-            group = jax.device_put(np.resize(group, (step, *net.image_shape)), split)
-            best, peaks = _search(weights, group, *span, best, names, mesh)
-            for name, part in jax.device_get(peaks).items():
-                terms = np.stack([part > 0, part], 1)[: len(labels_of_group)]
-                np.add.at(sums[name], labels_of_group, terms)
+    weights, best = jax.device_put((net, state.best), whole)
+    step, last_save = _GROUP * mesh.size, time.monotonic()
+    for start, part in _read_parts(net, images, state.done, batch_size, step):
+        stop = min(start + step, total)
+        group = jax.make_array_from_process_local_data(split, part)
+        span = np.int32(start), np.int32(stop - start)
+        best, peaks = _search(weights, group, *span, best, names, mesh)
+        for name, values in jax.device_get(peaks).items():
+            terms = np.stack([values > 0, values], 1)[: stop - start]
+            np.add.at(state.sums[name], classes[start:stop], terms)
+        state = state._replace(done=stop, best=best)
+        if file is not None and time.monotonic() - last_save >= _SAVE_EVERY:
+            save_state(file, state)
+            last_save = time.monotonic()
         if progress is not None:
-            progress(start + real, total)
+            progress(stop, total)
     return {
         name: _summarize(
-            net.layer(name), best[name], sums[name], images_by_class, has_labels
+            net.layer(name), best[name], state.sums[name], images_by_class, has_labels
         )
         for name in names
     }
@@ -270,8 +294,26 @@ def _check_labels(labels: Any, count: int) -> Int[np.ndarray, " n"]:
     return labels
 
 
-# The strongest so far, [u, k] each: activations, images, and flat row-major places.
-Best = tuple[Array | np.ndarray, Array | np.ndarray, Array | np.ndarray]
+def _read_parts(
+    net: Network, images: Any, start: int, batch_size: int, step: int
+) -> Iterator[tuple[int, Float[np.ndarray, "b h w c"]]]:
+    """Yield each group's first image, and the part that this process reads of it.
+
+    A group is `step` images, in as many parts as there are processes. In the last one
+    parts are filled with any images.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    share, total = step // processes, len(images)
+    size = -(-batch_size // step) * step
+    batch = np.zeros((0, *net.image_shape), np.float32)
+    for first in range(start, total, size):
+        indices = np.arange(first, first + size).reshape(-1, processes, share)
+        indices = indices[:, process].ravel()
+        indices = indices[indices < total]
+        batch = net.read(images, indices) if indices.size else batch[:0]
+        for offset in range(0, min(size, total - first), step):
+            part = batch[offset // processes :][:share]
+            yield first + offset, np.resize(part, (share, *net.image_shape))
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "mesh"))
@@ -308,7 +350,8 @@ def _search(
         joined = [jnp.concatenate(pair, 1) for pair in pairs]
         _, chosen = lax.top_k(joined[0], best[name][0].shape[1])
         merged[name] = tuple(jnp.take_along_axis(x, chosen, 1) for x in joined)
-    return merged, {name: activations for name, (activations, _) in peaks.items()}
+    values = {name: activations for name, (activations, _) in peaks.items()}
+    return lax.with_sharding_constraint((merged, values), NamedSharding(mesh, _WHOLE))
 
 
 def _peaks(

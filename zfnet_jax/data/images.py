@@ -13,6 +13,9 @@ from PIL import Image
 
 from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.preprocessing import Preprocessing, fit_photograph
+from zfnet_jax.files import digest
+
+_BATCH = 64
 
 
 class DatasetImages:
@@ -113,6 +116,20 @@ def translate_labels(
         return images
     table = np.array([labels[name] for name in images.class_names], np.int32)
     return images.relabel(table[images.labels], tuple(class_names))
+
+
+def digest_images(images: Any) -> str:
+    """Compute the sha256, in hex, of preprocessed images or a source of them.
+
+    A source with a method `digest` is not read, except its first images.
+    """
+    digest_source = getattr(images, "digest", None)
+    if digest_source is not None:  # and the first images, for their preprocessing
+        first = np.arange(min(_BATCH, len(images)))
+        return digest(digest_source(), np.asarray(images[first]))
+    starts = range(0, len(images), _BATCH)
+    batches = (np.arange(x, min(x + _BATCH, len(images))) for x in starts)
+    return digest(*(digest(np.asarray(images[batch])) for batch in batches))
 
 
 def crop_share(preprocess: Any) -> float:

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -45,10 +46,10 @@ from zfnet_jax.galleries.pictures import (
 from zfnet_jax.galleries.sources import (
     Search,
     digest_code,
-    digest_network,
     open_source,
 )
 from zfnet_jax.networks import Network, as_network
+from zfnet_jax.processes import broadcast
 from zfnet_jax.projections import BATCH_SIZE
 from zfnet_jax.relu_rules import Rule
 
@@ -94,7 +95,10 @@ def gallery(
 
     It shows each unit's strongest activations, their patches and projections, and how
     much such pictures depend on the network. Layers that the folder already holds,
-    computed from the same inputs, are kept.
+    computed from the same inputs, are kept; a search that was killed goes on.
+
+    Under `jax.distributed` all processes call it with the same arguments. They share
+    the search; process 0 projects and writes.
 
     Args:
         net: A `Network`, or any model that `zf.network` takes.
@@ -139,32 +143,57 @@ def gallery(
         training = open_source(net, images)
     k = min(k, len(source))
     search = Search(net, source, k, tuple(rules), networks, training, title)
-    root = _claim(Path(folder))
     progress = progress or (lambda task: lambda done, total: None)
+    root = Path(folder) / "pages"
+    homes = {name: root / "layers" / slug(name) for name in names}
+    new, check, result = {}, None, None
+    # Process 0 writes all; the others take part in its searches.
+    is_first = jax.process_index() == 0
+    if is_first:
+        _claim(root)
+        new, check = _prepare(root, search, homes, sanity_images, progress)
+    new = broadcast(new)
+    if new:
+        _write_layers(root, search, new, progress)
+    if is_first:
+        records = {name: _read_record(homes[name]) for name in names}
+        result = Gallery(
+            pages.write_index(root, search, list(records.values()), check),
+            {name: record["units"] for name, record in records.items()},
+            {name: record["dead"] for name, record in records.items()},
+        )
+    return broadcast(result)
 
-    inputs = digest_code(), digest_network(net), source.digest(), search.rules, title
-    check = None
+
+def _prepare(
+    root: Path,
+    search: Search,
+    homes: Mapping[str, Path],
+    sanity_images: int,
+    progress: Callable[[str], Report],
+) -> tuple[dict[str, tuple[Path, str]], dict[str, Any] | None]:
+    """Check the network unless this was done, and find the layers that are to be made.
+
+    Returns:
+        The folder and key of each such layer, and the record of the sanity check.
+    """
+    net, source, check = search.net, search.source, None
+    inputs = digest_code(), net.digest(), source.digest(), search.rules, search.title
     if min(len(source), sanity_images) > 1 and len(net.layers[net.output].shape) == 1:
         home, key = root / "sanity", digest(*inputs, sanity_images)
         if _read_record(home).get("key") != key:
             with _replace(root, home, key) as part:
                 write_sanity(part, search, sanity_images, progress)
         check = _read_record(home)
-
-    weights = [digest_network(network) for network in networks.values()]
-    inputs += k, list(networks), weights, training.digest()
-    homes = {name: root / "layers" / slug(name) for name in names}
-    keys = {name: digest(*inputs, name) for name in names}
-    new = [name for name in names if _read_record(homes[name]).get("key") != keys[name]]
-    if new:
-        _write_layers(root, search, {x: (homes[x], keys[x]) for x in new}, progress)
-    records = {name: _read_record(homes[name]) for name in names}
-    page = pages.write_index(root, search, list(records.values()), check)
-    return Gallery(
-        page,
-        {name: record["units"] for name, record in records.items()},
-        {name: record["dead"] for name, record in records.items()},
-    )
+    weights = [network.digest() for network in search.epochs.values()]
+    inputs += search.k, list(search.epochs), weights, search.training.digest()
+    keys = {name: digest(*inputs, name) for name in homes}
+    new = {
+        name: (home, keys[name])
+        for name, home in homes.items()
+        if _read_record(home).get("key") != keys[name]
+    }
+    return new, check
 
 
 def _write_layers(
@@ -175,15 +204,23 @@ def _write_layers(
 ) -> None:
     """Search some layers in one pass, then write one after the other."""
     net, source, names = search.net, search.source, list(homes)
-    report = progress("searching")
+    partial = root / ".search"
     tops = top_activations(
-        net, source.images, names, k=search.k, labels=source.labels, progress=report
+        net,
+        source.images,
+        names,
+        k=search.k,
+        labels=source.labels,
+        partial=partial,
+        progress=progress("searching"),
     )
     courses = {}
     if search.epochs:
         report = progress("following")
         training = search.training.images
         courses = evolution(search.epochs, training, names, progress=report)
+    if jax.process_index() != 0:
+        return
     report = progress("projecting")
     done, total = 0, sum(len(top.dead) for top in tops.values())
     saved: dict[int, Path] = {}
@@ -209,6 +246,7 @@ def _write_layers(
             for unit in (unit for unit in units if unit["tops"]):
                 file = home / f"{unit['unit']}.webp"
                 twins[identify(search, tops[name], unit["unit"])] = file, unit["tops"]
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _split(
@@ -238,14 +276,12 @@ def _write_units(
     return len(units)
 
 
-def _claim(folder: Path) -> Path:
+def _claim(root: Path) -> None:
     """Make the folder of the pages; refuse to replace a page of something else."""
-    page = folder / "index.html"
+    page = root.parent / "index.html"
     if page.exists() and pages.MARK not in page.read_text(errors="replace"):
         raise ValueError(f"{page} is not a gallery's: choose another folder")
-    root = folder / "pages"
     root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 def _read_record(home: Path) -> dict[str, Any]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
+from zfnet_jax.data.images import digest_images
 from zfnet_jax.files import digest
 from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
-
-_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,12 +51,9 @@ class Source:
 
     def digest(self) -> str:
         """Compute the sha256, in hex, of the images and all that is known of them."""
-        known = getattr(self.images, "digest", None)
-        if known is None:
-            parts = _digest_all(self.images), _digest_all(self.pictures)
-        else:  # and the first images, which show how they are preprocessed
-            first = np.arange(min(_BATCH, len(self)))
-            parts = known(), np.asarray(self.images[first])
+        parts = [digest_images(self.images)]
+        if not hasattr(self.images, "digest"):
+            parts.append(digest_images(self.pictures))
         return digest(*parts, self.labels, self.class_names, self.description)
 
 
@@ -112,12 +106,6 @@ class _Stretched:
         return np.rint(255 * scaled).astype(np.uint8)
 
 
-def _digest_all(images: Any) -> str:
-    starts = range(0, len(images), _BATCH)
-    batches = (np.arange(x, min(x + _BATCH, len(images))) for x in starts)
-    return digest(*(digest(np.asarray(images[batch])) for batch in batches))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Search:
     """A search of some images for what the units of a network respond to.
@@ -146,15 +134,6 @@ class Search:
         if layer == self.net.output and names is not None:
             return names[unit]
         return f"unit {unit}"
-
-
-def digest_network(net: Network) -> str:
-    """Compute the sha256, in hex, of a network's weights and its program."""
-    images = jax.ShapeDtypeStruct((1, *net.image_shape), np.float32)
-    program = jax.make_jaxpr(lambda net, x: net.features(x, [net.output]))(net, images)
-    text = re.sub("0x[0-9a-f]+", "", str(program))  # addresses differ between runs
-    leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(net))
-    return digest(*leaves, text, str(net), net.class_names)
 
 
 def digest_code() -> str:
