@@ -288,7 +288,10 @@ class NetworksRun(NetworkRun):
         runs = []
         for number, weights in enumerate(self.weights or (None,), 1):
             run = NetworkRun(**{**options, "weights": weights})
-            self.digests[f"network {number}"] = run.digests
+            if len(self.weights) > 1:
+                self.digests[f"network {number}"] = run.digests
+            else:
+                run.digests = self.digests
             runs.append(run)
         if self.image is None:
             for run in runs:

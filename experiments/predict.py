@@ -168,52 +168,76 @@ def classify(
     count = len(subjects[0].images)
     part = np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
     kept: list[int] = []
-    reasons: list[dict[str, str]] = []
-
-    def read() -> Iterator[list[np.ndarray]]:
-        for index in part.tolist():
-            try:
-                pictures = [read_picture(subject, index, view) for subject in subjects]
-            except (DataNotFoundError, OSError) as error:
-                if count == 1:
-                    raise
-                say("skipped:", error, file=sys.stderr)
-                name = name_image(subjects[0].images, index)
-                reasons.append({"image": name, "reason": str(error)})
-                continue
-            kept.append(index)
-            yield pictures
-
+    damaged: list[dict[str, str]] = []
+    pictures = read_pictures(subjects, part, view, kept, damaged)
     progress = run.progress(f"classifying by {VIEWS[view]}")
-    streams = [
-        class_probabilities(
-            subject.run.net,
-            map(operator.itemgetter(number), pictures),
-            ten_crops=view == "ten_crop",
-            batch_size=batch_size,
-        )
-        for number, (subject, pictures) in enumerate(
-            zip(subjects, itertools.tee(read(), len(subjects)), strict=True)
-        )
-    ]
     classes, chances = [], []
-    for done, probabilities in enumerate(zip(*streams, strict=True), 1):
-        rows = np.stack(probabilities)
-        if len(rows) > 1:
-            rows = np.concatenate([rows, rows.mean(0, keepdims=True)])
+    for rows in average(subjects, pictures, view, batch_size):
         # The accuracies need five.
         best = np.argsort(-rows, kind="stable")[:, : max(k, 5)]
         classes.append(best)
         chances.append(np.take_along_axis(rows, best, 1))
-        progress(done, len(part))
-    parts = zip(*gather((kept, reasons, classes, chances)), strict=True)
-    kept, reasons, classes, chances = (sum(lists, []) for lists in parts)
-    skipped += reasons
+        progress(len(classes), len(part))
+    parts = zip(*gather((kept, damaged, classes, chances)), strict=True)
+    kept, damaged, classes, chances = (list(itertools.chain(*lists)) for lists in parts)
+    skipped += damaged
     if not kept:
         raise DataNotFoundError(f"none of the {count} files can be read")
     subjects = [Subject(x.run, x.images.take(np.array(kept))) for x in subjects]
     pairs = zip(np.stack(classes, 1), np.stack(chances, 1), strict=True)
     return subjects, [Predictions(*pair) for pair in pairs]
+
+
+def average(
+    subjects: Sequence[Subject],
+    pictures: Iterator[list[np.ndarray]],
+    view: View,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """Yield each image's probabilities by every network, [networks, classes].
+
+    A last row is the average of several networks.
+    """
+    streams = [
+        class_probabilities(
+            subject.run.net,
+            map(operator.itemgetter(number), copies),
+            ten_crops=view == "ten_crop",
+            batch_size=batch_size,
+        )
+        for number, (subject, copies) in enumerate(
+            zip(subjects, itertools.tee(pictures, len(subjects)), strict=True)
+        )
+    ]
+    for probabilities in zip(*streams, strict=True):
+        rows = np.stack(probabilities)
+        yield np.concatenate([rows, rows.mean(0)[None]]) if len(rows) > 1 else rows
+
+
+def read_pictures(
+    subjects: Sequence[Subject],
+    indices: np.ndarray,
+    view: View,
+    kept: list[int],
+    damaged: list[dict[str, str]],
+) -> Iterator[list[np.ndarray]]:
+    """Yield each image as every network takes it.
+
+    `kept` gets its index, or `damaged` the name of its file and the reason.
+    """
+    images = subjects[0].images
+    for index in indices.tolist():
+        try:
+            pictures = [read_picture(subject, index, view) for subject in subjects]
+        except (DataNotFoundError, OSError) as error:
+            if len(images) == 1:
+                raise
+            say("skipped:", error, file=sys.stderr)
+            name = name_image(images, index)
+            damaged.append({"image": name, "reason": str(error)})
+            continue
+        kept.append(index)
+        yield pictures
 
 
 def read_picture(subject: Subject, index: int, view: View) -> np.ndarray:

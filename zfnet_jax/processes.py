@@ -24,7 +24,6 @@ def gather(value: T) -> list[T]:
     return [pickle.loads(row[:size].tobytes()) for row, size in pairs]
 
 
-def broadcast(value: T) -> T:
+def broadcast(value: T | None) -> T:
     """Return the value of process 0; all processes must call it."""
-    is_first = jax.process_index() == 0
-    return gather(value if is_first else None)[0]  # pyright: ignore[reportReturnType]
+    return gather(value if jax.process_index() == 0 else None)[0]  # pyright: ignore[reportReturnType]

@@ -130,6 +130,46 @@ def test_folders_named_after_some_of_the_classes_are_labels(measure, weights, tm
     assert all(row["true_class"] == row["image"].split("/")[0] for row in rows)
 
 
+def test_several_networks_are_averaged(measure, weights, trained, refuse, tmp_path):
+    other = str(trained / "epochs/epoch_0001.safetensors")
+    argv = ["--weights", weights, "--weights", other, "--limit", 30, "--ten-crop"]
+    metrics, out = measure(predict, *argv)
+    nets, shapes = [zf.load(weights), zf.load(other)], make_shapes(30, seed=1)
+    larger = np.pad(shapes.images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")
+    scores = {}
+    for view, views in (
+        ("one_view", shapes.images[:, None]),
+        ("ten_crop", np.stack([crop_ten(x, 32) for x in larger])),
+    ):
+        flat = views.reshape(-1, 32, 32, 3)
+        shape = *views.shape[:2], -1
+        scores[view] = [softmax(net, flat).reshape(shape).mean(1) for net in nets]
+        scores[view].append((scores[view][0] + scores[view][1]) / 2)
+    names = [*metrics["networks"]]
+    assert len({*names}) == 2 and metrics["network"] == "the average of 2 networks"
+    accuracies = [*metrics["networks"].values(), metrics]
+    top1 = set()
+    for view, by_network in scores.items():
+        for expected, accuracy in zip(by_network, accuracies, strict=True):
+            right = (expected.argmax(1) == shapes.labels).mean()
+            assert accuracy[view]["top1_accuracy"] == pytest.approx(right)
+            top1.add(right)
+    assert len(top1) > 2
+    for index, row in enumerate(read(out)["images"]):
+        rows = [*(row["networks"][name] for name in names), row]
+        for expected, best in zip(scores["ten_crop"], rows, strict=True):
+            order = np.argsort(-expected[index])[:5]
+            assert best["classes"] == [shapes.class_names[label] for label in order]
+            np.testing.assert_allclose(
+                best["probabilities"], expected[index][order], rtol=1e-4
+            )
+    digests = json.loads((out / "manifest.json").read_text())["digests"]
+    assert [*digests] == ["network 1", "network 2"]
+    argv = ["--weights", weights, "--weights", "zfnet32-cifar10", "--limit", 2]
+    line = refuse(predict, 2, *argv)
+    assert "--weights zfnet32-cifar10: its 10 classes are not the" in line
+
+
 def test_impossible_images_are_refused(refuse, weights, folder, tmp_path):
     given = ["--weights", weights, "--image"]
     assert "1b.jpg is not an image" in refuse(predict, 3, *given, folder / "1b.jpg")
