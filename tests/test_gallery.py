@@ -30,6 +30,7 @@ from tests.gallery_case import (
     build,
     search,
 )
+from zfnet_jax.analysis import mining
 from zfnet_jax.analysis.sanity import controls
 from zfnet_jax.files import slug
 from zfnet_jax.galleries import build as building
@@ -296,6 +297,22 @@ def test_an_interrupted_build_leaves_the_earlier_layer(folder, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         build(out, layers="logits", k=3)
     assert {x: x.read_bytes() for x in out.rglob("*.*")} == before
+
+
+def test_a_search_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
+    def kill(done, total):
+        if done == total:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(mining, "_SAVE_EVERY", 0)
+    options = {"layers": "logits", "epochs": None, "sanity_images": 0}
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, progress=lambda task: kill, **options)
+    monkeypatch.setattr(mining, "_merge", None)
+    build(tmp_path, **options)
+    assert [x.name for x in (tmp_path / "pages").glob(".*")] == []
+    expected = (layer(folder, "logits") / "0.webp").read_bytes()
+    assert (layer(tmp_path, "logits") / "0.webp").read_bytes() == expected
 
 
 def test_pictures_of_another_size_or_another_page_in_the_folder_are_refused(tmp_path):

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from zfnet_jax.analysis.search_state import (
     Best,
+    SearchState,
     find_file,
     load_state,
     save_state,
@@ -252,31 +253,17 @@ def top_activations(
     file = None
     if partial is not None:
         if jax.process_index() == 0:
-            file = find_file(partial, net, images, k, classes)
+            file = find_file(partial, net, images, k, images_by_class, classes)
             state = load_state(file, names) or state
         state = broadcast(state)
-
-    mesh = Mesh(np.array(jax.devices()), ("images",), (AxisType.Auto,))
-    whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
-    weights, best = jax.device_put((net, state.best), whole)
-    step, last_save = _GROUP * mesh.size, time.monotonic()
-    for start, part in _read_parts(net, images, state.done, batch_size, step):
-        stop = min(start + step, total)
-        group = jax.make_array_from_process_local_data(split, part)
-        span = np.int32(start), np.int32(stop - start)
-        best, peaks = _search(weights, group, *span, best, names, mesh)
-        for name, values in jax.device_get(peaks).items():
-            terms = np.stack([values > 0, values], 1)[: stop - start]
-            np.add.at(state.sums[name], classes[start:stop], terms)
-        state = state._replace(done=stop, best=best)
-        if file is not None and time.monotonic() - last_save >= _SAVE_EVERY:
-            save_state(file, state)
-            last_save = time.monotonic()
-        if progress is not None:
-            progress(stop, total)
+    state = _search(net, images, classes, state, batch_size, file, progress)
     return {
         name: _summarize(
-            net.layer(name), best[name], state.sums[name], images_by_class, has_labels
+            net.layer(name),
+            state.best[name],
+            state.sums[name],
+            images_by_class,
+            has_labels,
         )
         for name in names
     }
@@ -292,6 +279,37 @@ def _check_labels(labels: Any, count: int) -> Int[np.ndarray, " n"]:
     if labels.min(initial=0) < 0:
         raise ValueError(f"label {labels.min()} is negative; classes start at 0")
     return labels
+
+
+def _search(
+    net: Network,
+    images: Any,
+    classes: Int[np.ndarray, " n"],
+    state: SearchState,
+    batch_size: int,
+    file: Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> SearchState:
+    """Search the images from a state on; keep the state in a file every minute."""
+    mesh = Mesh(np.array(jax.devices()), ("images",), (AxisType.Auto,))
+    whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
+    weights, best = jax.device_put((net, state.best), whole)
+    layers, step, last_save = tuple(best), _GROUP * mesh.size, time.monotonic()
+    for start, part in _read_parts(net, images, state.done, batch_size, step):
+        group = jax.make_array_from_process_local_data(split, part)
+        labels = classes[start : start + step]
+        span = np.int32(start), np.int32(len(labels))
+        best, peaks = _merge(weights, group, *span, best, layers, mesh)
+        for name, values in jax.device_get(peaks).items():
+            terms = np.stack([values > 0, values], 1)[: len(labels)]
+            np.add.at(state.sums[name], labels, terms)
+        state = SearchState(start + len(labels), best, state.sums)
+        if file is not None and time.monotonic() - last_save >= _SAVE_EVERY:
+            save_state(file, state)
+            last_save = time.monotonic()
+        if progress is not None:
+            progress(state.done, len(images))
+    return state
 
 
 def _read_parts(
@@ -317,7 +335,7 @@ def _read_parts(
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "mesh"))
-def _search(
+def _merge(
     net: Network,
     batch: Array,
     start: Array,

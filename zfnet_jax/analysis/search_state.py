@@ -50,9 +50,9 @@ def start_search(
     return SearchState(0, best, sums)
 
 
-def find_file(folder: str | Path, net: Network, images: Any, *question: Any) -> Path:
-    """Name the file of a search by a digest of its network, images and question."""
-    key = digest(net.digest(), digest_images(images), question)
+def find_file(folder: str | Path, net: Network, images: Any, *options: Any) -> Path:
+    """Name the file of a search by a digest of its network, images and options."""
+    key = digest(net.digest(), digest_images(images), *options)
     return Path(folder) / f"search-{key[:16]}.npz"
 
 
