@@ -92,6 +92,7 @@ class Photographs:
             return fit_photograph(load_photograph(file), size, fit, crop)
 
         self.pictures = Pictures(files, read, shape, preprocess)
+        self._digest: str | None = None
 
     def __len__(self) -> int:
         """Number of photographs."""
@@ -114,6 +115,7 @@ class Photographs:
     def take(self, indices: Int[np.ndarray, " m"]) -> Photographs:
         """Select the photographs at `indices`, in that order."""
         part = copy.copy(self)
+        part._digest = None
         part.names = tuple(self.names[index] for index in indices)
         part.labels = None if self.labels is None else self.labels[indices]
         part.pictures = copy.copy(self.pictures)
@@ -129,8 +131,10 @@ class Photographs:
         return same
 
     def digest(self) -> str:
-        """Compute the sha256, in hex, of the names and contents of the files."""
-        return digest(self.names, *self.pictures.items)
+        """Compute the sha256, in hex, of the names and contents of the files, once."""
+        if self._digest is None:
+            self._digest = digest(self.names, *self.pictures.items)
+        return self._digest
 
     def __repr__(self) -> str:
         """Number of photographs and name of the folder."""
