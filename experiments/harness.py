@@ -131,12 +131,12 @@ def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) 
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run: Run | None = None
+    run, options = None, {}
     try:
         run, options = parse(experiment, argv)
         _execute(experiment, run, options)
     except KeyboardInterrupt:
-        takes_resume = "resume" in inspect.signature(experiment).parameters
+        takes_resume = run is not None and "resume" in {**options, **vars(run)}
         hint = "; add --resume to continue" if takes_resume else ""
         return _fail(130, f"interrupted{hint}")
     except BrokenPipeError:  # the reader of a help text has seen enough

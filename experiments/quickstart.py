@@ -15,6 +15,7 @@ import sys
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, Run, main
 from experiments.progress import say
+from experiments.tensorboard import write_events
 from experiments.train_cifar10 import Log, report, say_next
 from zfnet_jax.data import load_dataset
 
@@ -46,6 +47,8 @@ def quickstart(
     ):
         log.history.append(epoch.record)
         log.seconds = epoch.train_seconds
+        folder = run.path / "tensorboard"
+        write_events(folder, epoch, epoch.record, images, zf.FAST.label_smoothing)
     assert epoch is not None
     yield from report(run, epoch, log, images, test)
     net = zf.load(run.path / "weights.safetensors")

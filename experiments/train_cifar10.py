@@ -11,11 +11,11 @@ and in feature_maps/ the maps of each layer for a few images.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import importlib.util
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ import numpy as np
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, Run, UserError, command, main
 from experiments.progress import plural, say
+from experiments.tensorboard import write_events
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET32, ZFNET32_WIDE
 from zfnet_jax.data import Dataset, load_dataset
@@ -74,23 +75,11 @@ class Log:
         return self.history[-1]["validation_accuracy"]
 
 
-def train_cifar10(
-    run: Run,
-    arch: Literal["zfnet32", "zfnet32-wide", "zfnet", "alexnet"] = "zfnet32",
-    recipe: Literal["fast", "long", "paper"] = "fast",
-    dataset: Literal["cifar10", "shapes"] = "cifar10",
-    data_dir: Path | None = None,
-    epochs: Positive | None = None,
-    batch_size: Positive | None = None,
-    limit: Positive | None = None,
-    validation: int | None = None,
-    target_accuracy: float | None = None,
-    keep_epochs: tuple[Positive, ...] = (),
-    resume: bool = False,
-) -> Metrics:
-    """Train, measure on the test images once, and draw.
+@dataclasses.dataclass(kw_only=True)
+class CifarRun(Run):
+    """A training on small images.
 
-    Args:
+    Attributes:
         arch: Architecture; zfnet and alexnet resize the images to 224 on the device.
         recipe: Training recipe: as in section 3 of the paper, a fast one, or the one of
             the shipped network.
@@ -98,78 +87,158 @@ def train_cifar10(
         data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
         epochs: Passes over the training images, by default the recipe's number.
         batch_size: Images per step, by default the recipe's number.
+        learning_rate: Peak of the learning rate, by default the recipe's.
+        dropout: Probability of dropping a unit of a hidden dense layer, by default the
+            recipe's.
+        label_smoothing: Fraction of the target that is spread over all classes, by
+            default the recipe's.
         limit: Training images at most, and test images at most.
         validation: Training images set apart to measure each epoch; by default 5,000,
-            or a tenth of the images, if the recipe or --target-accuracy needs them.
+            or a tenth of the images, if something needs them: the paper's recipe,
+            --target-accuracy or a sweep.
         target_accuracy: Stop at this accuracy on the validation images, 0 to 1.
         keep_epochs: Epochs whose weights to keep in epochs/, for experiments.evolution.
         resume: Continue from the newest good checkpoint in --out.
     """
-    how = choose_recipe(recipe, epochs, batch_size, keep_epochs, target_accuracy)
-    images, test = (
-        load_dataset(dataset, split, data_dir, limit) for split in ("train", "test")
+
+    arch: Literal["zfnet32", "zfnet32-wide", "zfnet", "alexnet"] = "zfnet32"
+    recipe: Literal["fast", "long", "paper"] = "fast"
+    dataset: Literal["cifar10", "shapes"] = "cifar10"
+    data_dir: Path | None = None
+    epochs: Positive | None = None
+    batch_size: Positive | None = None
+    learning_rate: float | None = None
+    dropout: float | None = None
+    label_smoothing: float | None = None
+    limit: Positive | None = None
+    validation: int | None = None
+    target_accuracy: float | None = None
+    keep_epochs: tuple[Positive, ...] = ()
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible options before any work."""
+        super().__post_init__()
+        rate, target = self.learning_rate, self.target_accuracy
+        epochs = self.plan.epochs
+        if rate is not None and not 0 < rate < np.inf:
+            raise UserError(f"--learning-rate {rate}: give a number above 0")
+        for flag in ("dropout", "label_smoothing"):
+            share = getattr(self, flag)
+            if share is not None and not 0 <= share < 1:
+                flag = flag.replace("_", "-")
+                raise UserError(f"--{flag} {share}: give a number from 0, below 1")
+        if self.keep_epochs and max(self.keep_epochs) > epochs:
+            last = max(self.keep_epochs)
+            raise UserError(f"--keep-epochs {last}: there are epochs 1 to {epochs}")
+        if target is not None and not 0 < target <= 1:
+            raise UserError(
+                f"--target-accuracy {target}: give a number above 0, at most 1"
+            )
+
+    @property
+    def plan(self) -> Recipe:
+        """The recipe, changed by the options."""
+        options = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "rate": self.learning_rate,
+            "dropout": self.dropout,
+            "label_smoothing": self.label_smoothing,
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        return dataclasses.replace(RECIPES[self.recipe], **given)
+
+    def load(self, split: Literal["train", "test"]) -> Dataset:
+        """Load the training or test images."""
+        return load_dataset(self.dataset, split, self.data_dir, self.limit)
+
+    def split(
+        self, images: Dataset, is_compared: bool = False
+    ) -> tuple[Dataset, Dataset | None]:
+        """Set images apart: --validation, or as many as are needed."""
+        needed = is_compared or self.plan.anneals or self.target_accuracy is not None
+        count = self.validation
+        if count is None:
+            count = min(5_000, len(images) // 10) if needed else 0
+        if needed and count == 0:
+            raise UserError(
+                "--validation 0: --recipe paper, --target-accuracy and sweeps measure "
+                "on validation images; give at least 1"
+            )
+        return split_validation(images, count, self.seed)
+
+
+def train_cifar10(run: CifarRun) -> Metrics:
+    """Train, measure on the test images once, and draw."""
+    test = run.load("test")
+    images, held_out = run.split(run.load("train"))
+    epochs = train_network(run, images, held_out, run.progress("training"))
+    ((epoch, log),) = collections.deque(epochs, maxlen=1)
+    yield from report(run, epoch, log, images, test)
+    say_next(run, run.data_dir)
+
+
+def train_network(
+    run: CifarRun,
+    images: Dataset,
+    validation: Dataset | None,
+    progress: Callable[..., object],
+) -> Iterator[tuple[Epoch, Log]]:
+    """Train from a checkpoint or from scratch; measure, log, save and yield epochs."""
+    recipe = run.plan
+    log, state = open_log(run, describe_origin(run, images, validation), run.resume)
+    before = log.seconds
+    epochs = zf.train(
+        ARCHITECTURES[run.arch],
+        images,
+        recipe=recipe,
+        seed=run.seed,
+        plateau=log.plateau,
+        resume=state,
+        progress=progress,
     )
-    count = count_validation(how, len(images), validation, target_accuracy)
-    images, held_out = split_validation(images, count, run.seed)
-    origin = {
-        "--arch": arch,
-        "--recipe": recipe,
-        "--dataset": dataset,
-        "--limit": limit,
-        "--validation": count,
-        "--batch-size": how.batch_size,
+    for epoch in epochs:
+        if epoch.record:  # it is empty for the epoch of the checkpoint
+            measured = measure_validation(epoch, validation)
+            if measured:
+                progress(epoch.number, recipe.epochs, **measured)
+            record = {**epoch.record, **measured}
+            log.history.append(record)
+            log.seconds = before + epoch.train_seconds
+            if recipe.anneals:
+                log.plateau.update(1 - log.accuracy)
+            folder = run.path / "tensorboard"
+            write_events(folder, epoch, record, images, recipe.label_smoothing)
+            folder = run.path / "checkpoints"
+            checkpoint.save(folder, epoch.number, epoch.state, vars(log))
+        if epoch.number in run.keep_epochs:
+            save_weights(run, f"epochs/epoch_{epoch.number:04d}", epoch, images)
+        yield epoch, log
+        if run.target_accuracy and log.accuracy >= run.target_accuracy:
+            break
+
+
+def describe_origin(
+    run: CifarRun, images: Dataset, validation: Dataset | None
+) -> dict[str, Any]:
+    """List what a training depends on."""
+    recipe = run.plan
+    return {
+        "--arch": run.arch,
+        "--recipe": run.recipe,
+        "--dataset": run.dataset,
+        "--limit": run.limit,
+        "--validation": 0 if validation is None else len(validation),
+        "--batch-size": recipe.batch_size,
+        "--learning-rate": recipe.rate,
+        "--dropout": recipe.dropout,
+        "--label-smoothing": recipe.label_smoothing,
         "--seed": run.seed,
         # The rate of a recipe that anneals does not depend on the number of epochs.
-        "--epochs": None if how.anneals else how.epochs,
+        "--epochs": None if recipe.anneals else recipe.epochs,
         "training images": images.digest()[:12],
     }
-    log, state = open_log(run, origin, resume)
-    epoch = None
-    for epoch in continue_training(
-        run, ARCHITECTURES[arch], how, images, held_out, log, state
-    ):
-        if epoch.number in keep_epochs:
-            save_weights(run, f"epochs/epoch_{epoch.number:04d}", epoch, images)
-        if target_accuracy and log.accuracy >= target_accuracy:
-            break
-    assert epoch is not None
-    yield from report(run, epoch, log, images, test)
-    say_next(run, data_dir)
-
-
-def choose_recipe(
-    name: str,
-    epochs: int | None,
-    batch_size: int | None,
-    keep_epochs: tuple[int, ...],
-    target_accuracy: float | None,
-) -> Recipe:
-    """Combine a recipe with the options; refuse impossible ones before any work."""
-    recipe = RECIPES[name]
-    epochs, batch_size = epochs or recipe.epochs, batch_size or recipe.batch_size
-    if keep_epochs and max(keep_epochs) > epochs:
-        last = max(keep_epochs)
-        raise UserError(f"--keep-epochs {last}: there are epochs 1 to {epochs}")
-    if target_accuracy is not None and not 0 < target_accuracy <= 1:
-        raise UserError(
-            f"--target-accuracy {target_accuracy}: give a number above 0, at most 1"
-        )
-    return dataclasses.replace(recipe, epochs=epochs, batch_size=batch_size)
-
-
-def count_validation(
-    recipe: Recipe, images: int, validation: int | None, target_accuracy: float | None
-) -> int:
-    """Count the images to set apart: --validation, or as many as are needed."""
-    needed = recipe.anneals or target_accuracy is not None
-    if validation is None:
-        validation = min(5_000, images // 10) if needed else 0
-    if needed and validation == 0:
-        raise UserError(
-            "--validation 0: --recipe paper and --target-accuracy follow the error on "
-            "validation images; give at least 1"
-        )
-    return validation
 
 
 def open_log(
@@ -203,39 +272,6 @@ def open_log(
     for line in saved.damaged:
         say(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
     return Log.read(saved.metadata), saved.state
-
-
-def continue_training(
-    run: Run,
-    arch: zf.Architecture,
-    recipe: Recipe,
-    images: Dataset,
-    validation: Dataset | None,
-    log: Log,
-    state: list[np.ndarray] | None,
-) -> Iterator[Epoch]:
-    """Train from a state or from scratch; measure, log and save every epoch."""
-    progress, before = run.progress("training"), log.seconds
-    for epoch in zf.train(
-        arch,
-        images,
-        recipe=recipe,
-        seed=run.seed,
-        plateau=log.plateau,
-        resume=state,
-        progress=progress,
-    ):
-        if epoch.record:  # it is empty for the epoch of the checkpoint
-            measured = measure_validation(epoch, validation)
-            if measured:
-                progress(epoch.number, recipe.epochs, **measured)
-            log.history.append({**epoch.record, **measured})
-            log.seconds = before + epoch.train_seconds
-            if recipe.anneals:
-                log.plateau.update(1 - log.accuracy)
-            folder = run.path / "checkpoints"
-            checkpoint.save(folder, epoch.number, epoch.state, vars(log))
-        yield epoch
 
 
 def measure_validation(epoch: Epoch, validation: Dataset | None) -> dict[str, float]:
@@ -287,7 +323,6 @@ def report(run: Run, epoch: Epoch, log: Log, images: Dataset, test: Dataset) -> 
         "weights": digest(weights),
     }
     draw(run, net, log.history, test, logits)
-    write_tensorboard(run.path / "tensorboard", log.history)
     trained_images = log.history[-1]["steps"][-1] * log.origin["--batch-size"]
     yield "test_accuracy", accuracy
     yield "test_loss", loss
@@ -366,19 +401,6 @@ def draw_maps(run: Run, net: Network, test: Dataset) -> None:
             title = f"{layer} on test image {index} ({name})"
             figure = feature_maps.draw_maps(title, images.pictures[index], maps, _MAPS)
             run.figure(f"feature_maps/{slug(layer)}_image{index}", figure)
-
-
-def write_tensorboard(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write the history as event files, if the extra `tensorboard` is installed."""
-    if importlib.util.find_spec("tensorboardX") is None:
-        return
-    from tensorboardX import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for record in history:
-            for name, value in record.items():
-                if name != "epoch" and isinstance(value, float):
-                    writer.add_scalar(name, value, record["epoch"])
 
 
 def say_next(run: Run, data_dir: Path | None = None) -> None:
