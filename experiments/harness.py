@@ -2,7 +2,8 @@
 
 An experiment is a generator of metrics, as in `experiments/invariance.py`. Its module's
 docstring is the help, its parameters are the options, and the class of its first
-parameter says which options it shares with others. Exit codes: 0 success, 1 the run
+parameter says which options it shares with others; a parameter hides a shared option of
+the same name. Exit codes: 0 success, 1 the run
 failed, 2 wrong command line, 3 missing data, 4 damaged file, 130 interrupted.
 """
 
@@ -40,6 +41,7 @@ from zfnet_jax.files import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
 
 Metrics = Iterator[tuple[str, Any]]
 T = TypeVar("T")
@@ -96,10 +98,12 @@ class Run:
             data = figure_bytes(figure, kind, self.dpi)
             write_atomically(path.with_name(f"{path.name}.{kind}"), data)
 
-    def progress(self, task: str) -> Progress:
+    def progress(
+        self, task: str, above: Callable[[], RenderableType] | None = None
+    ) -> Progress:
         """Show a task's progress: call the result with (done, total, **values)."""
         self.end_progress()
-        self._progress = Progress(task)
+        self._progress = Progress(task, above)
         return self._progress
 
     def end_progress(self) -> None:
@@ -160,8 +164,9 @@ def parse(
     hints = get_type_hints(experiment, include_extras=True)
     (first, *own) = inspect.signature(experiment).parameters.values()
     kind: type[Run] = hints[first.name]
-    shared = dataclasses.fields(kind)
-    hints |= get_type_hints(kind, include_extras=True)
+    names = {option.name for option in own}
+    shared = [field for field in dataclasses.fields(kind) if field.name not in names]
+    hints = get_type_hints(kind, include_extras=True) | hints
     texts = _read_help(kind) | _read_help(experiment)
     parameters = [
         _describe(option.name, hints[option.name], option.default, texts[option.name])
@@ -234,6 +239,7 @@ def _execute(
     metrics = dict(experiment(run, **options))
     run.end_progress()
     fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    config = {**fields, **options}
     packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
     manifest = {
         "command": command(),
@@ -244,7 +250,7 @@ def _execute(
         },
         "digests": run.digests,
         "git_commit": _git_commit(),
-        "seed": run.seed,
+        "seed": config["seed"],
         "versions": {
             **{name: importlib.metadata.version(name) for name in packages},
             "python": platform.python_version(),
@@ -252,7 +258,7 @@ def _execute(
         },
         "wall_seconds": round(time.perf_counter() - start, 3),
     }
-    files = {"metrics": metrics, "config": {**options, **fields}, "manifest": manifest}
+    files = {"metrics": metrics, "config": config, "manifest": manifest}
     for name, value in files.items():
         write_atomically(run.path / f"{name}.json", f"{to_json(value)}\n")
     say(f"results in {run.path}  (file://{run.path.resolve()})")

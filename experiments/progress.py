@@ -6,11 +6,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 import rich.console
 import rich.progress
+from rich.console import RenderableType
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 # Seconds between plain lines, and of silence after which one says that work goes on.
@@ -54,19 +55,37 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+class _Bar(rich.progress.Progress):
+    """A bar below something else."""
+
+    above: Callable[[], RenderableType] | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.above is not None:
+            yield self.above()
+        yield from super().get_renderables()
+
+
 class Progress:
     """Progress of a task, reported by calling it with (done, total, **values)."""
 
-    def __init__(self, task: str) -> None:
-        """Show the task as compiling, until the first report."""
+    def __init__(
+        self, task: str, above: Callable[[], RenderableType] | None = None
+    ) -> None:
+        """Show the task as compiling, until the first report.
+
+        Args:
+            task: Its name.
+            above: Builds what a terminal shows above the bar, several times a second.
+        """
         self._task, self._start = task, time.perf_counter()
         self._last = self._start
         self._state = "compiling"
         self._closed = threading.Event()
         console = rich.console.Console()
-        self._bar: rich.progress.Progress | None = None
+        self._bar: _Bar | None = None
         if console.is_terminal and not console.is_dumb_terminal:
-            self._bar = rich.progress.Progress(
+            self._bar = _Bar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 TextColumn("{task.fields[state]}", markup=False),
@@ -74,6 +93,7 @@ class Progress:
                 TimeRemainingColumn(),
                 console=console,
             )
+            self._bar.above = above
             self._id = self._bar.add_task(task, total=None, state=self._state)
             self._bar.start()
         else:
@@ -96,6 +116,11 @@ class Progress:
             self._bar.update(self._id, completed=done, total=total, state=self._state)
         elif time.perf_counter() - self._last >= _INTERVAL or done >= total:
             self._say()
+
+    def note(self, *words: object) -> None:
+        """Print a line, unless a terminal shows the same above the bar."""
+        if not self._bar:
+            say(*words)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -50,7 +50,8 @@ def line_style(index: int, marks: bool = False) -> Any:
     style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.2}
     if marks:
         return style | {"marker": MARKS[index % len(MARKS)], "markersize": 4}
-    return style | {"linestyle": DASHES[index % len(DASHES)]}
+    # From the eighth curve on, colors have other dashes.
+    return style | {"linestyle": DASHES[(index + index // len(PALETTE)) % len(DASHES)]}
 
 
 def line_chart(
