@@ -340,10 +340,11 @@ def name_values(values: Mapping[str, Any]) -> str:
 def name_command(run: CifarRun, member: Member) -> str:
     """Write the command that measures a run's values on the test images."""
     words = "python -m experiments.train_cifar10".split()
-    defaults = {field.name: field.default for field in dataclasses.fields(CifarRun)}
-    for name, value in {**member.values, "data_dir": run.data_dir}.items():
-        if name != "seed" and value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+    values = {**member.values, "data_dir": run.data_dir, "seed": 0}
+    for field in dataclasses.fields(CifarRun):
+        value = values.get(field.name, field.default)
+        if value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 
@@ -357,6 +358,10 @@ def draw(
     from zfnet_jax.viz.sweep import compare_runs
 
     options = [name for name in names if name != "seed"] or ["seed"]
+    accuracies = {}
+    for row in ranking:
+        failed = f" ({row['failed']} failed)" if row["failed"] else ""
+        accuracies[f"{name_values(row['values'])}{failed}"] = row["accuracies"]
     figure = compare_runs(
         f"{plural(len(members), 'run')} compared on validation images",
         [member.history for member in members],
@@ -364,7 +369,7 @@ def draw(
             name.replace("_", " "): [str(member.values[name]) for member in members]
             for name in options
         },
-        {name_values(row["values"]): row["accuracies"] for row in ranking},
+        accuracies,
     )
     run.figure("sweep", figure)
 

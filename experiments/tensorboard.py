@@ -52,7 +52,9 @@ def write_events(
             if isinstance(value, float):
                 writer.add_scalar(name, value, epoch.number)
         for name, values in list_values(epoch, images, label_smoothing):
-            writer.add_histogram(name, np.asarray(values), epoch.number)
+            values = np.asarray(values)
+            if np.abs(values).max() < 1e19:  # tensorboardX has no bins beyond 1e20
+                writer.add_histogram(name, values, epoch.number)
 
 
 def list_values(

@@ -86,8 +86,8 @@ class CifarRun(Run):
         dataset: Source of the images; shapes are generated and need no download.
         data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
         epochs: Passes over the training images, by default the recipe's number.
-        batch_size: Images per step, by default the recipe's number.
         learning_rate: Peak of the learning rate, by default the recipe's.
+        batch_size: Images per step, by default the recipe's number.
         dropout: Probability of dropping a unit of a hidden dense layer, by default the
             recipe's.
         label_smoothing: Fraction of the target that is spread over all classes, by
@@ -106,8 +106,8 @@ class CifarRun(Run):
     dataset: Literal["cifar10", "shapes"] = "cifar10"
     data_dir: Path | None = None
     epochs: Positive | None = None
-    batch_size: Positive | None = None
     learning_rate: float | None = None
+    batch_size: Positive | None = None
     dropout: float | None = None
     label_smoothing: float | None = None
     limit: Positive | None = None

@@ -231,18 +231,22 @@ def test_a_terminal_gets_a_bar_and_a_pipe_lines(capsys):
     progress = Progress("searching")
     progress(1, 2)
     progress(2, 2, loss=0.25)
+    progress.note("found")
     progress.close()
-    assert re.fullmatch(r"searching  2/2  loss 0.25  0 s\n", capsys.readouterr().out)
+    said = r"searching  2/2  loss 0.25  0 s\nfound\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
 
     code = (
         "from experiments.progress import Progress\n"
-        "p = Progress('searching'); p(1, 2, loss=0.25); p(2, 2); p.close()"
+        "p = Progress('searching', lambda: 'a table'); "
+        "p(1, 2, loss=0.25); p.note('not this'); p(2, 2); p.close()"
     )
     leader, follower = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=follower, env=env)
     shown = os.read(leader, 1 << 16).decode()
     assert "compiling" in shown and "2/2" in shown and "━" in shown
+    assert "a table" in shown and "not this" not in shown
 
 
 def test_a_pipe_that_closes_early_does_not_stop_the_work():

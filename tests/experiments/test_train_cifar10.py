@@ -1,5 +1,6 @@
 """The main experiment and the quickstart, end to end."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -115,6 +116,8 @@ def test_a_run_writes_what_it_promises(whole):
     for name in figures:
         assert (whole / f"{name}.png").stat().st_size > 1000
         assert (whole / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    if importlib.util.find_spec("tensorboardX") is not None:
+        assert len(list((whole / "tensorboard").iterdir())) == 3
     assert not list(whole.rglob(".*")), "something is half-written"
     assert checkpoint.steps(whole / "checkpoints") == [2, 3]
     metrics = read_metrics(whole)

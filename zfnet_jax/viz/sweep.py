@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from zfnet_jax.viz.charts import finish, legend, line_style
 from zfnet_jax.viz.layout import (
@@ -81,31 +81,28 @@ def _draw_option(name: str, histories: Sequence[History], values: Sequence[str])
 
         def draw(ax: Axes) -> None:
             for index, level in enumerate(levels):
-                style = line_style(index) | {"marker": "o"}
                 rows = curves[[value == level for value in values]]
+                mean = np.ma.masked_invalid(rows).mean(0).filled(np.nan)
                 for row in rows:
-                    _draw_curve(ax, row, style | {"linewidth": 0.6, "markersize": 2})
-                known = np.isfinite(rows)
-                total = np.where(known, rows, 0).sum(0)
-                mean = np.where(
-                    known.any(0), total / np.maximum(known.sum(0), 1), np.nan
-                )
-                _draw_curve(ax, mean, style | {"linewidth": 2, "markersize": 4})
+                    _draw_curve(ax, row, index, linewidth=0.6, alpha=0.45)
+                _draw_curve(ax, mean, index, linewidth=2)
+            ticks = MaxNLocator(integer=True) if last > 1 else FixedLocator([1])
+            ax.xaxis.set_major_locator(ticks)
             ax.set_xlabel("epoch", color=FAINT, fontsize=points(SMALL))
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.margins(x=0.04)
             finish(ax, percent=quantity.endswith("accuracy"))
 
         return column(text(_QUANTITIES[quantity]), plot(320, 220, draw), gap=2)
 
-    return column(
-        text(name, bold=True), legend(levels), *map(draw_quantity, _QUANTITIES), gap=4
-    )
+    charts = column(*map(draw_quantity, _QUANTITIES), gap=2 * GAP)
+    return column(text(name, bold=True), legend(levels), charts, gap=4)
 
 
-def _draw_curve(ax: Axes, values: np.ndarray, style: dict[str, Any]) -> None:
-    alpha = 0.45 if style["linewidth"] < 1 else 1.0
-    ax.plot(np.arange(1, len(values) + 1), values, alpha=alpha, **style)
+def _draw_curve(ax: Axes, values: np.ndarray, index: int, **style: Any) -> None:
+    is_point = np.isfinite(values).sum() == 1  # a line of one would be invisible
+    mark = {"marker": "o" if is_point else "", "markersize": 2 + style["linewidth"]}
+    epochs = np.arange(1, len(values) + 1)
+    ax.plot(epochs, values, **line_style(index) | mark | style)
 
 
 def _draw_ranking(ranking: Mapping[str, Sequence[float]]) -> Box:
