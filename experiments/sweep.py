@@ -327,7 +327,7 @@ def compare(run: CifarRun, members: Sequence[Member], names: Sequence[str]) -> M
         rows.append([accuracy, count, name_values(row["values"])])
     say_table(rows)
     best = next(x for x in members if ranking[0]["values"].items() <= x.values.items())
-    say("on the test images:")
+    say("measure the best values on the test images:")
     say(f"  {name_command(run, best)}")
 
 

@@ -70,8 +70,9 @@ def whole(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
-    """No figures, which take most of the time."""
-    monkeypatch.setattr(train_cifar10, "draw", lambda *arguments: None)
+    """No figures and event files, which take most of the time."""
+    for name in ("draw", "write_events"):
+        monkeypatch.setattr(train_cifar10, name, lambda *arguments: None)
 
 
 @pytest.fixture
