@@ -51,6 +51,8 @@ from zfnet_jax.training import NonFiniteLossError
 _COMMON = {"data_dir", "dpi", "keep_epochs", "out", "resume"}
 # Measurements of an epoch.
 _MEASURED = "train_loss train_accuracy validation_loss validation_accuracy".split()
+# Those in the table on a terminal.
+_SHOWN = [name for name in _MEASURED if name != "train_accuracy"]
 
 Options = Mapping[str, tuple[Any, ...]]
 
@@ -80,16 +82,16 @@ class Member:
         """Whether nothing is left to train."""
         return self.result is not None or self.error is not None
 
-    def summarize(self) -> list[str]:
-        """Write the last epoch and its measurements."""
+    def summarize(self, names: Sequence[str]) -> list[str]:
+        """Write the last epoch and its measurements of these names."""
         if not self.history:
-            return ["" for _ in ("epoch", *_MEASURED)]
+            return ["" for _ in ("epoch", *names)]
         record = self.history[-1]
         return [
             str(record["epoch"]),
             *(
                 f"{record[name]:.2%}" if "accuracy" in name else f"{record[name]:.4g}"
-                for name in _MEASURED
+                for name in names
             ),
         ]
 
@@ -100,7 +102,7 @@ class Member:
         if self.is_over:
             return f"{self.folder}  finished"
         names = [name.replace("_", " ") for name in ("epoch", *_MEASURED)]
-        pairs = zip(names, self.summarize(), strict=True)
+        pairs = zip(names, self.summarize(_MEASURED), strict=True)
         return f"{self.folder}  {'  '.join(map(' '.join, pairs))}"
 
 
@@ -267,18 +269,19 @@ def write_runs(path: Path, members: Sequence[Member], names: Sequence[str]) -> N
 
 def build_table(members: Sequence[Member], names: Sequence[str]) -> Table:
     """Build the table of runs, or as many around the current one as fit a terminal."""
-    table = Table(box=None, header_style="bold")
-    for name in (*names, "epoch", *_MEASURED, ""):
-        table.add_column(name.replace("_", " "), justify="right")
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in (*names, "epoch", *_SHOWN):
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    table.add_column(min_width=len("finished"))
     current = next((i for i, x in enumerate(members) if not x.is_over), len(members))
-    fit = max(shutil.get_terminal_size().lines - 5, 1)
+    fit = max(shutil.get_terminal_size().lines - 6, 1)
     start = min(max(current - fit // 2, 0), max(len(members) - fit, 0))
     for index, member in list(enumerate(members))[start : start + fit]:
-        epoch, *measured = member.summarize()
+        last = member.summarize(_SHOWN)
         waits = "training" if index == current else "waiting"
         state = "failed" if member.error else "finished" if member.is_over else waits
         values = [str(member.values[name]) for name in names]
-        table.add_row(*values, epoch, *measured, state)
+        table.add_row(*values, *last, state)
     return table
 
 

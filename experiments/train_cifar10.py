@@ -6,7 +6,8 @@ By default ZFNET32 is trained on all 50,000 images of CIFAR-10 by the fast recip
 expected accuracy and time are in BENCHMARKS.md. The result folder holds metrics.json
 (test accuracy, times, history), the weights, checkpoints, training curves, a confusion
 matrix, test images with their most probable classes, the filters of the first layer,
-and in feature_maps/ the maps of each layer for a few images.
+and in feature_maps/ the maps of each layer for a few images. With the extra
+`tensorboard`, event files are written after every epoch.
 """
 
 from __future__ import annotations

@@ -222,13 +222,13 @@ def test_the_live_table_fits_the_terminal_around_the_current_run(monkeypatch):
     with console.capture() as capture:
         console.print(build_table(members, ["seed"]))
     header, *lines = capture.get().splitlines()
-    assert header.split() == "seed epoch train loss train accuracy".split() + (
-        "validation loss validation accuracy".split()
+    assert header.split() == (
+        "seed epoch train loss validation loss validation accuracy".split()
     )
     cells = [line.split() for line in lines]
-    assert [int(row[0]) for row in cells] == list(range(15, 25))
-    assert cells[0][1:] == ["3", "0.5", "50.00%", "0.5", "50.00%", "finished"]
-    assert cells[5] == ["20", "training"] and cells[6] == ["21", "waiting"]
+    assert [int(row[0]) for row in cells] == list(range(16, 25))
+    assert cells[0][1:] == ["3", "0.5", "0.5", "50.00%", "finished"]
+    assert cells[4] == ["20", "training"] and cells[5] == ["21", "waiting"]
 
 
 def test_values_with_failures_are_ranked_last():
