@@ -17,7 +17,7 @@ results are those of an unbroken sweep, bit for bit. A run whose loss is not fin
 recorded as failed, and the sweep goes on.
 
 Expected: a run takes as long as `experiments.train_cifar10`, without its figures. The
-eight runs above with `--limit 2000 --epochs 1` take about five minutes on two CPU cores
+eight runs above with `--limit 2000 --epochs 1` take a few minutes on two CPU cores
 and show that the command runs, and no more.
 """
 
