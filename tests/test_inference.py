@@ -74,6 +74,25 @@ def test_ten_crops_are_a_plain_loop(net, model):
     assert not np.allclose(by_ten(net, images[:, ::-1]), total / 10, 1e-3)
 
 
+def test_a_mean_image_of_the_larger_size_is_subtracted_before_crops_are_cut(model):
+    images = random_images(3, 12, 18, 3)
+    mean = np.random.default_rng(2).uniform(0, 255, (12, 18, 3)).astype(np.float32)
+    preprocess = Preprocessing(mean, 1 / 64, crop=0.5)
+    net = network(model, preprocess=preprocess)
+    inputs, logits = (images - mean) / 64, jax.jit(lambda x: model(x))
+    total = np.zeros((3, 5))
+    for row, column in ((0, 0), (0, 9), (6, 0), (6, 9), (3, 4)):
+        for turn in (1, -1):
+            crops = inputs[:, row : row + 6, column : column + 9][:, :, ::turn]
+            total += softmax(logits(crops))
+    np.testing.assert_allclose(by_ten(net, images), total / 10, 1e-4)
+    # One view is of the center.
+    center = images[:, 3:9, 4:13]
+    views = [*class_probabilities(net, center)]
+    expected = softmax(logits(inputs[:, 3:9, 4:13]))
+    np.testing.assert_allclose(views, expected, rtol=1e-4)
+
+
 def test_images_are_read_one_batch_at_a_time(net):
     read = []
     images = (read.append(x) or x for x in random_images(8, 6, 9, 3))

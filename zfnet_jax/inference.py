@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from zfnet_jax.data import Preprocessed, ten_crop
+from zfnet_jax.data import Preprocessed, Preprocessing, ten_crop
 from zfnet_jax.data.images import stored_shape
 from zfnet_jax.networks import Network
 
@@ -47,7 +47,8 @@ def class_probabilities(
     """Yield the softmax probabilities of each image, from one view or ten.
 
     Ten views are the corners and the center, each also mirrored. Their probabilities
-    are averaged (Krizhevsky et al. 2012, section 4.1).
+    are averaged (Krizhevsky et al. 2012, section 4.1). A mean image of the larger size
+    is subtracted before they are cut.
 
     Args:
         net: The network, with its `preprocess`.
@@ -61,13 +62,26 @@ def class_probabilities(
     while batch := list(itertools.islice(images, batch_size)):
         views = np.stack(batch)
         if ten_crops:
-            views = ten_crop(views, crop).reshape(-1, *crop, views.shape[-1])
+            views = _cut_views(views, net.preprocess, crop)
         # A last batch of another size would be compiled anew.
         size = size or len(views)
         padded = np.resize(views, (size, *views.shape[1:]))
-        logits = evaluate(net, padded, batch_size)[: len(views)]
-        probabilities = np.asarray(jax.nn.softmax(logits))
+        if padded.dtype == np.uint8:
+            logits = evaluate(net, padded, batch_size)
+        else:
+            logits = net.activations(padded, net.output, batch_size=batch_size)
+            logits = logits[net.output]
+        probabilities = np.asarray(jax.nn.softmax(logits[: len(views)]))
         yield from probabilities.reshape(len(batch), -1, logits.shape[-1]).mean(1)
+
+
+def _cut_views(
+    images: np.ndarray, preprocess: Any, crop: tuple[int, int]
+) -> np.ndarray:
+    """Cut ten crops of each image; preprocessed, if the mean image has their size."""
+    if isinstance(preprocess, Preprocessing) and preprocess.crop < 1:
+        images = preprocess.subtract_mean(images)
+    return ten_crop(images, crop).reshape(-1, *crop, images.shape[-1])
 
 
 def loss_and_accuracy(

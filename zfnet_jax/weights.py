@@ -420,8 +420,9 @@ def _check_description(
 
 
 def _check_mean(arch: Architecture, preprocess: Preprocessing) -> None:
-    mean = preprocess.mean
-    shape = (*(preprocess.size or mean.shape[:2]), *mean.shape[2:])
+    _check_crop(preprocess.crop)
+    mean, center = preprocess.mean, preprocess.center
+    shape = (*(preprocess.size or center.shape[:2]), *mean.shape[2:])
     expected = (*arch.input_hw, arch.channels)
     if shape != expected:
         raise ValueError(f"preprocessing gives images {shape}, expected {expected}")
@@ -441,8 +442,12 @@ def _check_colors(arch: Architecture, preprocess: Normalization) -> None:
         raise ValueError(
             f"{preprocess} is not of finite numbers, the deviation positive"
         )
-    if not 0 < preprocess.crop <= 1:
-        raise ValueError(f"the crop {preprocess.crop} is not between 0 and 1")
+    _check_crop(preprocess.crop)
+
+
+def _check_crop(crop: float) -> None:
+    if not 0 < crop <= 1:
+        raise ValueError(f"the crop {crop} is not between 0 and 1")
 
 
 def _is_plain(value: object) -> bool:

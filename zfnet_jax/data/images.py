@@ -151,7 +151,7 @@ def stored_shape(
             "uint8[b, h, w, c] to floats"
         )
     if isinstance(preprocess, Preprocessing):
-        height, width, channels = preprocess.mean.shape
+        height, width, channels = preprocess.center.shape
         return height, width, channels
     return image_shape
 

@@ -30,7 +30,9 @@ class Preprocessing:
         scale: Factor of the difference. 1.0 keeps the paper's range of about -128 to
             128.
         size: Rows and columns of the result (bilinear), for a network that takes larger
-            images. None keeps the size of the mean image.
+            images. None keeps the size of the images.
+        crop: Share of the mean image's center that the network sees, along each side:
+            224/256 for the paper's.
 
     Example:
         >>> import numpy as np
@@ -43,6 +45,13 @@ class Preprocessing:
     mean: Float32[np.ndarray, "h w c"]
     scale: float = 1.0
     size: tuple[int, int] | None = None
+    crop: float = 1.0
+
+    @property
+    def center(self) -> Float32[np.ndarray, "h w c"]:
+        """The part of the mean image that the network sees."""
+        height, width = (round(self.crop * side) for side in self.mean.shape[:2])
+        return center_crop(self.mean, (height, width))
 
     @classmethod
     def fit(
@@ -67,33 +76,41 @@ class Preprocessing:
         """Preprocess uint8[b, h, w, c] of NumPy or of JAX, also under `jax.jit`.
 
         Returns:
-            float32[b, H, W, c] of the same library: (images - mean) * scale, resized to
-            the attribute `size`.
+            float32[b, H, W, c] of the same library: (images - center) * scale, resized
+            to the attribute `size`.
 
         Raises:
-            ValueError: The images are not uint8 or not of the mean image's shape.
+            ValueError: The images are not uint8 or not of the shape of `center`.
         """
-        self._check(images)
-        return self._resize((images.astype(np.float32) - self.mean) * self.scale)
+        self._check(images, self.center)
+        return self._resize((images.astype(np.float32) - self.center) * self.scale)
+
+    def subtract_mean(self, images: _Images) -> Any:
+        """Subtract the whole mean image and scale: what crops are cut from (section 3).
+
+        Takes and returns what `__call__` does, but all of each image.
+        """
+        self._check(images, self.mean)
+        return (images.astype(np.float32) - self.mean) * self.scale
 
     def pictures(
         self, images: UInt8[np.ndarray, "b h w c"]
     ) -> UInt8[np.ndarray, "b H W c"]:
         """Resize images to what the network sees, without subtracting the mean."""
-        self._check(images)
+        self._check(images, self.center)
         if self.size is None:
             return images
         resized = self._resize(images.astype(np.float32))
         return np.rint(np.asarray(resized)).astype(np.uint8)
 
-    def _check(self, images: _Images) -> None:
+    def _check(self, images: _Images, mean: np.ndarray) -> None:
         _check_pixels(images)
-        if images.shape == self.mean.shape:
+        if images.shape == mean.shape:
             raise ValueError("preprocessing takes a batch: for one image, image[None]")
-        if images.shape[1:] != self.mean.shape:
+        if images.shape[1:] != mean.shape:
             raise ValueError(
                 f"images of {_size(images.shape[1:])} do not fit the mean image of "
-                f"{_size(self.mean.shape)} (rows x columns x channels)"
+                f"{_size(mean.shape)} (rows x columns x channels)"
             )
 
     def _resize(self, values: _Images) -> Any:
