@@ -14,7 +14,7 @@ from flax import nnx
 from zfnet_jax import files
 from zfnet_jax.arch import Architecture, Conv, Dense
 from zfnet_jax.model import ConvNet
-from zfnet_jax.recipes import FAST, PAPER, Plateau, limit_kernel_rms
+from zfnet_jax.recipes import FAST, MODERN, PAPER, Plateau, limit_kernel_rms
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -72,6 +72,21 @@ def test_the_recipes_are_those_of_the_paper_and_of_the_documentation():
     assert np.argmax(rates) == 15 and max(rates) == pytest.approx(0.03)
     np.testing.assert_allclose(np.diff(rates)[15:], -0.03 / 85, rtol=1e-4)
     assert rates[-1] == pytest.approx(0, abs=1e-8)
+
+
+def test_the_modern_recipe_is_that_of_its_sources():
+    schedule: Any = MODERN.schedule(MODERN.rate, 1000)
+    rates = [float(schedule(step)) for step in (0, 25, 50, 525, 1000)]
+    # Up during 5% of the steps, half way down the cosine in the middle of the rest.
+    expected = [0.02 / 50, 0.01 + 0.0002, 0.02, 0.01, 0.0]
+    np.testing.assert_allclose(rates, expected, atol=1e-7)
+    weights = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
+    grads = jax.tree.map(jnp.ones_like, weights)
+    optimizer = MODERN.optimizer(optax.constant_schedule(0.1))
+    updates: Any = optimizer.update(grads, optimizer.init(weights), weights)[0]
+    # Nesterov's first step is 1.9 times the gradient, with the decay of the kernel.
+    assert float(updates["kernel"][0, 0]) == pytest.approx(-0.19 * (1 + 2 * 5e-4))
+    assert float(updates["bias"][0]) == pytest.approx(-0.19)
 
 
 def test_muon_updates_are_orthogonal_and_other_weights_take_sgd():

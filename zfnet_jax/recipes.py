@@ -1,4 +1,4 @@
-"""Recipes for training as data: the paper's (section 3), a fast one and a long one."""
+"""Recipes for training as data: the paper's (section 3), and later ones."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ class Recipe:
             The result has this folded into kernels and biases, so the network that is
             evaluated and kept has no normalization.
         label_smoothing: Fraction of the target that is spread over all classes.
+        mixup: Alpha of the Beta distribution of the share with which each image and its
+            target are mixed with another's (Zhang et al. 2017, arXiv 1710.09412); 0 for
+            no mixing.
         average: Decay of the running average of the weights that is evaluated and
             kept; 0 keeps the last weights.
         anneals: Whether a `Plateau` of the validation error lowers the learning rate.
@@ -57,6 +60,7 @@ class Recipe:
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
     normalize: bool = False
     label_smoothing: float = 0.0
+    mixup: float = 0.0
     average: float = 0.0
     anneals: bool = False
 
@@ -139,6 +143,26 @@ def _warm_up_and_decay(peak: float, total: int) -> optax.Schedule:
     )
 
 
+def _warm_up_and_cosine(peak: float, total: int) -> optax.Schedule:
+    """Build a rate that rises for 5% of all steps, then falls to 0 as a cosine does."""
+    warm_up = max(1, round(0.05 * total))
+    return optax.warmup_cosine_decay_schedule(
+        peak / warm_up, peak, warm_up, max(total, warm_up + 1)
+    )
+
+
+def _nesterov_with_decay(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Build SGD whose gradients include a decay of all weights but the biases."""
+
+    def is_kernel(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda weight: weight.ndim > 1, params)
+
+    return optax.chain(
+        optax.add_decayed_weights(5e-4, is_kernel),
+        optax.sgd(rate, _MOMENTUM, nesterov=True),
+    )
+
+
 def _muon_and_sgd(rate: optax.Schedule) -> optax.GradientTransformation:
     """Build Muon (Jordan 2024) for hidden kernels, Nesterov SGD for all other weights.
 
@@ -210,4 +234,23 @@ LONG = dataclasses.replace(
     average=0.999,
 )
 
-RECIPES: Mapping[str, Recipe] = {x.name: x for x in (PAPER, FAST, LONG)}
+# He et al. 2018 (arXiv 1812.01187): Nesterov momentum, warm-up, cosine, smooth
+# labels, mixup, no decay of biases. Rate and decay are those of Krizhevsky et al. 2012,
+# the rate doubled with the batch.
+MODERN = Recipe(
+    name="modern",
+    epochs=90,
+    batch_size=256,
+    scale=1 / 64,
+    init=nnx.initializers.variance_scaling(1.0, "fan_in", "normal"),
+    dropout=0.5,
+    augmentation=Augmentation(margin=4),
+    rate=0.02,
+    schedule=_warm_up_and_cosine,
+    optimizer=_nesterov_with_decay,
+    normalize=True,
+    label_smoothing=0.1,
+    mixup=0.2,
+)
+
+RECIPES: Mapping[str, Recipe] = {x.name: x for x in (PAPER, FAST, LONG, MODERN)}

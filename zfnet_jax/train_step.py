@@ -15,7 +15,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from zfnet_jax.augmentation import crop_and_flip, cut_out
+from zfnet_jax.augmentation import crop_and_flip, cut_out, mix_neighbors
 from zfnet_jax.data import Preprocessing
 from zfnet_jax.model import ConvNet
 from zfnet_jax.recipes import Recipe
@@ -24,6 +24,9 @@ from zfnet_jax.recipes import Recipe
 _EPSILON = 1e-5
 # Decay of the running average of the batch statistics where that of weights has none.
 _MEMORY = 0.99
+
+# Parts of an epoch whose loss and accuracy are recorded, at most.
+PARTS = 10
 
 # Mean and variance of the outputs of each convolution, by layer: float32 [2, features].
 Statistics = dict[str, Float[Array, "2 features"]]
@@ -41,6 +44,8 @@ class TrainState(NamedTuple):
         opt_state: State of the optimizer.
         step: Number of updates so far, int32 [].
         key: Key data from which all randomness of the run is derived, uint32 [2].
+        sums: Sums of loss and accuracy over the steps of each part of an epoch; whoever
+            calls the steps adds to them.
     """
 
     model: PyTree
@@ -49,6 +54,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     step: Int[Array, ""]
     key: Array
+    sums: Float[Array, "parts 2"]
 
 
 def make_mesh() -> Mesh:
@@ -83,7 +89,7 @@ class TrainStep:
         mesh: Devices that share a batch.
 
     Raises:
-        ValueError: The devices don't divide the batch.
+        ValueError: The devices don't divide the batch, or mixup has no pairs.
     """
 
     recipe: Recipe
@@ -93,16 +99,26 @@ class TrainStep:
     mesh: Mesh = dataclasses.field(default_factory=make_mesh)
 
     def __post_init__(self) -> None:
-        """Check that the devices divide the batch."""
+        """Check that devices and pairs divide the batch."""
         if self.batch_size % self.mesh.size:
             raise ValueError(
                 f"batch size {self.batch_size} does not split over {self.mesh.size} "
                 "devices"
             )
+        if self.recipe.mixup and self.batch_size % 2:
+            raise ValueError(
+                f"batch size {self.batch_size} is odd, and mixup needs pairs of images"
+            )
 
     def replicate(self, tree: Any) -> Any:
-        """Copy arrays to every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        """Copy arrays to every device; they have to be the same in all processes."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return jax.device_put(jax.device_get(tree), whole)
+
+    def split(self, batch: Any) -> Any:
+        """Give each device its part of a batch, from the part that a process read."""
+        rows = NamedSharding(self.mesh, PartitionSpec("data"))
+        return jax.make_array_from_process_local_data(rows, batch)
 
     def rate(self, scale: Any) -> optax.Schedule:
         """Return the learning rate by step, times a factor."""
@@ -125,6 +141,7 @@ class TrainStep:
             opt_state=self.recipe.optimizer(self.rate(1.0)).init(model),
             step=jnp.zeros((), jnp.int32),
             key=jax.random.key_data(jax.random.key(seed)),
+            sums=jnp.zeros((PARTS, 2)),
         )
         return self.replicate(state)
 
@@ -143,6 +160,8 @@ class TrainStep:
     ) -> tuple[TrainState, Float[Array, " 2"]]:
         """Update the state; return it with the loss and accuracy of the batch.
 
+        With mixup, the right class is that of the larger share.
+
         Args:
             state: The state before the step.
             images: Pixels.
@@ -152,14 +171,20 @@ class TrainStep:
         run_key = jax.random.wrap_key_data(state.key)
         # Epochs use the same key folded with their number: keep steps apart from them.
         key = jax.random.fold_in(jax.random.fold_in(run_key, 2**31), state.step)
-        view_key, hole_key, dropout_key = jax.random.split(key, 3)
-        augmentation = self.recipe.augmentation
-        inputs = self.preprocess(crop_and_flip(images, view_key, augmentation))
-        if augmentation.cutout:
-            inputs = cut_out(inputs, hole_key, augmentation.cutout)
+        view_key, hole_key, dropout_key, mix_key = jax.random.split(key, 4)
+        inputs = self._cut_views(images, view_key, state.model.arch.input_hw)
+        if cutout := self.recipe.augmentation.cutout:
+            inputs = cut_out(inputs, hole_key, cutout)
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(labels, state.model.arch.num_classes),
+            self.recipe.label_smoothing,
+        )
+        if alpha := self.recipe.mixup:
+            share = jax.random.beta(mix_key, alpha, alpha)
+            inputs, targets = (mix_neighbors(x, share) for x in (inputs, targets))
         keys = jax.random.split(dropout_key, self.batch_size)
         (loss, (accuracy, statistics)), grads = self._gradients(
-            state.model, inputs, labels, keys
+            state.model, inputs, targets, keys
         )
         optimizer = self.recipe.optimizer(self.rate(scale))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
@@ -176,12 +201,23 @@ class TrainStep:
             statistics,
             state.statistics,
         )
-        state = TrainState(
-            model, average, statistics, opt_state, state.step + 1, state.key
+        state = state._replace(
+            model=model,
+            average=average,
+            statistics=statistics,
+            opt_state=opt_state,
+            step=state.step + 1,
         )
         return state, jnp.stack([loss, accuracy])
 
-    def _gradients(self, model: Any, images: Array, labels: Array, keys: Array):
+    def _cut_views(self, images: Array, key: Array, size: tuple[int, int]) -> Array:
+        how, preprocess = self.recipe.augmentation, self.preprocess
+        if preprocess.crop < 1:
+            # As in section 3, the mean image is subtracted before crops are cut.
+            return crop_and_flip(preprocess.subtract_mean(images), key, how, size)
+        return preprocess(crop_and_flip(images, key, how))
+
+    def _gradients(self, model: Any, images: Array, targets: Array, keys: Array):
         def local(*batch: Any) -> Any:
             value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
             return jax.lax.pmean(value_and_grad(*batch), "data")
@@ -193,9 +229,9 @@ class TrainStep:
             in_specs=(whole, split, split, split),
             out_specs=whole,
             check_vma=False,
-        )(model, images, labels, keys)
+        )(model, images, targets, keys)
 
-    def _loss(self, model: ConvNet, images: Array, labels: Array, keys: Array):
+    def _loss(self, model: ConvNet, images: Array, targets: Array, keys: Array):
         statistics: Statistics = {}
 
         def normalize(name: str, x: Array) -> Array:
@@ -213,8 +249,6 @@ class TrainStep:
             dropout_keys=keys,
             normalize=normalize if self.recipe.normalize else None,
         )
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), self.recipe.label_smoothing
-        )
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, ((logits.argmax(-1) == labels).mean(), statistics)
+        is_right = logits.argmax(-1) == targets.argmax(-1)
+        return loss, (is_right.mean(), statistics)
