@@ -1,11 +1,13 @@
 """Training: what a step computes, and runs that stop, are killed and go on."""
 
 import dataclasses
+import itertools
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -417,41 +419,173 @@ def test_an_exploding_run_stops_before_its_epoch_is_saved(explode_at, step, tmp_
     assert checkpoint.steps(tmp_path) == [1]
 
 
+# Batches that are read as they are needed.
+
+# Eight of its ten rows and columns are seen; the mean is of all.
+LARGE = np.pad(DATA.images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+MIXUP = dataclasses.replace(RECIPE, mixup=0.4)
+STEPS, SAVE_EVERY = 4, 3
+
+
+def read_part(start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows of this process of each batch."""
+    size = BATCH // jax.process_count()
+    rows = slice(jax.process_index() * size, (jax.process_index() + 1) * size)
+    for step in range(start, stop):
+        batch = np.random.default_rng(step).permutation(len(DATA))[:BATCH][rows]
+        yield LARGE[batch], DATA.labels[batch]
+
+
+def run_batches(**changes: Any):
+    arguments: dict[str, Any] = {
+        "preprocess": dataclasses.replace(Preprocessing.fit(LARGE, 1 / 64), crop=0.8),
+        "class_count": 4,
+        "steps": STEPS,
+        "recipe": MIXUP,
+        "epochs": 2,
+        "seed": 3,
+    } | changes
+    return training.train_batches(TINY, read_part, **arguments)
+
+
+def stream_saving(folder: Path, **changes: Any) -> tuple[Epoch, list[dict[str, Any]]]:
+    """Train from the newest checkpoint, or from scratch; save within epochs too."""
+    saved = checkpoint.restore(folder)
+    history = saved.metadata["history"] if saved else []
+    epoch, state = None, saved and saved.state
+    for epoch in run_batches(resume=state, save_every=SAVE_EVERY, **changes):
+        if epoch.record:
+            history.append(epoch.record)
+        step = int(epoch.state.step)
+        checkpoint.save(folder, step, epoch.state, {"history": history})
+    assert epoch is not None
+    return epoch, history
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    return stream_saving(tmp_path_factory.mktemp("stream"))
+
+
+STREAM_TO_BE_KILLED = TO_BE_KILLED.replace(
+    "train_saving(Path(sys.argv[1]), resume=True", "stream_saving(Path(sys.argv[1])"
+).replace("train_saving", "stream_saving")
+
+
+def test_a_stream_that_is_killed_within_an_epoch_goes_on_with_the_next_batch(
+    stream, tmp_path
+):
+    with start_child(STREAM_TO_BE_KILLED, str(tmp_path)) as process:
+        assert process.stdout is not None
+        try:
+            while SAVE_EVERY not in checkpoint.steps(tmp_path):
+                assert process.stdout.readline()
+        finally:
+            process.kill()
+    assert checkpoint.steps(tmp_path)[-1] % STEPS
+    assert_same_run(stream_saving(tmp_path), stream)
+
+
+def test_a_stream_records_what_its_steps_are(stream):
+    epoch, history = stream
+    assert [record["steps"] for record in history] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    saves = [(x.number, int(x.state.step)) for x in run_batches(save_every=SAVE_EVERY)]
+    assert saves == [(1, 3), (1, 4), (2, 6), (2, 8)]
+    # More saves change nothing.
+    *_, plain = run_batches()
+    assert plain.record == history[-1]
+    for name, values in weights(plain.model).items():
+        np.testing.assert_array_equal(values, weights(epoch.model)[name])
+    # A finished run is there at once.
+    (again,) = run_batches(resume=epoch.state)
+    assert again.number == 2 and not again.record
+
+
+def test_mixup_by_hand(monkeypatch):
+    # Linear, so that the gradient is known.
+    arch = Architecture("linear", (8, 8), (Dense("logits", 4, relu=False),))
+    monkeypatch.setattr(jax.random, "beta", lambda key, a, b: jnp.float32(0.7))
+    recipe = dataclasses.replace(
+        MIXUP, normalize=False, average=0.0, augmentation=Augmentation(margin=0)
+    )
+    dataset = mirror(DATA.take(np.arange(4)))
+    preprocess = Preprocessing.fit(dataset.images, 1 / 64)
+    model = ConvNet(arch, init=recipe.init, rngs=nnx.Rngs(0))
+    step = TrainStep(recipe, preprocess, 4, total=100)
+    state, values = jax.jit(step)(
+        step.start(model, seed=0),
+        jnp.asarray(dataset.images),
+        jnp.asarray(dataset.labels),
+        jnp.float32(1),
+    )
+    inputs, classes = preprocess(dataset.images).reshape(4, -1), np.eye(4)
+    inputs = np.stack([0.7 * inputs[i] + 0.3 * inputs[i ^ 1] for i in range(4)])
+    targets = np.stack([0.7 * classes[i] + 0.3 * classes[i ^ 1] for i in range(4)])
+    targets = 0.95 * targets + 0.05 / 4
+    kernel = np.asarray(model.logits.kernel[...])
+    chances = np.asarray(jax.nn.softmax(inputs @ kernel))
+    assert values[0] == pytest.approx(-(targets * np.log(chances)).sum() / 4, rel=1e-5)
+    assert values[1] == (chances.argmax(1) == np.arange(4)).mean()
+    gradient = inputs.T @ (chances - targets) / 4
+    after = np.asarray(cast(Any, state.model).logits.kernel[...])
+    np.testing.assert_allclose(after, kernel - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="batch size 5 is odd"):
+        TrainStep(recipe, preprocess, 5, total=100)
+
+
+def test_the_mean_image_is_subtracted_before_crops_are_cut():
+    images = jnp.asarray(LARGE)
+    preprocess = dataclasses.replace(Preprocessing.fit(LARGE, 1 / 64), crop=0.8)
+    step = TrainStep(PAPER, preprocess, len(LARGE), total=1)
+    views = jax.jit(step._cut_views, static_argnums=2)(
+        images, jax.random.key(0), (8, 8)
+    )
+    inputs = (LARGE - preprocess.mean) / 64
+    windows = [
+        inputs[:, row : row + 8, column : column + 8][:, :, ::turn]
+        for row, column in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
+        for turn in (1, -1)
+    ]
+    errors = [abs(views - window).max((1, 2, 3)) for window in windows]
+    assert (np.min(errors, axis=0) < 1e-5).all()
+    assert len({*np.argmin(errors, axis=0).tolist()}) == 10
+
+
 # Many devices.
 
+# As `make_mesh` takes the first of the devices, eight can stand for fewer.
 ON_DEVICES = """
 import sys
 import jax
 import numpy as np
-from tests.test_training import run, weights
-epoch = next(run())
-np.savez(
-    sys.argv[1],
-    devices=jax.local_device_count(),
-    loss=epoch.record["train_loss"],
-    **weights(epoch.model),
-)
+from tests.test_training import run, run_batches, weights
+
+def save(name, epochs):
+    *_, last = epochs
+    loss = last.record["train_loss"]
+    np.savez(f"{sys.argv[1]}/{name}.npz", loss=loss, **weights(last.model))
+
+for devices in (1, 2, 4, 8):
+    jax.device_count = lambda: devices
+    save(f"batches-{devices}", run_batches())
+    if devices in (1, 8):
+        save(f"arrays-{devices}", run(epochs=1))
 try:
-    next(run(batch_size=6))
+    next(run(batch_size=12))
 except ValueError as error:
     print(error)
 """
 
 
 def test_many_devices_train_as_one(tmp_path):
-    runs, outputs = [], []
-    for count, flags in ((1, ""), (4, "--xla_force_host_platform_device_count=4")):
-        path = tmp_path / f"{count}.npz"
-        environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        process = start_child(ON_DEVICES, str(path), **environment)
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
-        outputs.append(output)
-        with np.load(path) as arrays:
-            runs.append(dict(arrays))
-    one, four = runs
-    assert (one.pop("devices"), four.pop("devices")) == (1, 4)
-    for name in one:
-        difference = abs(four[name] - one[name]).max() / abs(one[name]).max()
-        assert difference < 1e-5, name
-    assert outputs == ["", "batch size 6 does not split over 4 devices\n"]
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    process = start_child(ON_DEVICES, str(tmp_path), **environment)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert output == "batch size 12 does not split over 8 devices\n"
+    for name in ("batches", "arrays"):
+        one, *others = (dict(np.load(x)) for x in sorted(tmp_path.glob(f"{name}-*")))
+        assert len(others) == {"batches": 3, "arrays": 1}[name]
+        for other, (key, values) in itertools.product(others, one.items()):
+            assert abs(other[key] - values).max() < 1e-5 * abs(values).max(), key

@@ -1,13 +1,13 @@
-"""Training: a generator that runs one compiled program and yields after every epoch.
+"""Training: generators that run one compiled program and yield after every epoch.
 
-Images stay on the device as uint8. Augmentation, the forward and backward pass and the
-update are one program, split over all local devices along the batch.
+Images are uint8, and stay on the devices (`train`) or arrive in batches
+(`train_batches`). Augmentation, the forward and backward pass and the update are one
+program, split over all devices along the batch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,11 +22,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from zfnet_jax.arch import Architecture, Dense
 from zfnet_jax.data import Dataset, Preprocessing
 from zfnet_jax.model import ConvNet
-from zfnet_jax.recipes import FAST, Plateau, Recipe
-from zfnet_jax.train_step import TrainState, TrainStep
-
-# Number of points of an epoch where progress is reported and the loss recorded.
-_POINTS = 10
+from zfnet_jax.recipes import FAST, MODERN, Plateau, Recipe
+from zfnet_jax.train_step import PARTS, TrainState, TrainStep
 
 
 class NonFiniteLossError(Exception):
@@ -35,7 +32,7 @@ class NonFiniteLossError(Exception):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Epoch:
-    """A network after an epoch of its training.
+    """A network after an epoch of its training, or within one.
 
     Attributes:
         number: Number of the epoch, from 1.
@@ -44,7 +41,8 @@ class Epoch:
         record: `epoch`, `train_loss`, `train_accuracy` (0 to 1) and `learning_rate`;
             `steps` are numbers of steps since the start of the run, and `loss_curve`,
             `accuracy_curve` and `rate_curve` the means up to each from the one before
-            and the learning rate at each.
+            and the learning rate at each. Empty within an epoch, and for an epoch that
+            is resumed.
         state: State of the run, to save and to resume from.
         train_seconds: Time in training steps since `train` was called.
         compile_seconds: Time to compile them.
@@ -134,59 +132,199 @@ def train(
             f"{epochs} epochs of {len(dataset)} images in batches of {batch_size} hold "
             "no step"
         )
-    arch = _with_dropout(arch, recipe.dropout).with_classes(len(dataset.class_names))
-    model = ConvNet(arch, dtype=dtype, init=recipe.init, rngs=nnx.Rngs(seed))
     preprocess = Preprocessing.fit(dataset.images, recipe.scale, arch.input_hw)
     step = TrainStep(recipe, preprocess, batch_size, steps * epochs)
-    state = step.start(model, seed)
-    if resume is not None:
-        state = step.replicate(_fill(state, resume))
     program = _Program(step, steps)
-    yield from _epochs(program, state, dataset, plateau, progress)
+    state = _start(step, arch, len(dataset.class_names), dtype, seed, resume)
+
+    def prepare() -> tuple[_Advance, float]:
+        data = step.replicate((dataset.images, dataset.labels))
+        example = state, *data, np.float32(1), np.int32(0)
+        run, seconds = _compile(program.run, *example)
+        return lambda state, scale, count: run(state, *data, scale, count), seconds
+
+    yield from _run_epochs(program, state, prepare, plateau, progress)
 
 
-def _epochs(
+def train_batches(
+    arch: Architecture,
+    read: Callable[[int, int], Iterator[tuple[np.ndarray, np.ndarray]]],
+    *,
+    preprocess: Preprocessing,
+    class_count: int,
+    steps: int,
+    recipe: Recipe = MODERN,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
+    plateau: Plateau | None = None,
+    resume: PyTree | None = None,
+    progress: Callable[..., object] | None = None,
+    save_every: int | None = None,
+) -> Iterator[Epoch]:
+    """Train a network on batches that are read as they are needed.
+
+    It is `train` for images that don't fit in memory, on the devices of one process or
+    of several (`jax.distributed`). The next batch is read while the devices work.
+
+    Args:
+        arch: The architecture.
+        read: From a range of steps to their batches: uint8 pixels [b, h, w, c] and
+            int32 labels [b]. Each of several processes reads its rows of the batch, in
+            the order of the processes.
+        preprocess: Preprocessing of the images. If it crops, random views are cut from
+            the larger images.
+        class_count: Number of classes.
+        steps: Steps per epoch.
+        recipe: The recipe.
+        epochs: Number of epochs, if not the recipe's number.
+        batch_size: Images per step over all processes, if not the recipe's number.
+        seed: Determines weights, augmentation and dropout.
+        dtype: Type of the computation, float32 or bfloat16.
+        plateau: As for `train`.
+        resume: As for `train`; it may be a state within an epoch.
+        progress: As for `train`.
+        save_every: Also yield whenever so many steps of the run are done, with an empty
+            record.
+
+    Raises:
+        ValueError: The arguments don't fit each other.
+        NonFiniteLossError: The loss is not finite.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> from zfnet_jax.data import Preprocessing
+        >>> arch = zf.Architecture("tiny", (7, 7), (zf.Dense("logits", 2, relu=False),))
+        >>> mean = np.full((8, 8, 3), 128, np.float32)
+        >>> def read(start, stop):
+        ...     for step in range(start, stop):
+        ...         rng = np.random.default_rng(step)
+        ...         labels = rng.integers(0, 2, 16, np.int32)
+        ...         yield np.full((16, 8, 8, 3), 255, np.uint8), labels
+        >>> for epoch in train_batches(
+        ...     arch,
+        ...     read,
+        ...     preprocess=Preprocessing(mean, crop=7 / 8),
+        ...     class_count=2,
+        ...     steps=4,
+        ...     epochs=1,
+        ...     batch_size=16,
+        ...     save_every=3,
+        ... ):
+        ...     print(epoch.number, int(epoch.state.step), bool(epoch.record))
+        1 3 False
+        1 4 True
+    """
+    epochs = recipe.epochs if epochs is None else epochs
+    batch_size = recipe.batch_size if batch_size is None else batch_size
+    if min(epochs, steps, batch_size) < 1:
+        raise ValueError(
+            f"{epochs} epochs of {steps} steps of {batch_size} images hold no step"
+        )
+    step = TrainStep(recipe, preprocess, batch_size, steps * epochs)
+    program = _Program(step, steps)
+    state = _start(step, arch, class_count, dtype, seed, resume)
+
+    def prepare() -> tuple[_Advance, float]:
+        local = batch_size // jax.process_count()
+        images = np.zeros((local, *preprocess.mean.shape), np.uint8)
+        batch = step.split((images, np.zeros(local, np.int32)))
+        advance, seconds = _compile(program.advance, state, *batch, np.float32(1))
+        batches = read(int(state.step), step.total)
+
+        def run(state: TrainState, scale: np.float32, count: np.int32) -> TrainState:
+            last = state.step
+            for _ in range(count):
+                batch = step.split(next(batches))
+                # Batches that no device can take yet would fill its memory.
+                last.block_until_ready()
+                last = state.step
+                state = advance(state, *batch, scale)
+            return state
+
+        return run, seconds
+
+    yield from _run_epochs(program, state, prepare, plateau, progress, save_every)
+
+
+# From a state, a factor of the learning rate and a number of steps to the state then.
+_Advance = Callable[[TrainState, np.float32, np.int32], TrainState]
+
+
+def _start(
+    step: TrainStep,
+    arch: Architecture,
+    class_count: int,
+    dtype: DTypeLike,
+    seed: int,
+    resume: PyTree | None,
+) -> TrainState:
+    arch = _with_dropout(arch, step.recipe.dropout).with_classes(class_count)
+    model = ConvNet(arch, dtype=dtype, init=step.recipe.init, rngs=nnx.Rngs(seed))
+    state = step.start(model, seed)
+    return state if resume is None else step.replicate(_fill(state, resume))
+
+
+def _compile(function: Callable[..., TrainState], *example: Any) -> tuple[Any, float]:
+    began = time.perf_counter()
+    compiled = jax.jit(function).lower(*example).compile()
+    return compiled, time.perf_counter() - began
+
+
+def _run_epochs(
     program: _Program,
     state: TrainState,
-    dataset: Dataset,
+    prepare: Callable[[], tuple[_Advance, float]],
     plateau: Plateau | None,
     progress: Callable[..., object] | None,
+    save_every: int | None = None,
 ) -> Iterator[Epoch]:
     """Run the epochs that remain from a state."""
-    step, preprocess = program.step, program.step.preprocess
-    done, total = (int(x) // program.steps for x in (state.step, step.total))
-    if done:
-        yield Epoch(done, step.finish(state), preprocess, {}, state, 0.0, 0.0)
-    data = step.replicate((dataset.images, dataset.labels))
-    began = time.perf_counter()
-    run = jax.jit(program.run).lower(state, *data, np.float32(1), np.int32(0)).compile()
-    compile_seconds, train_seconds = time.perf_counter() - began, 0.0
-    for number in range(done + 1, total + 1):
+    step, steps, done = program.step, program.steps, int(state.step)
+    if done and done % steps == 0:
+        model, preprocess = step.finish(state), step.preprocess
+        yield Epoch(done // steps, model, preprocess, {}, state, 0.0, 0.0)
+    if done == step.total:
+        return
+    run, compile_seconds = prepare()
+    train_seconds = 0.0
+    while done < step.total:
+        epoch, place = divmod(done, steps)
+        stop = program.next_stop(done, save_every)
         scale = 1.0 if plateau is None else plateau.scale
-        sums = np.zeros((0, 2))
-        for start, stop in itertools.pairwise([0, *program.ends]):
-            began = time.perf_counter()
-            state, totals = run(state, *data, np.float32(scale), np.int32(stop - start))
-            sums = np.vstack([sums, np.asarray(totals)])
-            train_seconds += time.perf_counter() - began
-            if not np.isfinite(sums).all():
-                raise NonFiniteLossError(
-                    f"the loss is not finite in epoch {number}, step {start + 1} to "
-                    f"{stop}: try a smaller learning rate or another seed"
-                )
-            if progress is not None:
-                loss, accuracy = (sums.sum(0) / stop).tolist()
-                passes = number - 1 + stop / program.steps
-                progress(passes, total, train_loss=loss, train_accuracy=accuracy)
-        yield Epoch(
-            number=number,
-            model=step.finish(state),
-            preprocess=preprocess,
-            record=program.record(number, sums, scale),
-            state=state,
-            train_seconds=train_seconds,
-            compile_seconds=compile_seconds,
-        )
+        began = time.perf_counter()
+        state = run(state, np.float32(scale), np.int32(stop - done))
+        sums = np.asarray(_read_sums(state))[: len(program.ends)]
+        train_seconds += time.perf_counter() - began
+        done, end = stop, stop - epoch * steps
+        if not np.isfinite(sums).all():
+            raise NonFiniteLossError(
+                f"the loss is not finite in epoch {epoch + 1}, step {place + 1} to "
+                f"{end}: try a smaller learning rate or another seed"
+            )
+        if progress is not None:
+            loss, accuracy = (sums.sum(0) / end).tolist()
+            total = step.total // steps
+            progress(done / steps, total, train_loss=loss, train_accuracy=accuracy)
+        if end == steps or (save_every and done % save_every == 0):
+            yield Epoch(
+                number=epoch + 1,
+                model=step.finish(state),
+                preprocess=step.preprocess,
+                record=program.record(epoch + 1, sums, scale) if end == steps else {},
+                state=state,
+                train_seconds=train_seconds,
+                compile_seconds=compile_seconds,
+            )
+
+
+@jax.jit
+def _read_sums(state: TrainState) -> Float[Array, "parts 2"]:
+    """Get the sums of a state; they are NaN if its weights are not finite."""
+    weights = jax.tree.leaves((state.model, state.average))
+    finite = jnp.stack([jnp.isfinite(weight).all() for weight in weights]).all()
+    return jnp.where(finite, state.sums, jnp.nan)
 
 
 def _fill(state: TrainState, saved: PyTree) -> TrainState:
@@ -211,10 +349,23 @@ def _with_dropout(arch: Architecture, rate: float) -> Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """The steps of an epoch of images that stay on the device."""
+    """The steps of an epoch."""
 
     step: TrainStep
     steps: int  # per epoch
+
+    def advance(
+        self,
+        state: TrainState,
+        images: UInt8[Array, "b h w c"],
+        labels: Int[Array, " b"],
+        scale: Float[Array, ""],
+    ) -> TrainState:
+        """Take a step, and add its loss and accuracy to the sums of its part."""
+        place = state.step % self.steps
+        sums = jnp.where(place == 0, 0.0, state.sums)
+        state, values = self.step(state, images, labels, scale)
+        return state._replace(sums=sums.at[place // self._part].add(values))
 
     def run(
         self,
@@ -223,32 +374,33 @@ class _Program:
         labels: Int[Array, " n"],
         scale: Float[Array, ""],
         count: Int[Array, ""],
-    ) -> tuple[TrainState, Float[Array, " 2"]]:
-        """Run `count` steps within an epoch; sum their losses and accuracies.
-
-        The sums are NaN if the weights after the last step are not finite.
-        """
+    ) -> TrainState:
+        """Take `count` steps within an epoch of images that stay on the device."""
         key = jax.random.wrap_key_data(state.key)
         key = jax.random.fold_in(key, state.step // self.steps)
         order = jax.random.permutation(key, len(images))
         order = order[: self.steps * self.step.batch_size].reshape(self.steps, -1)
 
-        def body(_: Array, carry: Any) -> Any:
-            state, totals = carry
+        def body(_: Array, state: TrainState) -> TrainState:
             batch = order[state.step % self.steps]
-            state, values = self.step(state, images[batch], labels[batch], scale)
-            return state, totals + values
+            return self.advance(state, images[batch], labels[batch], scale)
 
-        state, totals = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(2)))
-        weights = jax.tree.leaves((state.model, state.average))
-        finite = jnp.stack([jnp.isfinite(weight).all() for weight in weights]).all()
-        return state, jnp.where(finite, totals, jnp.nan)
+        return jax.lax.fori_loop(0, count, body, state)
+
+    @property
+    def _part(self) -> int:
+        return -(-self.steps // PARTS)
 
     @property
     def ends(self) -> list[int]:
         """Steps of an epoch after which the loss is read."""
-        piece = -(-self.steps // _POINTS)
-        return [*range(piece, self.steps, piece), self.steps]
+        return [*range(self._part, self.steps, self._part), self.steps]
+
+    def next_stop(self, done: int, save_every: int | None) -> int:
+        """Number of steps of the run after which the loss is read or a state saved."""
+        place = done % self.steps
+        stop = done - place + min(end for end in self.ends if end > place)
+        return min(stop, done - done % save_every + save_every) if save_every else stop
 
     def record(self, epoch: int, sums: np.ndarray, scale: float) -> dict[str, Any]:
         """Summarize an epoch from the sums of each of its pieces."""
