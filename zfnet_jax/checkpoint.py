@@ -9,6 +9,9 @@ A folder of checkpoints holds one folder per step:
 
 Orbax keeps no digest of the arrays, so a flipped byte would load silently. A step is
 written beside its place and renamed, so a killed run leaves the earlier steps intact.
+
+Of several processes (`jax.distributed`), which all hold the same state, the first
+writes and all read.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from jaxtyping import PyTree
 
 from zfnet_jax import files
 from zfnet_jax.files import DamagedFileError
+from zfnet_jax.processes import gather
 
 _DIGESTS, _METADATA, _STATE = "digests.json", "metadata.json", "state"
 
@@ -67,6 +71,8 @@ def save(
 ) -> None:
     """Write one step, replacing one of the same number, and remove old ones.
 
+    All but the first of several processes return at once.
+
     Args:
         folder: Folder of the steps; created if necessary.
         step: Number of the step.
@@ -78,6 +84,8 @@ def save(
         OSError: The folder cannot be written or the disk is full; the earlier steps are
             intact.
     """
+    if jax.process_index():
+        return
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
@@ -100,7 +108,7 @@ def restore(
     folder: str | os.PathLike[str],
     check: Callable[[Mapping[str, Any]], object] = lambda metadata: None,
 ) -> Restored | None:
-    """Read the newest good step.
+    """Read the newest good step; the same in all processes.
 
     Args:
         folder: Folder of the steps.
@@ -112,8 +120,22 @@ def restore(
 
     Raises:
         DamagedFileError: Every step is damaged.
+        ValueError: Processes read different steps.
     """
     folder = Path(folder).absolute()
+    restored = _read_newest(folder, check)
+    numbers = gather(None if restored is None else restored.step)
+    if len({*numbers}) > 1:
+        raise ValueError(
+            f"{folder} does not hold the same checkpoints for all processes (steps "
+            f"{', '.join(map(str, numbers))}): give a folder that they share"
+        )
+    return restored
+
+
+def _read_newest(
+    folder: Path, check: Callable[[Mapping[str, Any]], object]
+) -> Restored | None:
     damaged: list[str] = []
     for step in reversed(steps(folder)):
         try:
@@ -184,5 +206,15 @@ def _checkpointer() -> Any:
     # Imported on use: it takes half a second.
     import orbax.checkpoint as ocp
 
+    # Orbax would wait for the other processes.
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index,
+        active_processes={index},
+        barrier_sync_key_prefix=f"process{index}",
+    )
     # Weights hardly compress, and trying doubles the time.
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    handler = ocp.PyTreeCheckpointHandler(
+        use_compression=False, multiprocessing_options=alone
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
