@@ -14,7 +14,9 @@ import functools
 import importlib.metadata
 import inspect
 import io
+import os
 import platform
+import re
 import shlex
 import signal
 import sys
@@ -51,6 +53,8 @@ class UserError(ValueError):
     """The command line asks for something impossible; the message is one line."""
 
 
+# In errors of the libraries through which processes talk.
+_LOST = re.compile("Gloo|NCCL|coordination service", re.IGNORECASE)
 _AT_LEAST_ONE = "at least 1"
 Positive = Annotated[int, _AT_LEAST_ONE]
 
@@ -83,6 +87,14 @@ class Run:
         assert self.out is not None
         return self.out
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints, draws and writes."""
+        return True
+
+    def connect(self) -> None:
+        """Connect to the other processes of a run, if there are any."""
+
     @functools.cached_property
     def rng(self) -> np.random.Generator:
         """The source of random numbers."""
@@ -90,6 +102,8 @@ class Run:
 
     def figure(self, name: str, figure: Figure) -> None:
         """Write a figure as NAME.png and NAME.pdf; NAME may contain subfolders."""
+        if not self.is_first:
+            return
         from zfnet_jax.viz.layout import figure_bytes
 
         path = self.path.joinpath(*map(slug, name.split("/")))
@@ -230,14 +244,18 @@ def _execute(
 ) -> None:
     """Run an experiment and write what it measured."""
     start = time.perf_counter()
+    run.connect()
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax raises either
         wanted = jax.config.values["jax_platforms"]
         raise UserError(f"JAX_PLATFORMS={wanted}: there is no such device") from error
-    _create_folder(run.path)
+    if run.is_first:
+        _create_folder(run.path)
     metrics = dict(experiment(run, **options))
     run.end_progress()
+    if not run.is_first:
+        return
     fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
     config = {**fields, **options}
     packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
@@ -321,6 +339,8 @@ def _explain(error: Exception) -> tuple[int | None, str]:
         case OSError():
             name = f"{error.filename}: " if error.filename else ""
             return 1, f"{name}{error.strerror or error}"
+    if jax.distributed.is_initialized() and _LOST.search(str(error)):
+        return 1, "the connection to another process broke: see its message"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return 1, "out of memory: choose a smaller --batch-size, --limit or model"
     return None, ""
@@ -334,4 +354,7 @@ def _origin(error: Exception) -> str:
 
 def _fail(code: int, message: str) -> int:
     say("error:", " ".join(message.split()), file=sys.stderr)
+    if jax.distributed.is_initialized():
+        # At exit jax would wait for the other processes.
+        os._exit(code)
     return code

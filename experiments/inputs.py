@@ -152,7 +152,8 @@ class NetworkRun(Run):
         """Name of the dataset: --dataset, or the one the network was trained on."""
         if self.dataset is not None:
             return self.dataset
-        if self._metadata.get("name") in PUBLIC:
+        is_public = self._metadata.get("name") in PUBLIC
+        if is_public or self._metadata.get("dataset") == "imagenet":
             raise UserError(
                 f"{self.network_name} was trained on photographs: give --image, or "
                 "--dataset for small images"
@@ -326,7 +327,8 @@ def make_cover(net: Network, fill: Fill) -> tuple[np.ndarray, np.ndarray]:
     shape = stored_shape(net.image_shape, net.preprocess)
     picture = np.full(shape, _LEVELS[fill], np.uint8)
     if fill == "mean" and isinstance(net.preprocess, Normalization | Preprocessing):
-        picture[...] = np.rint(net.preprocess.mean)
+        mean = getattr(net.preprocess, "center", net.preprocess.mean)
+        picture[...] = np.rint(mean)
     blank = Dataset(picture[None], np.zeros(1, np.int32), ("cover",), "cover")
     image = net.load_images(blank)
     # After preprocessing the mean image is 0.

@@ -61,11 +61,7 @@ class Log:
     def read(cls, metadata: Mapping[str, Any]) -> Log:
         """Read a log from the metadata of a checkpoint."""
         history, seconds = metadata["history"], metadata["seconds"]
-        if (
-            not isinstance(seconds, float)
-            or not isinstance(history, list)
-            or not history
-        ):
+        if not isinstance(seconds, float) or not isinstance(history, list):
             raise TypeError("history and seconds are not those of a run")
         plateau = Plateau(**metadata["plateau"])
         return cls(metadata["origin"], history, seconds, plateau)
@@ -82,8 +78,8 @@ class CifarRun(Run):
 
     Attributes:
         arch: Architecture; zfnet and alexnet resize the images to 224 on the device.
-        recipe: Training recipe: as in section 3 of the paper, a fast one, or the one of
-            the shipped network.
+        recipe: Training recipe: as in section 3 of the paper, a fast one, that of the
+            shipped network, or a modern one with mixup.
         dataset: Source of the images; shapes are generated and need no download.
         data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
         epochs: Passes over the training images, by default the recipe's number.
@@ -103,7 +99,7 @@ class CifarRun(Run):
     """
 
     arch: Literal["zfnet32", "zfnet32-wide", "zfnet", "alexnet"] = "zfnet32"
-    recipe: Literal["fast", "long", "paper"] = "fast"
+    recipe: Literal["fast", "long", "paper", "modern"] = "fast"
     dataset: Literal["cifar10", "shapes"] = "cifar10"
     data_dir: Path | None = None
     epochs: Positive | None = None

@@ -1,0 +1,96 @@
+"""Runs that several processes share, one on each host: options and connection.
+
+Every process gets the same command line except for its number:
+
+    python -m experiments.NAME … --coordinator HOST:PORT --process-count 2 \
+        --process-index 0
+
+The first process prints, draws and writes. All others need the same --out only to read
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import sys
+import threading
+
+import jax
+
+from experiments.harness import Positive, Run, UserError
+from experiments.progress import drop_output
+
+
+@dataclasses.dataclass(kw_only=True)
+class DistributedRun(Run):
+    """A run that several processes may share.
+
+    Attributes:
+        coordinator: Address HOST:PORT of process 0, through which all find each other.
+        process_count: Number of processes.
+        process_index: Number of this process, from 0.
+        coordinator_timeout: Seconds to wait until all processes are connected.
+    """
+
+    coordinator: str | None = None
+    process_count: Positive = 1
+    process_index: int = 0
+    coordinator_timeout: Positive = 300
+
+    def __post_init__(self) -> None:
+        """Check that the options fit each other."""
+        super().__post_init__()
+        if not 0 <= self.process_index < self.process_count:
+            raise UserError(
+                f"--process-index {self.process_index}: give a number from 0 to "
+                f"{self.process_count - 1}, as --process-count is {self.process_count}"
+            )
+        if self.process_count > 1 and self.coordinator is None:
+            raise UserError(
+                f"--process-count {self.process_count} needs --coordinator HOST:PORT"
+            )
+        if self.coordinator and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
+            raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints, draws and writes."""
+        return self.process_index == 0
+
+    def connect(self) -> None:
+        """Connect the processes.
+
+        Raises:
+            OSError: The port is in use, or not all processes connect in time.
+        """
+        if self.coordinator is None:
+            return
+        if self.is_first:
+            # jax would end without a message.
+            with socket.create_server(("", int(self.coordinator.rpartition(":")[2]))):
+                pass
+        else:
+            drop_output(sys.stdout)
+        # jax would take SIGTERM for a notice that the process is moved elsewhere.
+        jax.config.update("jax_enable_preemption_service", False)
+        # After its own timeout jax aborts the process with a stack trace.
+        thread = threading.Thread(target=self._initialize, daemon=True)
+        thread.start()
+        thread.join(self.coordinator_timeout)
+        if thread.is_alive():
+            raise TimeoutError(
+                f"--coordinator {self.coordinator}: not all {self.process_count} "
+                f"processes connected within {self.coordinator_timeout} s; start each, "
+                "and check that it reaches this address"
+            )
+
+    def _initialize(self) -> None:
+        jax.distributed.initialize(
+            self.coordinator,
+            self.process_count,
+            self.process_index,
+            initialization_timeout=self.coordinator_timeout + 60,
+            cluster_detection_method="deactivate",
+        )
