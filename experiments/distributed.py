@@ -21,6 +21,7 @@ import jax
 
 from experiments.harness import Positive, Run, UserError
 from experiments.progress import drop_output
+from zfnet_jax.processes import gather
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -85,6 +86,10 @@ class DistributedRun(Run):
                 f"processes connected within {self.coordinator_timeout} s; start each, "
                 "and check that it reaches this address"
             )
+
+    def wait(self) -> None:
+        """Wait for the others: jax ends a run soon after one of its processes ends."""
+        gather(None)
 
     def _initialize(self) -> None:
         jax.distributed.initialize(

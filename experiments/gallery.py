@@ -25,7 +25,7 @@ from typing import Literal
 import zfnet_jax as zf
 from experiments.evolution import list_epochs
 from experiments.harness import Metrics, Positive, UserError, main
-from experiments.inputs import NetworkRun
+from experiments.inputs import SharedRun
 from experiments.progress import say
 from zfnet_jax.analysis.sanity import RULES
 from zfnet_jax.files import DataNotFoundError
@@ -33,7 +33,7 @@ from zfnet_jax.relu_rules import Rule
 
 
 def gallery(
-    session: NetworkRun,
+    session: SharedRun,
     layers: tuple[str, ...] = (),
     k: Positive = 9,
     limit: Positive | None = None,
@@ -92,7 +92,7 @@ def gallery(
     say(f"open file://{result.page.resolve()}")
 
 
-def find_epochs(session: NetworkRun, folder: Path) -> dict[int, Path]:
+def find_epochs(session: SharedRun, folder: Path) -> dict[int, Path]:
     """Take the weights of a training run; also find those of its kept epochs."""
     if session.weights is not None:
         raise UserError("--run has its own weights: omit --weights")

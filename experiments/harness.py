@@ -95,6 +95,9 @@ class Run:
     def connect(self) -> None:
         """Connect to the other processes of a run, if there are any."""
 
+    def wait(self) -> None:
+        """Wait until the other processes of a run, if there are any, are done."""
+
     @functools.cached_property
     def rng(self) -> np.random.Generator:
         """The source of random numbers."""
@@ -153,6 +156,7 @@ def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) 
     try:
         run, options = parse(experiment, argv)
         _execute(experiment, run, options)
+        run.wait()
     except KeyboardInterrupt:
         takes_resume = run is not None and "resume" in {**options, **vars(run)}
         hint = "; add --resume to continue" if takes_resume else ""

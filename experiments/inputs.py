@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 import zfnet_jax as zf
+from experiments.distributed import DistributedRun
 from experiments.harness import Metrics, Positive, Run, UserError
 from experiments.progress import say
 from zfnet_jax.arch import ARCHITECTURES
@@ -298,6 +299,16 @@ class NetworksRun(NetworkRun):
             for run in runs:
                 run.dataset = runs[0].dataset_name
         return runs
+
+
+@dataclasses.dataclass(kw_only=True)
+class SharedRun(NetworkRun, DistributedRun):
+    """A run on a network and images that several processes may share."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class SharedNetworksRun(NetworksRun, DistributedRun):
+    """A run on several networks that several processes may share."""
 
 
 def name_networks(runs: Sequence[NetworkRun]) -> list[str]:

@@ -38,7 +38,7 @@ from experiments.harness import Metrics, Positive, UserError, main
 from experiments.inputs import (
     Images,
     NetworkRun,
-    NetworksRun,
+    SharedNetworksRun,
     name_image,
     name_networks,
 )
@@ -75,7 +75,7 @@ Accuracies = dict[str, dict[View, dict[str, float]]]
 
 
 def predict(
-    run: NetworksRun,
+    run: SharedNetworksRun,
     k: Positive = 5,
     ten_crop: bool = False,
     limit: Positive | None = None,
@@ -114,7 +114,7 @@ def predict(
         by_network = dict(zip(names, best, strict=True))
         for name in names if is_known else ():
             accuracies[name][by] = measure(subjects[0], by_network[name])
-    if jax.process_index() != 0:
+    if not run.is_first:
         return
     by_network = {
         name: Predictions(*(array[:, :k] for array in best))
@@ -135,7 +135,7 @@ def predict(
         yield "networks", accuracies
 
 
-def check_classes(run: NetworksRun, runs: Sequence[NetworkRun]) -> None:
+def check_classes(run: SharedNetworksRun, runs: Sequence[NetworkRun]) -> None:
     """Refuse to average networks of different classes."""
     first = runs[0].net
     for weights, part in zip(run.weights, runs, strict=False):
@@ -149,7 +149,7 @@ def check_classes(run: NetworksRun, runs: Sequence[NetworkRun]) -> None:
 
 
 def classify(
-    run: NetworksRun,
+    run: SharedNetworksRun,
     subjects: Sequence[Subject],
     view: View,
     k: int,
@@ -267,7 +267,7 @@ def measure(subject: Subject, best: Predictions) -> dict[str, float]:
 
 
 def draw(
-    run: NetworksRun,
+    run: SharedNetworksRun,
     subject: Subject,
     by_network: dict[str, Predictions],
     view: View,

@@ -16,11 +16,10 @@ import shutil
 import sys
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from experiments.harness import Metrics, Positive, main
-from experiments.inputs import Images, NetworkRun, average_known
+from experiments.inputs import Images, SharedRun, average_known
 from experiments.progress import plural
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.files import slug
@@ -30,7 +29,7 @@ from zfnet_jax.viz.contrast import Contrast, Scale, display_projections
 
 
 def top_features(
-    run: NetworkRun,
+    run: SharedRun,
     layers: tuple[str, ...] = (),
     units: tuple[int, ...] = (),
     count: Positive = 15,
@@ -69,7 +68,7 @@ def top_features(
         partial=partial,
         progress=run.progress("searching"),
     )
-    if jax.process_index() != 0:
+    if not run.is_first:
         return
     results = {}
     for layer, top in run.track("projecting", tops.items()):
@@ -85,7 +84,7 @@ def top_features(
 
 
 def draw(
-    run: NetworkRun,
+    run: SharedRun,
     images: Images,
     top: TopActivations,
     units: np.ndarray,

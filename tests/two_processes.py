@@ -87,16 +87,18 @@ def build_logits(folder: Path) -> None:
     build(folder, layers="logits", rules=["gradient"], epochs=None, sanity_images=0)
 
 
-def run_predict(folder: Path, out: Path) -> None:
+def run_predict(folder: Path, out: Path, *options: object) -> None:
     """Average two networks over photographs."""
-    words = ["--image", folder / "photographs", "--out", out, "--dpi", 32]
+    words = ["--image", folder / "photographs", "--out", out, "--dpi", 32, *options]
     for name in "ab":
         words += ["--weights", folder / f"{name}.safetensors"]
     assert harness.main(predict, [*map(str, words)]) == 0
 
 
 def main(index: int, port: int, folder: Path) -> None:
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+    options = ["--coordinator", f"127.0.0.1:{port}"]
+    options += ["--process-count", "2", "--process-index", str(index)]
+    run_predict(folder, folder / "predict", *options)
     assert (jax.process_count(), jax.device_count()) == (2, 4)
     for name, options in (("whole", {}), ("resumed", {"partial": folder / "partial"})):
         arrays, reads = search(**options)
@@ -104,7 +106,6 @@ def main(index: int, port: int, folder: Path) -> None:
             folder / f"{name}-{index}.npz", allow_pickle=False, reads=reads, **arrays
         )
     build_logits(folder / "gallery")
-    run_predict(folder, folder / f"predict-{index}")
 
 
 if __name__ == "__main__":
