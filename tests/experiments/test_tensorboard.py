@@ -30,7 +30,8 @@ def make_epoch(number: int) -> Epoch:
     model = zf.ConvNet(ARCH, rngs=nnx.Rngs(number))
     preprocess = Preprocessing.fit(IMAGES.images, 1 / 64, ARCH.input_hw)
     record = {"epoch": number, "train_loss": 1 / number, "loss_curve": [1.0]}
-    state = TrainState(model, None, {}, None, jnp.int32(number), jnp.zeros(2))
+    step, zeros = jnp.int32(number), jnp.zeros((1, 2))
+    state = TrainState(model, None, {}, None, step, zeros[0], zeros)
     return Epoch(number, model, preprocess, record, state, 0.0, 0.0)
 
 
