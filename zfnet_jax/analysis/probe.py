@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -24,7 +24,7 @@ from zfnet_jax.results import Result
 
 Classifier = Literal["svm", "softmax"]
 
-_CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
+CLASSIFIERS: tuple[Classifier, ...] = get_args(Classifier)
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 TOLERANCE = 1e-3
@@ -174,15 +174,15 @@ def probe_features(
     if missing := np.flatnonzero(counts == 0).tolist():
         raise ValueError(f"class {missing[0]} is not among the {train} training images")
 
-    fits, scores = _fit_all(features, labels[:train], penalties)
-    # The greatest penalty first, since argmax takes the first on a tie.
-    order = np.argsort(-np.array(penalties), kind="stable")
+    scored = fit_and_score(
+        features, labels[:train], dict.fromkeys(CLASSIFIERS, penalties)
+    )
     probes: dict[Classifier, Probe] = {}
-    for classifier, fit, values in zip(_CLASSIFIERS, fits, scores, strict=True):
+    for classifier, (fit, values) in scored.items():
         predictions = values.argmax(2)
         correct = predictions == labels[:, None]
         accuracies = correct[train : train + validation].mean(0)
-        best = int(order[np.argmax(accuracies[order])])
+        best = find_best(accuracies, penalties)
         probes[classifier] = Probe(
             penalty=float(penalties[best]),
             accuracy=float(correct[-test:, best].mean()),
@@ -194,24 +194,49 @@ def probe_features(
     return probes
 
 
-def _fit_all(
+def find_best(
+    accuracies: Float[np.ndarray, " p"], penalties: Sequence[float]
+) -> int:
+    """Find the index of the best accuracy; a tie goes to the greatest penalty."""
+    order = np.argsort(-np.array(penalties), kind="stable")
+    return int(order[np.argmax(accuracies[order])])
+
+
+def fit_and_score(
     features: Float[np.ndarray, "n d"],
     labels: Int[np.ndarray, " train"],
-    penalties: Sequence[float],
-) -> tuple[list[LinearFit], list[Float32[np.ndarray, "n p classes"]]]:
-    """Train on the first rows, and score all rows."""
+    penalties: Mapping[Classifier, Sequence[float]],
+) -> dict[Classifier, tuple[LinearFit, Float32[np.ndarray, "n p classes"]]]:
+    """Train on the first rows, standardized as in `probe_features`; score all rows.
+
+    Args:
+        features: One row per image; the first train, one per label.
+        labels: Class of each training row, from 0.
+        penalties: Penalties by classifier.
+
+    Returns:
+        The fit and the scores for each penalty, by classifier.
+    """
     train = len(labels)
     coordinates, squares = _rotate(features, train)
-    fits = [fit_linear(coordinates, labels, name, penalties) for name in _CLASSIFIERS]
-    weights = np.stack([fit.weights for fit in fits])  # [classifier, p, r, classes]
+    fits = {
+        classifier: fit_linear(coordinates, labels, classifier, values)
+        for classifier, values in penalties.items()
+    }
+    weights = np.concatenate([fit.weights for fit in fits.values()])
     # Share of each training row in the weights: coordinates are sums of rows.
     shares = coordinates / np.where(squares > 0, squares, 1)
-    flat = shares @ weights.transpose(2, 0, 1, 3).reshape(shares.shape[1], -1)
+    flat = shares @ weights.transpose(1, 0, 2).reshape(shares.shape[1], -1)
     scores = np.zeros((len(features), flat.shape[1]), np.float32)
     for block in _standardize(features, train):
         scores += block @ (block[:train].T @ flat)
-    by_fit = scores.reshape(len(features), *weights.shape[:2], -1)
-    return fits, [by_fit[:, i] + fit.intercepts for i, fit in enumerate(fits)]
+    by_fit = scores.reshape(len(features), len(weights), -1)
+    ends = np.cumsum([len(fit.weights) for fit in fits.values()])[:-1]
+    parts = np.split(by_fit, ends, axis=1)
+    return {
+        classifier: (fit, part + fit.intercepts)
+        for (classifier, fit), part in zip(fits.items(), parts, strict=True)
+    }
 
 
 def _standardize(
