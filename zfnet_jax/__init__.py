@@ -34,6 +34,7 @@ from zfnet_jax.weights import load, load_weights, save
 
 if TYPE_CHECKING:
     from zfnet_jax import viz as viz
+    from zfnet_jax.analysis.transfer import transfer
     from zfnet_jax.galleries import gallery
     from zfnet_jax.recipes import FAST, PAPER
     from zfnet_jax.training import train
@@ -73,6 +74,7 @@ __all__ = [
     "save",
     "top_activations",
     "train",
+    "transfer",
     "with_relu_rule",
 ]
 
@@ -82,6 +84,7 @@ _LAZY = {
     "PAPER": "recipes",
     "gallery": "galleries",
     "train": "training",
+    "transfer": "analysis.transfer",
 }
 
 

@@ -194,9 +194,7 @@ def probe_features(
     return probes
 
 
-def find_best(
-    accuracies: Float[np.ndarray, " p"], penalties: Sequence[float]
-) -> int:
+def find_best(accuracies: Float[np.ndarray, " p"], penalties: Sequence[float]) -> int:
     """Find the index of the best accuracy; a tie goes to the greatest penalty."""
     order = np.argsort(-np.array(penalties), kind="stable")
     return int(order[np.argmax(accuracies[order])])
@@ -219,7 +217,7 @@ def fit_and_score(
     """
     train = len(labels)
     coordinates, squares = _rotate(features, train)
-    fits = {
+    fits: dict[Classifier, LinearFit] = {
         classifier: fit_linear(coordinates, labels, classifier, values)
         for classifier, values in penalties.items()
     }
@@ -233,10 +231,8 @@ def fit_and_score(
     by_fit = scores.reshape(len(features), len(weights), -1)
     ends = np.cumsum([len(fit.weights) for fit in fits.values()])[:-1]
     parts = np.split(by_fit, ends, axis=1)
-    return {
-        classifier: (fit, part + fit.intercepts)
-        for (classifier, fit), part in zip(fits.items(), parts, strict=True)
-    }
+    scored = zip(fits.items(), parts, strict=True)
+    return {name: (fit, part + fit.intercepts) for (name, fit), part in scored}
 
 
 def _standardize(

@@ -1,5 +1,6 @@
 """Images in memory and on the disk, and their preprocessing."""
 
+from zfnet_jax.data.caltech101 import load_caltech101
 from zfnet_jax.data.cifar10 import load_cifar10
 from zfnet_jax.data.dataset import Dataset
 from zfnet_jax.data.images import DatasetImages
@@ -36,6 +37,7 @@ __all__ = [
     "center_crop",
     "find_photographs",
     "fit_photograph",
+    "load_caltech101",
     "load_cifar10",
     "load_dataset",
     "load_photograph",

@@ -1,17 +1,14 @@
 """CIFAR-10 (Krizhevsky 2009), from tensorflow-datasets or the official archive."""
 
-import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from zfnet_jax.data.dataset import Dataset
+from zfnet_jax.data.prepared import find_root, read_prepared
 from zfnet_jax.download import cache_folder, check, fetch
-from zfnet_jax.files import DataNotFoundError
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -20,7 +17,6 @@ _BATCHES = {
     "test": ["test_batch.bin"],
 }
 _SIDE = 32
-_READ_AT_ONCE = 1000
 
 
 def load_cifar10(
@@ -49,44 +45,13 @@ def load_cifar10(
     """
     if split not in _BATCHES:
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(default if data_dir is None else data_dir).expanduser()
+    root = find_root(data_dir)
     if (root / "cifar10").is_dir():
-        return _read_prepared(root, split, limit)
+        size, otherwise = (_SIDE, _SIDE), "remove it to have the archive fetched"
+        return read_prepared(
+            root, "cifar10", split, size, limit=limit, otherwise=otherwise
+        )
     return _read_archive(_fetch(None if data_dir is None else root), split, limit)
-
-
-def _read_prepared(root: Path, split: str, limit: int | None) -> Dataset:
-    # Imported on use: it takes a second, and those who train on shapes never need it.
-    import tensorflow_datasets as tfds
-
-    encoded = {"image": tfds.decode.SkipDecoding()}
-    # A damaged file makes four libraries raise errors that are not documented.
-    try:
-        builder: Any = tfds.builder("cifar10", data_dir=root)
-        source = builder.as_data_source(split=split, decoders=encoded)
-        indices = range(len(source))[:limit]
-        images = np.empty((len(indices), _SIDE, _SIDE, 3), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        formats = set()
-        # In parts, so that the encoded images never all stay in memory.
-        for start in range(0, len(indices), _READ_AT_ONCE):
-            part = indices[start : start + _READ_AT_ONCE]
-            for index, example in zip(part, source.__getitems__(part), strict=True):
-                with Image.open(io.BytesIO(example["image"])) as image:
-                    images[index] = np.asarray(image)
-                    formats.add(image.format)
-                labels[index] = example["label"]
-        names = (Path(builder.data_path) / "label.labels.txt").read_text().split()
-    except Exception as error:
-        raise DataNotFoundError(
-            f"the CIFAR-10 in {root / 'cifar10'} cannot be read "
-            f"({first_line(error)}): prepare it with file_format='array_record', or "
-            "remove the folder to have the official archive fetched"
-        ) from error
-    pixels = "re-encoded as JPEG" if "JPEG" in formats else "lossless"
-    source = f"CIFAR-10 {builder.version} {split}, tensorflow-datasets, {pixels}"
-    return Dataset(images, labels, tuple(names), "cifar10", source=source)
 
 
 def _fetch(folder: Path | None) -> Path:
@@ -120,9 +85,3 @@ def _read_archive(path: Path, split: str, limit: int | None) -> Dataset:
         name="cifar10",
         source=f"CIFAR-10 {split}, the official archive, lossless",
     )
-
-
-def first_line(error: Exception) -> str:
-    """Shorten the message of an error to its first line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

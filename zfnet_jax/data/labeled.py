@@ -17,12 +17,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
-from zfnet_jax.data.cifar10 import first_line
 from zfnet_jax.data.photographs import (
     decode_photograph,
     photograph_suffixes,
     show_name,
 )
+from zfnet_jax.data.prepared import first_line
 from zfnet_jax.data.preprocessing import fit_photograph
 from zfnet_jax.data.records import DESCRIPTION, SIDE, Index, Records, index_path
 from zfnet_jax.files import DamagedFileError, DataNotFoundError, digest

@@ -1,0 +1,84 @@
+"""Labeled images that tensorflow-datasets prepared, read without TensorFlow."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from zfnet_jax.data.dataset import Dataset
+from zfnet_jax.files import DataNotFoundError
+
+_READ_AT_ONCE = 1000
+
+
+def find_root(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Folder of prepared datasets, by default that of tensorflow-datasets itself."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(default if data_dir is None else data_dir).expanduser()
+
+
+def read_prepared(
+    root: Path,
+    name: str,
+    split: str,
+    image_hw: tuple[int, int],
+    fit: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    limit: int | None = None,
+    otherwise: str = "remove the folder",
+) -> Dataset:
+    """Decode labeled images into memory.
+
+    Args:
+        root: Folder of prepared datasets.
+        name: Name of the dataset in tensorflow-datasets.
+        split: Name of a split, or several joined by "+".
+        image_hw: Rows and columns of the images.
+        fit: Brings RGB pixels to this size.
+        limit: Read only the first images.
+        otherwise: What to do if the dataset cannot be read and not be prepared again.
+
+    Returns:
+        The images, in the order of the files.
+
+    Raises:
+        DataNotFoundError: The dataset is damaged.
+    """
+    # Imported on use: it takes a second, and those who train on shapes never need it.
+    import tensorflow_datasets as tfds
+
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    # A damaged file makes four libraries raise errors that are not documented.
+    try:
+        builder: Any = tfds.builder(name, data_dir=root)
+        source = builder.as_data_source(split=split, decoders=encoded)
+        indices = range(len(source))[:limit]
+        images = np.empty((len(indices), *image_hw, 3), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        formats = set()
+        # In parts, so that the encoded images never all stay in memory.
+        for start in range(0, len(indices), _READ_AT_ONCE):
+            part = indices[start : start + _READ_AT_ONCE]
+            for index, example in zip(part, source.__getitems__(part), strict=True):
+                with Image.open(io.BytesIO(example["image"])) as image:
+                    images[index] = fit(np.asarray(image.convert("RGB")))
+                    formats.add(image.format)
+                labels[index] = example["label"]
+        names = (Path(builder.data_path) / "label.labels.txt").read_text().split()
+    except Exception as error:
+        raise DataNotFoundError(
+            f"{root / name} cannot be read ({first_line(error)}): prepare it with "
+            f"file_format='array_record', or {otherwise}"
+        ) from error
+    pixels = "stored as JPEG" if "JPEG" in formats else "lossless"
+    source = f"{name} {builder.version} {split}, tensorflow-datasets, {pixels}"
+    return Dataset(images, labels, tuple(names), name, source=source)
+
+
+def first_line(error: Exception) -> str:
+    """Shorten the message of an error to its first line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
