@@ -8,10 +8,10 @@ scratch on the same images. All are tested on other images, on the same ones wha
 the number of training images. An accuracy is the mean over classes of the share that is
 classified correctly.
 
-Only training images select the classifiers' penalty. A network from scratch takes the
-same number of steps for every number of images, by the fast recipe in batches of 64; it
-is skipped for networks other than a ConvNet. Images of CIFAR-10 and of shapes are those
-of the test set, which the shipped networks have not been trained on.
+Only training images select the penalty of a classifier. A network from scratch takes
+the same number of steps for every number of images, by the fast recipe in batches of
+64; there is none for networks other than a ConvNet. Images of CIFAR-10 and of shapes
+are those of the test set, which the shipped networks have not been trained on.
 
 Expected with the shipped weights on shapes: see docs/reproduction.md. Caltech-101 needs
 to be prepared (tfds build caltech101 --file_format array_record); Caltech-256 and any
@@ -40,8 +40,8 @@ from zfnet_jax.analysis.transfer import transfer as transfer_features
 from zfnet_jax.data import fit_photograph, load_caltech101, load_dataset
 from zfnet_jax.data.images import crop_share, stored_shape
 
-SCRATCH = dataclasses.replace(zf.FAST, batch_size=64)
-_NAMES: dict[Classifier, str] = {"svm": "SVM", "softmax": "softmax"}
+SCRATCH = dataclasses.replace(zf.FAST, batch_size=64, normalize=True)
+NAMES: dict[Classifier, str] = {"svm": "SVM", "softmax": "softmax"}
 _SCRATCH = "from scratch"
 
 # Percent correct in Tables 4 and 5, by training images per class, and the folders that
@@ -145,7 +145,7 @@ def transfer(
         progress=progress,
         **how,
     )
-    accuracies = {name: result.accuracies[key] for key, name in _NAMES.items()}
+    accuracies = {name: result.accuracies[key] for key, name in NAMES.items()}
     if scratch_steps and run.net.is_convnet:
         accuracies[_SCRATCH] = train_from_scratch(
             run.net.model.arch,
@@ -176,7 +176,7 @@ def transfer(
     yield "chance", 1 / len(result.test_images)
     yield "scratch_steps", scratch_steps if _SCRATCH in accuracies else None
     yield "accuracy", describe(accuracies, counts)
-    yield "penalties", {name: result.penalties[key] for key, name in _NAMES.items()}
+    yield "penalties", {name: result.penalties[key] for key, name in NAMES.items()}
     yield "paper_percent", PAPER
 
 
@@ -206,7 +206,7 @@ def draw(
     from zfnet_jax.viz.transfer import accuracy_by_count
 
     draws = len(accuracies["SVM"])
-    panels = {f"Features of {result.layer}": (result.per_class.tolist(), accuracies)}
+    panels = {f"Classifiers on {result.layer}": (result.per_class.tolist(), accuracies)}
     if (dataset := run.paper_dataset) is not None:
         rows = PAPER[dataset]
         curves = {
@@ -214,7 +214,7 @@ def draw(
         }
         panels[f"{dataset} in the paper"] = ([*rows[_SCRATCH]], curves)
     figure = accuracy_by_count(
-        f"{run.network_name} on other classes: {source}",
+        f"Transfer of {run.network_name} to other classes: {source}",
         f"Mean of the classes' accuracies on {int(result.test_images.sum()):,} test "
         f"images; mean and standard deviation of {plural(draws, 'draw')}.",
         panels,

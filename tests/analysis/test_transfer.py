@@ -83,7 +83,7 @@ def test_accuracies_are_those_of_scikit_learn(result, model, images, labels):
     for draw, column, train, tests in draw_sets(labels, [6], 2, 30, 0):
         scaler = StandardScaler().fit(features[train])
         alive = features[train].std(0) > 0
-        rows = scaler.transform(features)[:, alive] / np.sqrt(alive.sum())
+        rows = np.asarray(scaler.transform(features))[:, alive] / np.sqrt(alive.sum())
         for classifier, accuracies in result.accuracies.items():
             penalty = result.penalties[classifier][draw, column]
             known = by_scikit_learn(classifier, penalty, rows[train], labels[train])
@@ -137,7 +137,7 @@ def test_cross_validation_selects_the_penalty():
         rows = StandardScaler().fit(features[~out]).transform(features) / np.sqrt(6)
         for index, penalty in enumerate(PENALTIES):
             known = by_scikit_learn("softmax", penalty, rows[~out], labels[~out])
-            correct[index] += (known.predict(rows[out]) == labels[out]).sum()
+            correct[index] += np.sum(known.predict(rows[out]) == labels[out])
     assert correct[0] < correct[1]
     assert select_penalties(features, labels, PENALTIES)["softmax"] == PENALTIES[1]
     # There is nothing to validate one image per class with.

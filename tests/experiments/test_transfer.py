@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from experiments.transfer import SCRATCH, transfer
+from experiments.transfer import NAMES, SCRATCH, transfer
 from zfnet_jax.analysis.transfer import train_from_scratch
 from zfnet_jax.analysis.transfer import transfer as transfer_features
 from zfnet_jax.data import make_shapes
@@ -33,7 +33,7 @@ def test_metrics_are_those_of_the_library(measure, weights, folder, capsys):
     how = {"per_class": [3], "draws": 1, "seed": 3}
     labels = images.labels
     expected = transfer_features(net, images, labels, penalties=[0.1, 0.001], **how)
-    for name, classifier in (("SVM", "svm"), ("softmax", "softmax")):
+    for classifier, name in NAMES.items():
         accuracy = metrics["accuracy"][name]["3"]["accuracy_of_each"]
         assert accuracy == expected.accuracies[classifier].ravel().tolist()
         assert metrics["penalties"][name] == expected.penalties[classifier].tolist()

@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -33,6 +32,8 @@ from zfnet_jax.training import train
 
 # Parts of the training images that take turns to select the penalty.
 _FOLDS = 3
+# Steps of an epoch at least. Few images are repeated, each time in another view.
+_LEAST_STEPS = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -168,19 +169,11 @@ def train_from_scratch(
     for draw, column, chosen, tests in draw_sets(
         labels, per_class, draws, test_per_class, seed, progress
     ):
-        chosen_labels = labels[chosen].astype(np.int32)
-        dataset = Dataset(pictures[chosen], chosen_labels, names, "training images")
-        batch = min(recipe.batch_size, len(chosen))
-        batch -= batch % jax.device_count()
-        epochs = -(-steps // (len(chosen) // max(batch, 1)))
-        *_, last = train(
-            arch,
-            dataset,
-            recipe=recipe,
-            epochs=epochs,
-            batch_size=batch,
-            seed=seed + draw,
-        )
+        copies = -(-_LEAST_STEPS * recipe.batch_size // len(chosen))
+        rows = np.tile(chosen, copies)
+        dataset = Dataset(pictures[rows], labels[rows].astype(np.int32), names, "")
+        epochs = -(-steps // (len(rows) // recipe.batch_size))
+        *_, last = train(arch, dataset, recipe=recipe, epochs=epochs, seed=seed + draw)
         preprocess = last.preprocess
         images = Preprocessed(tests, lambda rows, how=preprocess: how(pictures[rows]))
         predictions = evaluate(network(last.model), images).argmax(1)
