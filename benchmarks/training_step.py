@@ -21,6 +21,7 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
+from jax.typing import DTypeLike
 
 import zfnet_jax as zf
 from benchmarks.turns import take_turns
@@ -47,10 +48,13 @@ class Options:
 
 
 def jax_side(
-    arch: zf.Architecture, images: np.ndarray, labels: np.ndarray
+    arch: zf.Architecture,
+    images: np.ndarray,
+    labels: np.ndarray,
+    dtype: DTypeLike = jnp.float32,
 ) -> Callable[[int], None]:
     """A function that does some steps in one jitted program, and waits for them."""
-    model: Any = zf.ConvNet(arch, rngs=nnx.Rngs(0))
+    model: Any = zf.ConvNet(arch, dtype=dtype, rngs=nnx.Rngs(0))
     optimizer = optax.sgd(_RATE, _MOMENTUM)
 
     def loss(model, images, labels):

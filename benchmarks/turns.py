@@ -37,3 +37,14 @@ def take_turns(
     a, b = seconds[theirs], seconds[ours]
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     return Turns(statistics.median(a), statistics.median(b), ratios)
+
+
+def time_alone(side: Callable[[], object], turns: int) -> float:
+    """Call a side once to warm up, then some times; the median in seconds."""
+    side()
+    seconds = []
+    for _ in range(turns):
+        began = time.perf_counter()
+        side()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
