@@ -40,7 +40,7 @@ from zfnet_jax.analysis.transfer import transfer as transfer_features
 from zfnet_jax.data import fit_photograph, load_caltech101, load_dataset
 from zfnet_jax.data.images import crop_share, stored_shape
 
-SCRATCH = dataclasses.replace(zf.FAST, batch_size=64, normalize=True)
+SCRATCH = dataclasses.replace(zf.FAST, batch_size=64)
 NAMES: dict[Classifier, str] = {"svm": "SVM", "softmax": "softmax"}
 _SCRATCH = "from scratch"
 

@@ -92,6 +92,9 @@ TOOLS = {
     ),
     "correspondence": lambda net, x: zf.correspondence(net, x, BOXES, draws=2),
     "probe": probe,
+    "transfer": lambda net, x: zf.transfer(
+        net, x, LABELS % 2, per_class=[1], draws=2, layer=name(net, "fc3")
+    ),
     "sanity": lambda net, x: zf.sanity(net, x[:2], [0, 3], shown=2),
 }
 
