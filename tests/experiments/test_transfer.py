@@ -45,7 +45,7 @@ def test_metrics_are_those_of_the_library(measure, weights, folder, capsys):
     assert metrics["layer"] == "fc3" and metrics["classes"] == 2
     assert metrics["test_images"] == len(images) - 6
     # The folder has the name of the paper's, whose numbers stand beside.
-    assert "paper, pretrained" in capsys.readouterr().out
+    assert "paper, softmax" in capsys.readouterr().out
     assert (out / "transfer.png").exists()
 
 

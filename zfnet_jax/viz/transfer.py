@@ -23,6 +23,7 @@ def accuracy_by_count(
     """Draw accuracy against the number of training images per class.
 
     A panel has these numbers, and accuracies of several draws by the name of the curve.
+    A dotted line is at chance.
     """
     boxes = []
     for heading, (counts, curves) in panels.items():
@@ -31,12 +32,12 @@ def accuracy_by_count(
             np.log(counts),
             curves,
             x_label="training images per class",
-            levels={"chance": chance},
+            levels={"": chance},
             x_ticks={float(np.log(count)): f"{count:,}" for count in counts},
             y_limits=(0, 1),
             percent=True,
             marks=True,
-            size=(380, 320),
+            size=(480, 320),
         )
         names = legend(list(curves), marks=True)
         boxes.append(column(text(heading), names, chart, gap=4))
