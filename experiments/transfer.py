@@ -215,9 +215,10 @@ def draw(
         }
         panels[f"{dataset} in the paper"] = ([*rows[_SCRATCH]], curves)
     figure = accuracy_by_count(
-        f"Transfer of {run.network_name} to other classes: {source}",
-        f"Mean of the classes' accuracies on {int(result.test_images.sum()):,} test "
-        f"images; {spread} of {plural(draws, 'draw')}. Dotted: chance.",
+        f"Transfer of {run.network_name} to other classes",
+        f"{source}. Mean of the classes' accuracies on "
+        f"{int(result.test_images.sum()):,} test images; {spread} of "
+        f"{plural(draws, 'draw')}. Dotted: chance.",
         panels,
         1 / len(result.test_images),
     )
