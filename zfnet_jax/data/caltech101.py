@@ -38,5 +38,12 @@ def load_caltech101(
         )
     otherwise = f"remove the folder and run {command}"
     return read_prepared(
-        root, "caltech101", "train+test", image_hw, fit, otherwise=otherwise
+        root,
+        "caltech101",
+        "train+test",
+        "Caltech-101",
+        "JPEG",
+        image_hw,
+        fit,
+        otherwise=otherwise,
     )

@@ -47,9 +47,15 @@ def load_cifar10(
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     root = find_root(data_dir)
     if (root / "cifar10").is_dir():
-        size, otherwise = (_SIDE, _SIDE), "remove it to have the archive fetched"
         return read_prepared(
-            root, "cifar10", split, size, limit=limit, otherwise=otherwise
+            root,
+            "cifar10",
+            split,
+            "CIFAR-10",
+            "PNG",
+            (_SIDE, _SIDE),
+            limit=limit,
+            otherwise="remove it to have the archive fetched",
         )
     return _read_archive(_fetch(None if data_dir is None else root), split, limit)
 

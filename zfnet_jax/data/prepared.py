@@ -25,6 +25,8 @@ def read_prepared(
     root: Path,
     name: str,
     split: str,
+    title: str,
+    original: str,
     image_hw: tuple[int, int],
     fit: Callable[[np.ndarray], np.ndarray] = np.asarray,
     limit: int | None = None,
@@ -36,6 +38,8 @@ def read_prepared(
         root: Folder of prepared datasets.
         name: Name of the dataset in tensorflow-datasets.
         split: Name of a split, or several joined by "+".
+        title: Name of the dataset for readers.
+        original: Format of the images where tensorflow-datasets alone prepared them.
         image_hw: Rows and columns of the images.
         fit: Brings RGB pixels to this size.
         limit: Read only the first images.
@@ -73,8 +77,9 @@ def read_prepared(
             f"{root / name} cannot be read ({first_line(error)}): prepare it with "
             f"file_format='array_record', or {otherwise}"
         ) from error
-    pixels = "stored as JPEG" if "JPEG" in formats else "lossless"
-    source = f"{name} {builder.version} {split}, tensorflow-datasets, {pixels}"
+    source = f"{title} {builder.version} {split}, tensorflow-datasets"
+    if other := sorted(formats - {original}):
+        source += f", re-encoded as {' and '.join(other)}"
     return Dataset(images, labels, tuple(names), name, source=source)
 
 
