@@ -128,7 +128,7 @@ def transfer(
     """
     if scratch_steps < 0:
         raise UserError(f"--scratch-steps {scratch_steps}: give 0 or more")
-    counts = tuple(sorted({*per_class}))
+    counts = tuple(sorted(per_class))
     images = run.open_images()
     labels = read_labels(images, counts)
     how: Any = {"per_class": counts, "draws": draws, "seed": run.seed}
@@ -170,11 +170,11 @@ def read_labels(images: Images, counts: tuple[int, ...]) -> np.ndarray:
     labels, names = images.labels, images.class_names
     if labels is None or names is None:
         raise UserError(f"{images.source} have no classes: give a subfolder for each")
-    sizes = np.bincount(labels, minlength=len(names))
+    sizes, most = np.bincount(labels, minlength=len(names)), max(counts, default=0)
     small = int(sizes.argmin())
-    if sizes[small] <= counts[-1]:
+    if sizes[small] <= most:
         raise UserError(
-            f"--per-class {counts[-1]}: {names[small]} has "
+            f"--per-class {most}: {names[small]} has "
             f"{plural(int(sizes[small]), 'image')}, and at least one has to test; ask "
             "for fewer"
         )

@@ -213,7 +213,10 @@ def test_an_order_is_balanced_and_of_its_seed():
     [
         ({"train": 130, "validation": 8}, "138 images.*130 to train, 8 to validate"),
         ({"train": 2}, "class 2 is not among the 2"),
-        ({"penalties": [0.1, -2.0]}, "from 1e-9 to 1e9, not -2"),
+        (
+            {"penalties": [0.1, -2.0]},
+            r"penalties \[0.1, -2.0\]: give at least one, each from 1e-9",
+        ),
     ],
 )
 def test_bad_input_is_refused(data, change, message):

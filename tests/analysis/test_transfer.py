@@ -1,5 +1,6 @@
 """Transfer against scikit-learn, and draws whose properties are known."""
 
+import collections
 import dataclasses
 import functools
 
@@ -20,6 +21,7 @@ from zfnet_jax.analysis.transfer import (
 )
 from zfnet_jax.data import Preprocessing
 from zfnet_jax.recipes import FAST
+from zfnet_jax.training import train_batches
 
 SIZES = (40, 25, 60)
 COUNTS = (6, 9)
@@ -145,17 +147,39 @@ def test_cross_validation_selects_the_penalty():
     assert alone == {"svm": PENALTIES[0], "softmax": PENALTIES[0]}
 
 
-def test_networks_from_scratch_learn_and_depend_on_nothing_else(pictures, labels):
+def test_networks_from_scratch_see_the_training_images_alone(
+    monkeypatch, pictures, labels
+):
+    runs = []
+
+    def spy(arch, read, *, preprocess, steps, seed, **how):
+        runs.append((preprocess.mean, [*read(0, steps)], seed))
+        return train_batches(
+            arch, read, preprocess=preprocess, steps=steps, seed=seed, **how
+        )
+
+    monkeypatch.setattr("zfnet_jax.analysis.transfer.train_batches", spy)
     sgd = functools.partial(optax.sgd, momentum=0.9)
     recipe = dataclasses.replace(FAST, batch_size=16, optimizer=sgd)
-    how = {"per_class": [9], "draws": 1, "recipe": recipe, "steps": 60}
-    accuracies = train_from_scratch(TINY, pictures, labels, **how)
-    assert accuracies.shape == (1, 1) and accuracies[0, 0] > 0.5
-    (*_, train, tests) = next(draw_sets(labels, [9], 1, None, 0))
-    changed = np.zeros_like(pictures)
-    changed[train], changed[tests] = pictures[train], pictures[tests]
-    again = train_from_scratch(TINY, changed, labels, **how)
-    assert again.tobytes() == accuracies.tobytes()
+    how = {"draws": 2, "recipe": recipe, "steps": 61, "seed": 4}
+    accuracies = train_from_scratch(TINY, pictures, labels, per_class=[5, 9], **how)
+    assert accuracies.shape == (2, 2) and accuracies.min() > 0.5
+    assert len({*accuracies.ravel()}) > 1
+    assert [seed for *_, seed in runs] == [4, 4, 5, 5]
+    sets = draw_sets(labels, [5, 9], 2, None, 4)
+    for (mean, batches, _), (*_, train, _) in zip(runs, sets, strict=True):
+        assert [len(batch) for batch, _ in batches] == [16] * 61
+        np.testing.assert_allclose(mean, pictures[train].mean(0), atol=1e-4)
+        repeats = collections.Counter(
+            (image.tobytes(), int(label))
+            for batch in batches
+            for image, label in zip(*batch, strict=True)
+        )
+        assert set(repeats) == {(pictures[x].tobytes(), labels[x]) for x in train}
+        assert max(repeats.values()) - min(repeats.values()) <= 1
+    # The order differs from epoch to epoch.
+    epochs = np.concatenate([labels for _, labels in runs[0][1]])[:60].reshape(4, 15)
+    assert len({row.tobytes() for row in epochs}) == 4
 
 
 @pytest.mark.parametrize(
@@ -163,10 +187,17 @@ def test_networks_from_scratch_learn_and_depend_on_nothing_else(pictures, labels
     [
         ({"per_class": [25]}, "class 1 has 25 in all, and at least one has to test"),
         ({"layer": "conv9"}, "no layer 'conv9'"),
+        ({"per_class": []}, r"per_class \[\]: give different whole numbers"),
+        ({"per_class": [0, 2]}, r"per_class \[0, 2\]"),
+        ({"per_class": [2, 2]}, r"per_class \[2, 2\]"),
+        ({"draws": 0}, "draws 0: give a whole number of at least 1"),
+        ({"test_per_class": 0}, "test_per_class 0"),
+        ({"penalties": []}, r"penalties \[\]: give at least one"),
+        ({"penalties": [1.0, -1.0]}, r"penalties \[1.0, -1.0\]"),
     ],
 )
 def test_bad_input_is_refused(model, images, labels, change, message):
     with pytest.raises(ValueError, match=message):
-        transfer(model, images, labels, **change)
-    with pytest.raises(ValueError, match="2 labels for 125 images"):
-        transfer(model, images, labels[:2])
+        transfer(model, images, labels, **{"per_class": [2], **change})
+    with pytest.raises(ValueError, match="124 labels for 125 images"):
+        transfer(model, images, labels[:-1], per_class=[2])

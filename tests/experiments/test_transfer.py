@@ -64,6 +64,10 @@ def test_impossible_requests_are_refused(refuse, weights, folder, photographs):
         (2, ["--images", folder, "--dataset", "shapes"], "give one"),
         (2, ["--images", folder], "--per-class 30: disk has 8 images"),
         (2, ["--layer", "conv9"], "no layer 'conv9'"),
+        (2, ["--per-class"], "per_class []: give different whole numbers"),
+        (2, ["--per-class", 2, 2], "per_class [2, 2]: give different whole numbers"),
+        (2, ["--per-class", 2, "--penalties"], "penalties []: give at least one"),
+        (2, ["--per-class", 2, "--penalties", -1], "penalties [-1.0]"),
         (3, ["--dataset", "caltech101", "--data-dir", folder], "tfds build caltech101"),
         (3, ["--images", folder / "nowhere"], "there is no photograph or folder"),
     ):

@@ -294,10 +294,9 @@ def fit_linear(
         steps, which the smallest penalties may need.
 
     Raises:
-        ValueError: There are fewer than two classes, or a penalty is out of range.
+        ValueError: There are fewer than two classes, or as in `check_penalties`.
     """
-    if outside := [x for x in penalties if not 1e-9 <= x <= 1e9]:
-        raise ValueError(f"a penalty must be from 1e-9 to 1e9, not {outside[0]:g}")
+    check_penalties(penalties)
     classes = int(labels.max()) + 1
     if classes < 2:
         raise ValueError("there is only one class: a probe needs at least two")
@@ -313,6 +312,19 @@ def fit_linear(
         classifier,
     )
     return LinearFit(*map(np.asarray, fit))
+
+
+def check_penalties(penalties: Sequence[float]) -> None:
+    """Refuse penalties that no classifier can be trained with.
+
+    Raises:
+        ValueError: There are none, or one is out of range.
+    """
+    if not len(penalties) or not all(1e-9 <= x <= 1e9 for x in penalties):
+        raise ValueError(
+            f"penalties {[*map(float, penalties)]}: give at least one, each from 1e-9 "
+            "to 1e9"
+        )
 
 
 _Linear = tuple[Array, Array]  # weights [d, classes], intercepts [1, classes]
