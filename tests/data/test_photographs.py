@@ -366,7 +366,7 @@ def test_photographs_in_gray(folder):
 
 
 def test_subfolders_are_classes(folder):
-    for name, count in (("dog", 1), ("cat", 2), (".hidden", 1), ("empty", 0)):
+    for name, count in (("dog", 1), ("cat", 2), (".hidden", 1)):
         (folder / "classes" / name).mkdir(parents=True)
         for i in range(count):
             content = (folder / "a.png").read_bytes()
@@ -378,6 +378,10 @@ def test_subfolders_are_classes(folder):
     assert images[0].shape == (8, 8, 3)
     # Photographs of the folder itself come first.
     assert Photographs(folder, (8, 8, 3), unit).class_names is None
+    # A class would be lost without notice.
+    (folder / "classes" / "bird").mkdir()
+    with pytest.raises(DataNotFoundError, match=r"bird holds no images: add some"):
+        find_photographs(folder / "classes")
 
 
 def test_labels_are_those_of_a_network_that_has_the_classes_by_name(folder):

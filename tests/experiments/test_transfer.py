@@ -1,5 +1,7 @@
 """Transfer to shapes and to folders, end to end."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,8 +59,12 @@ def test_any_network_has_features(measure):
     assert metrics["scratch_steps"] is None and metrics["test_images"] == 50
 
 
-def test_impossible_requests_are_refused(refuse, weights, folder, photographs):
+def test_impossible_requests_are_refused(
+    refuse, weights, folder, photographs, tmp_path
+):
     given = ["--weights", weights]
+    shutil.copytree(folder, tmp_path / "kinds")
+    (tmp_path / "kinds" / "lamp").mkdir()
     for code, argv, message in (
         (2, ["--images", photographs], "give a subfolder for each"),
         (2, ["--images", folder, "--dataset", "shapes"], "give one"),
@@ -69,6 +75,7 @@ def test_impossible_requests_are_refused(refuse, weights, folder, photographs):
         (2, ["--per-class", 2, "--penalties"], "penalties []: give at least one"),
         (2, ["--per-class", 2, "--penalties", -1], "penalties [-1.0]"),
         (3, ["--dataset", "caltech101", "--data-dir", folder], "tfds build caltech101"),
+        (3, ["--images", tmp_path / "kinds"], "lamp holds no images: add some"),
         (3, ["--images", folder / "nowhere"], "there is no photograph or folder"),
     ):
         assert message in refuse(transfer, code, *given, *argv)

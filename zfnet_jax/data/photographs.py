@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import io
+import itertools
 import math
 import os
 import warnings
@@ -145,10 +146,11 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
     """List the photographs at a path, in the order of their names.
 
     In a folder these are the files whose suffix is that of a photograph, or else those
-    in its subfolders. Hidden files and folders are left out.
+    in its subfolders, each of them a class. Hidden files and folders are left out.
 
     Raises:
-        DataNotFoundError: There is no such file or folder, or no photograph in it.
+        DataNotFoundError: There is no such file or folder, or no photograph in it or
+            in one of its classes.
     """
     path = Path(path)
     if not path.is_dir():
@@ -158,18 +160,25 @@ def find_photographs(path: str | os.PathLike[str]) -> list[Path]:
         if not path.is_file():
             raise DataNotFoundError(f"{path} is a pipe or device, not a photograph")
         return [path]
+    if files := _list_photographs(path):
+        return files
+    classes = [x for x in sorted(path.iterdir()) if x.is_dir() and x.name[0] != "."]
+    photographs = [_list_photographs(folder) for folder in classes]
+    if not any(photographs):
+        raise DataNotFoundError(f"{path} holds no images ({', '.join(_FORMATS)})")
+    for folder, files in zip(classes, photographs, strict=True):
+        if not files:
+            raise DataNotFoundError(f"{folder} holds no images: add some, or remove it")
+    return list(itertools.chain(*photographs))
+
+
+def _list_photographs(folder: Path) -> list[Path]:
     suffixes = photograph_suffixes()
-    for pattern in ("*", "*/*"):
-        files = [
-            file
-            for file in sorted(path.glob(pattern))
-            if file.suffix.lower() in suffixes
-            and file.is_file()
-            and not any(x.startswith(".") for x in file.relative_to(path).parts)
-        ]
-        if files:
-            return files
-    raise DataNotFoundError(f"{path} holds no images ({', '.join(_FORMATS)})")
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in suffixes and file.name[0] != "." and file.is_file()
+    ]
 
 
 def photograph_suffixes() -> set[str]:
