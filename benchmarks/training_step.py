@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,11 @@ _RATE, _MOMENTUM = 1e-3, 0.9
 class Options:
     """Time training steps against PyTorch eager."""
 
-    cases: tuple[str, ...] = ("zfnet32", "zfnet-plain")
-    """The networks: zfnet32, zfnet-plain, zfnet, alexnet."""
+    cases: tuple[Literal["zfnet32", "zfnet-plain", "zfnet", "alexnet"], ...] = (
+        "zfnet32",
+        "zfnet-plain",
+    )
+    """The networks."""
     turns: int = 7
     """Turns that each side takes."""
     steps: int = 3
