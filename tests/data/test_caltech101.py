@@ -81,3 +81,11 @@ def test_what_is_missing_or_damaged_is_one_line(prepared, tmp_path):
     assert f"--data_dir {tmp_path}" in refuse(tmp_path)
     (tmp_path / "caltech101").mkdir()
     assert "tfds build caltech101 --file_format array_record" in refuse(tmp_path)
+
+
+def test_a_fault_of_the_callers_fit_is_not_taken_for_damage(prepared):
+    def fail(pixels):
+        raise KeyError("size")
+
+    with pytest.raises(KeyError, match="size"):
+        load_caltech101(prepared, SIZE, fail)

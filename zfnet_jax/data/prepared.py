@@ -1,8 +1,10 @@
 """Labeled images that tensorflow-datasets prepared, read without TensorFlow."""
 
+import contextlib
+import functools
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,32 +57,42 @@ def read_prepared(
     import tensorflow_datasets as tfds
 
     encoded = {"image": tfds.decode.SkipDecoding()}
-    # A damaged file makes four libraries raise errors that are not documented.
-    try:
+    name_damage = functools.partial(_name_damage, root / name, otherwise)
+    with name_damage():
         builder: Any = tfds.builder(name, data_dir=root)
-        source = builder.as_data_source(split=split, decoders=encoded)
-        indices = range(len(source))[:limit]
-        images = np.empty((len(indices), *image_hw, 3), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        formats = set()
-        # In parts, so that the encoded images never all stay in memory.
-        for start in range(0, len(indices), _READ_AT_ONCE):
-            part = indices[start : start + _READ_AT_ONCE]
-            for index, example in zip(part, source.__getitems__(part), strict=True):
-                with Image.open(io.BytesIO(example["image"])) as image:
-                    images[index] = fit(np.asarray(image.convert("RGB")))
-                    formats.add(image.format)
-                labels[index] = example["label"]
+        examples = builder.as_data_source(split=split, decoders=encoded)
         names = (Path(builder.data_path) / "label.labels.txt").read_text().split()
-    except Exception as error:
-        raise DataNotFoundError(
-            f"{root / name} cannot be read ({first_line(error)}): prepare it with "
-            f"file_format='array_record', or {otherwise}"
-        ) from error
+        indices = range(len(examples))[:limit]
+    images = np.empty((len(indices), *image_hw, 3), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    formats = set()
+    # In parts, so that the encoded images never all stay in memory.
+    for start in range(0, len(indices), _READ_AT_ONCE):
+        part = indices[start : start + _READ_AT_ONCE]
+        with name_damage():
+            contents = examples.__getitems__(part)
+        for index, example in zip(part, contents, strict=True):
+            with name_damage(), Image.open(io.BytesIO(example["image"])) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            formats.add(image.format)
+            labels[index] = example["label"]
+            images[index] = fit(pixels)
     source = f"{title} {builder.version} {split}, tensorflow-datasets"
     if other := sorted(formats - {original}):
         source += f", re-encoded as {' and '.join(other)}"
     return Dataset(images, labels, tuple(names), name, source=source)
+
+
+@contextlib.contextmanager
+def _name_damage(folder: Path, otherwise: str) -> Iterator[None]:
+    # A damaged file makes four libraries raise errors that are not documented.
+    try:
+        yield
+    except Exception as error:
+        raise DataNotFoundError(
+            f"{folder} cannot be read ({first_line(error)}): prepare it with "
+            f"file_format='array_record', or {otherwise}"
+        ) from error
 
 
 def first_line(error: Exception) -> str:
