@@ -1,4 +1,4 @@
-"""Features on classes they were not trained on: Tables 4 to 6 and Fig. 9 of the paper.
+"""Features on classes they were not trained on: Tables 4, 5 and Fig. 9.
 
     python -m experiments.transfer --dataset cifar10 --weights WEIGHTS --per-class 5 20
 
@@ -10,8 +10,9 @@ classified correctly.
 
 Only training images select the penalty of a classifier. A network from scratch takes
 the same number of steps for every number of images, by the fast recipe in batches of
-64; there is none for networks other than a ConvNet. Images of CIFAR-10 and of shapes
-are those of the test set, which the shipped networks have not been trained on.
+64. More steps make it better. There is none for networks other than a ConvNet. Images
+of CIFAR-10 and of shapes are those of the test set, which the shipped networks have not
+been trained on.
 
 What to expect is in docs/reproduction.md. With images of 32 x 32 a network from scratch
 takes about half a minute on two CPU cores, the classifiers a minute in all. Caltech-101
@@ -34,7 +35,7 @@ import tyro
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, UserError, main
 from experiments.inputs import Images, NetworkRun
-from experiments.progress import plural, say_table
+from experiments.progress import plural, say, say_table
 from zfnet_jax.analysis.probe import PENALTIES, Classifier
 from zfnet_jax.analysis.transfer import Transfer, train_from_scratch
 from zfnet_jax.analysis.transfer import transfer as transfer_features
@@ -148,6 +149,8 @@ def transfer(
         accuracies[_SCRATCH] = measure_scratch(run, images, labels, scratch_steps, how)
     accuracies[NAMES["svm"]] = result.accuracies["svm"]
     run.end_progress()
+    if scratch_steps and not run.net.is_convnet:
+        say(f"{run.network_name} is not a ConvNet: none is trained from scratch")
     draw(run, result, accuracies, images.source)
     say_accuracies(accuracies, counts, run.paper_dataset)
     yield "network", run.network_name
@@ -162,7 +165,8 @@ def transfer(
     yield "scratch_steps", scratch_steps if _SCRATCH in accuracies else None
     yield "accuracy", describe(accuracies, counts)
     yield "penalties", {name: result.penalties[key] for key, name in NAMES.items()}
-    yield "paper_percent", PAPER
+    if run.paper_dataset is not None:
+        yield "paper_percent", PAPER[run.paper_dataset]
 
 
 def read_labels(images: Images, counts: tuple[int, ...]) -> np.ndarray:

@@ -47,16 +47,19 @@ def test_metrics_are_those_of_the_library(measure, weights, folder, capsys):
     assert metrics["layer"] == "fc3" and metrics["classes"] == 2
     assert metrics["test_images"] == len(images) - 6
     # The folder has the name of the paper's, whose numbers stand beside.
+    assert metrics["paper_percent"]["softmax"]["15"] == 65.7
     assert "paper, softmax" in capsys.readouterr().out
     assert (out / "transfer.png").exists()
 
 
-def test_any_network_has_features(measure):
+def test_any_network_has_features(measure, capsys):
     argv = ["--model", "tests.networks:small_network", "--layer", "conv1"]
     few = ["--per-class", 1, "--penalties", 0.1, "--draws", 1, "--test-per-class", 5]
     metrics, _ = measure(transfer, *argv, *few)
     assert set(metrics["accuracy"]) == {"SVM", "softmax"}
     assert metrics["scratch_steps"] is None and metrics["test_images"] == 50
+    assert "paper_percent" not in metrics
+    assert "small_network is not a ConvNet: none is" in capsys.readouterr().out
 
 
 def test_impossible_requests_are_refused(
