@@ -14,22 +14,19 @@ Prints a table for BENCHMARKS.md, each row as soon as it is measured:
 Where PyTorch and Captum are installed with CUDA they do the same on the same card, in
 turn with ours: PyTorch compiled, channels_last, with TF32 or autocast. A ratio above 1
 means that ours is faster. Each part has a budget of seconds; one that fails or runs out
-is named under the table, and the others go on.
+is named under the table, and the others go on. Training that runs out gives its best
+accuracy so far, and the epoch of the schedule in which it stopped.
 
 `--dry` runs every part on tiny networks, on any device and in seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import os
-import signal
 import sys
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,29 +39,19 @@ import tyro
 from flax import nnx
 
 import zfnet_jax as zf
-from benchmarks.training_step import jax_side
+from benchmarks.parts import OutOfTime, Part, Row, run_parts, write_table
+from benchmarks.peaks import Precision, share_of_peak
+from benchmarks.training_step import draw_batch, jax_side, torch_side
 from benchmarks.turns import take_turns, time_alone
 from zfnet_jax.arch import ZFNET32_WIDE
-from zfnet_jax.data import load_cifar10, make_shapes
+from zfnet_jax.data import Dataset, load_cifar10, make_shapes
+from zfnet_jax.files import DamagedFileError, DataNotFoundError
 from zfnet_jax.inference import evaluate
 from zfnet_jax.recipes import LONG, Recipe
 from zfnet_jax.training import split_validation
 
 _SECONDS = 470
-# TFLOP/s of dense products with TF32 and bfloat16 inputs, by the vendor's data sheets.
-# The first name that a device's contains counts.
-PEAKS = {
-    "H100 PCIe": (378, 756),
-    "H100": (495, 989),
-    "H200": (495, 989),
-    "A100": (156, 312),
-    "L40S": (183, 362),
-    "L4": (60, 121),
-    "A10": (62, 125),
-    "RTX 4090": (83, 165),
-    "RTX 3090": (36, 71),
-}
-_PRECISIONS = {"TF32": jnp.float32, "bfloat16": jnp.bfloat16}
+_PRECISIONS: dict[Precision, Any] = {"TF32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +63,24 @@ class Options:
     out: Path | None = None
     """File for the table."""
     dry: bool = False
-    """Run everything on tiny networks, to know that it runs."""
+    """Run everything on tiny networks, to check that it runs."""
+
+    @property
+    def device(self) -> str:
+        """PyTorch's name of the device."""
+        return "cpu" if self.dry else "cuda"
 
 
 class Target(NamedTuple):
     """An accuracy to reach on validation images.
 
-    The learning rate is scheduled for so many epochs; training ends with the first one
-    after so many seconds, compilation included.
+    Attributes:
+        accuracy: The accuracy.
+        arch: The architecture.
+        recipe: The recipe.
+        epochs: Epochs of the schedule of the learning rate.
+        seconds: Budget, compilation included.
+        goal: Training time to stay below.
     """
 
     accuracy: float
@@ -109,9 +106,9 @@ class Sizes:
     square: int = 32
     stride: int = 16
     targets: tuple[Target, ...] = (
-        Target(0.8122, zf.ZFNET32, zf.FAST, 6, 50, "< 15 s"),
-        Target(0.90, ZFNET32_WIDE, LONG, 25, 90, "< 60 s"),
-        Target(0.94, ZFNET32_WIDE, LONG, 80, 90),
+        Target(0.8122, zf.ZFNET32, zf.FAST, 6, 60, "< 15 s"),
+        Target(0.90, ZFNET32_WIDE, LONG, 25, 80, "< 60 s"),
+        Target(0.94, ZFNET32_WIDE, LONG, 40, 90),
     )
 
 
@@ -138,31 +135,9 @@ DRY = Sizes(
     square=6,
     stride=6,
     targets=(
-        Target(1.0, _TINY, dataclasses.replace(zf.FAST, optimizer=optax.sgd), 2, 0),
+        Target(1.0, _TINY, dataclasses.replace(zf.FAST, optimizer=optax.sgd), 2, 60),
     ),
 )
-
-
-class Row(NamedTuple):
-    """A row of the table, as text."""
-
-    what: str
-    ours: str
-    theirs: str = ""
-    ratio: str = ""
-    goal: str = ""
-
-
-class OutOfTime(Exception):
-    """The budget of a part is spent."""
-
-
-class Part(NamedTuple):
-    """One part: a generator of rows, and its budget in seconds."""
-
-    name: str
-    seconds: float
-    run: Callable[[Options, Sizes], Iterator[Row]]
 
 
 # Training steps.
@@ -171,124 +146,74 @@ class Part(NamedTuple):
 def measure_training(options: Options, sizes: Sizes) -> Iterator[Row]:
     """Time steps of the large network, and compare with PyTorch compiled."""
     arch, batch = sizes.arch, sizes.batch
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((batch, *arch.input_hw, arch.channels), np.float32)
-    labels = rng.integers(0, arch.num_classes, batch).astype(np.int32)
-    flop = count_flop(arch) * batch
-    for index, (name, dtype) in enumerate(_PRECISIONS.items()):
+    data, kind = draw_batch(arch, batch), jax.devices()[0].device_kind
+    compiled = options.device, "eager" if options.dry else "inductor"
+    for name, dtype in _PRECISIONS.items():
         with jax.default_matmul_precision("tensorfloat32"):
-            steps = jax_side(arch, images, labels, dtype)
-            theirs = None
+            steps, theirs = jax_side(arch, *data, dtype), None
             if has_torch(options):
-                theirs = compile_torch(arch, images, labels, name, options.dry)
+                theirs = torch_side(arch, *data, *compiled, name == "bfloat16")
             pair = compare(
                 lambda run=steps: run(sizes.steps),
                 theirs and (lambda run=theirs: run(sizes.steps)),
                 sizes.turns,
             )
-        rate = sizes.steps / pair.ours
-        peak = find_peak(jax.devices()[0].device_kind, index)
-        share = f", {rate * flop / peak:.2f} of peak" if peak else ""
-        goal = ""
-        if dtype == jnp.bfloat16:
-            goal = "ratio ≥ 1.0, ≥ 0.35 of peak"
+        rate = batch * sizes.steps / pair.ours
+        share = share_of_peak(arch, rate, kind, name)
         yield Row(
             f"training step, {arch.name}, {name}, batch {batch}",
-            f"{batch * rate:,.0f} images/s{share}",
+            f"{rate:,.0f} images/s{f', {share:.2f} of peak' if share else ''}",
             f"{batch * sizes.steps / pair.theirs:,.0f} images/s" if pair.theirs else "",
             pair.ratio,
-            goal,
+            "ratio ≥ 1.0, ≥ 0.35 of peak" if name == "bfloat16" else "",
         )
-
-
-def count_flop(arch: zf.Architecture) -> int:
-    """Count the operations of a training step for one image.
-
-    Each multiplication and its addition occur three times: in the forward pass, for the
-    gradient of the weights, and for that of the inputs, except in the first layer.
-    """
-    net = zf.network(zf.ConvNet(arch, rngs=nnx.Rngs(0)))
-    first = net.layers[arch.layers[0].name].multiply_adds
-    return 2 * (3 * net.multiply_adds - first)
-
-
-def find_peak(kind: str, index: int) -> float | None:
-    """Look up the peak of a device in FLOP/s: of TF32 (0) or of bfloat16 (1)."""
-    for name, peaks in PEAKS.items():
-        if name in kind:
-            return 1e12 * peaks[index]
-    return None
-
-
-def compile_torch(
-    arch: zf.Architecture,
-    images: np.ndarray,
-    labels: np.ndarray,
-    precision: str,
-    dry: bool,
-) -> Callable[[int], None]:
-    """The same network and step in PyTorch, compiled."""
-    import torch
-    from torch import nn
-
-    from benchmarks.torch_network import torch_network
-
-    device = "cpu" if dry else "cuda"
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    model = torch_network(arch, inplace=True).to(device)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=not dry)
-    compiled = torch.compile(model, backend="eager" if dry else "inductor")
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.from_numpy(labels).long().to(device)
-    cast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            with cast:
-                loss = nn.functional.cross_entropy(compiled(x), y)
-            loss.backward()
-            optimizer.step()
-        if not dry:
-            torch.cuda.synchronize()
-
-    return steps
 
 
 # Time to an accuracy.
 
 
-def measure_accuracy(options: Options, sizes: Sizes) -> Iterator[Row]:
-    """Train on CIFAR-10 until each accuracy is reached on validation images."""
+def measure_accuracy(options: Options, target: Target) -> Iterator[Row]:
+    """Train until an accuracy is reached on validation images, or time is over."""
+    images, validation = load_images(options)
+    best, epoch = 0.0, None
+    how = {"recipe": target.recipe, "epochs": target.epochs, "dtype": jnp.bfloat16}
+    try:
+        for epoch in zf.train(target.arch, images, **how):
+            net = zf.network(epoch.model, preprocess=epoch.preprocess)
+            logits = evaluate(net, validation.images)
+            best = max(best, float((logits.argmax(-1) == validation.labels).mean()))
+            if best >= target.accuracy:
+                break
+    except OutOfTime:
+        pass
+    yield Row(
+        f"{images.name} to {target.accuracy:.2%}, {target.arch.name}, bfloat16",
+        describe_training(target, best, epoch),
+        goal=target.goal,
+    )
+
+
+def describe_training(target: Target, best: float, epoch: Any) -> str:
+    """Say when the accuracy was reached, or which one in the last epoch that ended."""
+    if epoch is None:
+        return f"not reached: no epoch ended within {target.seconds:.0f} s"
+    seconds = f"{epoch.train_seconds:.1f} s"
+    compilation = f"(compilation {epoch.compile_seconds:.0f} s)"
+    place = f"epoch {epoch.number} of a schedule of {target.epochs} {compilation}"
+    if best >= target.accuracy:
+        return f"{seconds}, {place}"
+    return f"not reached: best {best:.2%} in {seconds}, {place}"
+
+
+@functools.cache
+def load_images(options: Options) -> tuple[Dataset, Dataset]:
+    """Load training images, and a tenth of them as validation images."""
     images = (
         make_shapes(300) if options.dry else load_cifar10("train", options.data_dir)
     )
     images, validation = split_validation(images, len(images) // 10, seed=0)
     assert validation is not None
-    for target in sizes.targets:
-        best, epoch, began = 0.0, None, time.monotonic()
-        how = {"recipe": target.recipe, "epochs": target.epochs, "dtype": jnp.bfloat16}
-        for epoch in zf.train(target.arch, images, **how):
-            net = zf.network(epoch.model, preprocess=epoch.preprocess)
-            logits = evaluate(net, validation.images)
-            accuracy = float((logits.argmax(-1) == validation.labels).mean())
-            best = max(best, accuracy)
-            is_late = time.monotonic() - began > target.seconds
-            if accuracy >= target.accuracy or is_late:
-                break
-        assert epoch is not None
-        seconds = f"{epoch.train_seconds:.1f} s, epoch {epoch.number}"
-        is_reached = best >= target.accuracy
-        answer = seconds if is_reached else f"not reached: {best:.2%} in {seconds}"
-        yield Row(
-            f"{images.name} to {target.accuracy:.2%}, {target.arch.name}, bfloat16",
-            f"{answer} of {target.epochs} (compilation {epoch.compile_seconds:.0f} s)",
-            goal=target.goal,
-        )
+    return images, validation
 
 
 # Projections, mining and occlusion.
@@ -296,45 +221,36 @@ def measure_accuracy(options: Options, sizes: Sizes) -> Iterator[Row]:
 
 def measure_projections(options: Options, sizes: Sizes) -> Iterator[Row]:
     """Project every unit of a layer, and a few of them by Captum."""
-    arch, layer = sizes.plain, sizes.layer
-    net, image = build(arch), draw_noise(arch, 1)
-    rows, columns, units = net.layer(layer).shape
-
-    def project_by_captum() -> Callable[[], None]:
+    arch, layer, count = sizes.plain, sizes.layer, sizes.neurons
+    net, (image, _) = build(arch), draw_batch(arch, 1)
+    shape, theirs = net.layer(layer).shape, None
+    units = shape[-1]
+    if has_torch(options, "captum"):
         from captum.attr import NeuronDeconvolution
 
-        model, x = build_torch(arch, image, options.dry)
-        x.requires_grad_()
+        from benchmarks.captum_sides import captum_projections
+
+        model, x = build_torch(arch, image, options)
         method = NeuronDeconvolution(model, model.get_submodule(f"{layer}_relu"))
-
-        def run() -> None:
-            for unit in range(sizes.neurons):
-                with warnings.catch_warnings():
-                    # Captum announces its hooks at every call.
-                    warnings.simplefilter("ignore")
-                    method.attribute(x, (unit, rows // 2, columns // 2)).cpu()
-
-        return run
-
-    theirs = project_by_captum() if has_torch(options, "captum") else None
+        theirs = captum_projections([method], x, shape, count)
     pair = compare(
         lambda: zf.project(net, image, layer, [*range(units)]),
         theirs,
         sizes.turns,
-        scale=units / sizes.neurons,
+        scale=units / count,
     )
     yield Row(
         f"projections, {arch.name}, all {units} units of {layer}, per unit",
         f"{1e3 * pair.ours / units:.3g} ms",
-        f"Captum {1e3 * pair.theirs / sizes.neurons:.3g} ms" if pair.theirs else "",
+        f"Captum {1e3 * pair.theirs / count:.3g} ms" if pair.theirs else "",
         pair.ratio,
     )
 
 
-def measure_mining(options: Options, sizes: Sizes) -> Iterator[Row]:
+def measure_mining(sizes: Sizes) -> Iterator[Row]:
     """Mine all convolutions, and run the forward pass over the same images."""
     arch, batch = sizes.arch, min(sizes.batch, sizes.mined)
-    net, images = build(arch), draw_noise(arch, sizes.mined)
+    net, (images, _) = build(arch), draw_batch(arch, sizes.mined)
     layers = [x.name for x in arch.layers if isinstance(x, zf.Conv)]
     pair = compare(
         lambda: zf.top_activations(net, images, layers, batch_size=batch),
@@ -353,17 +269,12 @@ def measure_mining(options: Options, sizes: Sizes) -> Iterator[Row]:
 def measure_occlusion(options: Options, sizes: Sizes) -> Iterator[Row]:
     """Slide a square over one image, by ours and by Captum."""
     arch, size, stride = sizes.arch, sizes.square, sizes.stride
-    net, image = build(arch), draw_noise(arch, 1)
+    net, (image, _), theirs = build(arch), draw_batch(arch, 1), None
+    if has_torch(options, "captum"):
+        from benchmarks.captum_sides import captum_occlusion
 
-    def occlude_by_captum() -> Callable[[], object]:
-        from captum.attr import Occlusion
-
-        model, x = build_torch(arch, image, options.dry)
-        windows = (3, size, size), (3, stride, stride)
-        method = functools.partial(Occlusion(model).attribute, x, *windows)
-        return lambda: method(target=0, perturbations_per_eval=128).cpu()
-
-    theirs = occlude_by_captum() if has_torch(options, "captum") else None
+        slide = captum_occlusion(*build_torch(arch, image, options), 0, size, stride)
+        theirs = functools.partial(slide, 128)
     pair = compare(
         lambda: zf.occlusion(net, image, 0, size=size, stride=stride),
         theirs,
@@ -382,21 +293,14 @@ def build(arch: zf.Architecture) -> Any:
     return zf.network(zf.ConvNet(arch, rngs=nnx.Rngs(0)))
 
 
-def draw_noise(arch: zf.Architecture, count: int) -> np.ndarray:
-    """Draw float32 images of an architecture's size."""
-    shape = (count, *arch.input_hw, arch.channels)
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-
-def build_torch(arch: zf.Architecture, image: np.ndarray, dry: bool) -> tuple[Any, Any]:
+def build_torch(
+    arch: zf.Architecture, image: np.ndarray, options: Options
+) -> tuple[Any, Any]:
     """The same architecture and image in PyTorch."""
-    import torch
+    from benchmarks.torch_network import torch_images, torch_network
 
-    from benchmarks.torch_network import torch_network
-
-    device = "cpu" if dry else "cuda"
-    model = torch_network(arch).eval().to(device)
-    return model, torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().to(device)
+    model = torch_network(arch).eval().to(options.device)
+    return model, torch_images(image, options.device)
 
 
 # Two sides.
@@ -436,90 +340,57 @@ def compare(
     if theirs is None:
         return Pair(time_alone(ours, turns))
     result = take_turns(theirs, ours, turns)
-    ratios = [scale * ratio for ratio in result.ratios]
-    return Pair(result.ours, result.theirs, str(result._replace(ratios=ratios)))
+    return Pair(result.ours, result.theirs, str(result.scale(scale)))
 
 
 # All parts.
 
-PARTS = (
-    Part("training step", 170, measure_training),
-    Part("projections", 60, measure_projections),
-    Part("mining", 45, measure_mining),
-    Part("occlusion", 45, measure_occlusion),
-    Part("CIFAR-10", 240, measure_accuracy),
-)
 
-
-@contextlib.contextmanager
-def limit_time(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the block once the seconds have passed.
-
-    It comes as soon as Python runs again, after a compilation or a step in progress.
-    """
-
-    def stop(*_: object) -> None:
-        raise OutOfTime(f"out of time after {seconds:.0f} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def run_parts(
-    options: Options, sizes: Sizes, parts: tuple[Part, ...] = PARTS
-) -> tuple[list[Row], list[str]]:
-    """Run all parts within the time; return the rows, and a line for each failure."""
-    rows, failures, end = [], [], time.monotonic() + _SECONDS
-    for part in parts:
-        try:
-            with limit_time(min(part.seconds, end - time.monotonic())):
-                for row in part.run(options, sizes):
-                    rows.append(row)
-                    print(format_row(row), flush=True)
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            failures.append(f"{part.name}: {type(error).__name__}: {reason}")
-            print(failures[-1], file=sys.stderr, flush=True)
-    return rows, failures
-
-
-def format_row(row: Row) -> str:
-    """Write a row of a Markdown table."""
-    return f"| {' | '.join(row)} |"
-
-
-def write_table(rows: list[Row], failures: list[str]) -> str:
-    """Write the section for BENCHMARKS.md."""
-    device = jax.devices()[0]
-    versions = [f"jax {jax.__version__}"]
-    if "torch" in sys.modules:
-        versions.append(f"PyTorch {sys.modules['torch'].__version__}")
-    heading = Row("what", "ours", "PyTorch", "ratio, median (range)", "goal")
-    lines = [
-        f"Measured on {device.device_kind}, {', '.join(versions)}.",
-        "",
-        format_row(heading),
-        format_row(Row(*["---"] * len(heading))),
-        *map(format_row, rows),
+def list_parts(options: Options, sizes: Sizes) -> list[Part]:
+    """List the parts; their budgets fit the time in all."""
+    parts = [
+        Part("training step", 130, lambda: measure_training(options, sizes)),
+        Part("projections", 45, lambda: measure_projections(options, sizes)),
+        Part("mining", 35, lambda: measure_mining(sizes)),
+        Part("occlusion", 30, lambda: measure_occlusion(options, sizes)),
     ]
-    if failures:
-        lines += ["", "Not measured:", "", *(f"- {line}" for line in failures)]
-    return "\n".join(lines) + "\n"
+    for target in sizes.targets:
+        run = functools.partial(measure_accuracy, options, target)
+        parts.append(Part(f"training to {target.accuracy:.2%}", target.seconds, run))
+    return parts
+
+
+def check(options: Options) -> str | None:
+    """Say what is missing: the GPU, CIFAR-10, or a place for the table."""
+    if not options.dry and jax.default_backend() != "gpu":
+        return "error: there is no GPU; --dry tries everything without one"
+    if options.out is not None:
+        try:
+            options.out.touch()
+        except OSError as error:
+            return f"error: --out {options.out} cannot be written ({error.strerror})"
+    if not options.dry:
+        try:
+            load_cifar10("train", options.data_dir, limit=1)
+        except (DataNotFoundError, DamagedFileError) as error:
+            return f"error: {error}"
+    return None
 
 
 def main(options: Options) -> str | None:
     """Print and write the table; what is wrong with the command line."""
     # PyTorch needs memory on the same card.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if not options.dry and jax.default_backend() != "gpu":
-        return "error: there is no GPU; --dry tries everything without one"
-    rows, failures = run_parts(options, DRY if options.dry else Sizes())
-    table = write_table(rows, failures)
+    if (error := check(options)) is not None:
+        return error
+    parts = list_parts(options, DRY if options.dry else Sizes())
+    rows, failures = run_parts(parts, _SECONDS)
+    versions = [f"jax {jax.__version__}"]
+    if "torch" in sys.modules:
+        versions.append(f"PyTorch {sys.modules['torch'].__version__}")
+    kind = jax.devices()[0].device_kind
+    title = f"Measured on {kind}, {', '.join(versions)}."
+    table = write_table(rows, failures, title)
     print(f"\n{table}")
     if options.out is not None:
         options.out.write_text(table, encoding="utf-8")

@@ -24,10 +24,10 @@ import jax
 import numpy as np
 import torch
 import tyro
-from captum.attr import Occlusion
 
 import zfnet_jax as zf
-from benchmarks.torch_network import torch_network
+from benchmarks.captum_sides import captum_occlusion
+from benchmarks.torch_network import torch_images, torch_network
 from benchmarks.turns import take_turns
 from zfnet_jax.analysis.occlusion import Occlusion as Responses
 from zfnet_jax.analysis.occlusion import occlusion
@@ -81,19 +81,8 @@ def main(options: Options) -> str | None:
     state = {name: value.numpy() for name, value in network.state_dict().items()}
     model = zf.load_weights(state, arch)
     image = np.random.default_rng(0).standard_normal((1, *arch.input_hw, 3), np.float32)
-    x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
-    method = Occlusion(network)
-
-    def theirs(batch: int) -> torch.Tensor:
-        with torch.no_grad():
-            return method.attribute(
-                x,
-                (3, options.size, options.size),
-                (3, options.stride, options.stride),
-                baselines=0,
-                target=_TARGET,
-                perturbations_per_eval=batch,
-            )
+    where = torch_images(image), _TARGET, options.size, options.stride
+    theirs = captum_occlusion(network, *where)
 
     def ours() -> Responses:
         return occlusion(

@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +32,8 @@ import tyro
 from flax import nnx
 
 import zfnet_jax as zf
-from benchmarks.torch_network import torch_network
+from benchmarks.captum_sides import captum_projections
+from benchmarks.torch_network import torch_images, torch_network
 from benchmarks.turns import take_turns
 from tests import networks
 from tests.references import make_residual, make_squeezenet
@@ -71,17 +71,9 @@ def compare(
     options: Options,
 ) -> None:
     """Print a row; `module` is the layer of `model`, the same network in PyTorch."""
-    rows, columns, _ = zf.network(net).layer(layer).shape
-    neurons = [(u, rows // 2, columns // 2) for u in units[: options.neurons]]
-    x = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().requires_grad_()
-
-    def theirs() -> None:
-        for rule in rules:
-            for neuron in neurons:
-                with warnings.catch_warnings():
-                    # Captum announces its hooks at every call.
-                    warnings.simplefilter("ignore")
-                    METHODS[rule](model, module).attribute(x, neuron)
+    methods = [METHODS[rule](model, module) for rule in rules]
+    shape, count = zf.network(net).layer(layer).shape, min(options.neurons, len(units))
+    theirs = captum_projections(methods, torch_images(image), shape, count)
 
     def ours() -> None:
         for rule in rules:
@@ -89,11 +81,10 @@ def compare(
 
     result = take_turns(theirs, ours, options.turns)
     # A turn of ours does more units than one of Captum's.
-    ratios = np.array(result.ratios) * len(units) / len(neurons)
     print(
-        f"{title:>28} {len(units):>5} {1e3 * result.theirs / len(neurons):>9.1f} ms "
+        f"{title:>28} {len(units):>5} {1e3 * result.theirs / count:>9.1f} ms "
         f"{1e3 * result.ours / len(units):>9.3f} ms  "
-        f"{np.median(ratios):.1f} ({ratios.min():.1f}..{ratios.max():.1f})",
+        f"{result.scale(len(units) / count)}",
         flush=True,
     )
 

@@ -53,3 +53,8 @@ def torch_network(arch: zf.Architecture, *, inplace: bool = False) -> nn.Sequent
                 if layer.relu:
                     network.add_module(f"{layer.name}_relu", nn.ReLU(inplace))
     return network
+
+
+def torch_images(images: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    """The same images in PyTorch's order of dimensions."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)

@@ -84,29 +84,52 @@ def jax_side(
 
 
 def torch_side(
-    arch: zf.Architecture, images: np.ndarray, labels: np.ndarray
+    arch: zf.Architecture,
+    images: np.ndarray,
+    labels: np.ndarray,
+    device: str = "cpu",
+    backend: str | None = None,
+    is_bfloat16: bool = False,
 ) -> Callable[[int], None]:
-    """The same network and step in PyTorch eager."""
+    """The same network and step in PyTorch: eager, or compiled by a backend."""
     import torch
     from torch import nn
 
-    from benchmarks.torch_network import torch_network
+    from benchmarks.torch_network import torch_images, torch_network
 
-    model = torch_network(arch, inplace=True)
+    is_gpu = device == "cuda"
+    if is_gpu:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    model = torch_network(arch, inplace=True).to(device)
     # PyTorch's stubs lack the form of `to` that takes a memory format alone.
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.SGD(model.parameters(), _RATE, _MOMENTUM)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.from_numpy(labels).long()
+    optimizer = torch.optim.SGD(model.parameters(), _RATE, _MOMENTUM, fused=is_gpu)
+    run = model if backend is None else torch.compile(model, backend=backend)
+    x = torch_images(images, device).contiguous(memory_format=torch.channels_last)
+    y = torch.from_numpy(labels).long().to(device)
+    cast = torch.autocast(device, torch.bfloat16, enabled=is_bfloat16)
 
     def steps(count: int) -> None:
         for _ in range(count):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
+            with cast:
+                loss = nn.functional.cross_entropy(run(x), y)
+            loss.backward()
             optimizer.step()
+        if is_gpu:
+            torch.cuda.synchronize()
 
     return steps
+
+
+def draw_batch(arch: zf.Architecture, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw images of noise, float32 [n, h, w, c], and int32 labels."""
+    rng = np.random.default_rng(0)
+    shape = (count, *arch.input_hw, arch.channels)
+    images = rng.standard_normal(shape, np.float32)
+    return images, rng.integers(0, arch.num_classes, count).astype(np.int32)
 
 
 def main(options: Options) -> None:
@@ -114,12 +137,9 @@ def main(options: Options) -> None:
     print(f"{'network':>12} {'batch':>5} {'PyTorch':>9} {'ours':>9}  ratio (min..max)")
     for name in options.cases:
         arch, batch = CASES[name]
-        rng = np.random.default_rng(0)
-        shape = (batch, *arch.input_hw, arch.channels)
-        images = rng.standard_normal(shape, np.float32)
-        labels = rng.integers(0, arch.num_classes, batch).astype(np.int32)
+        data = draw_batch(arch, batch)
         theirs, ours = (
-            functools.partial(side(arch, images, labels), options.steps)
+            functools.partial(side(arch, *data), options.steps)
             for side in (torch_side, jax_side)
         )
         result = take_turns(theirs, ours, options.turns)

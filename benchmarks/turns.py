@@ -20,6 +20,10 @@ class Turns(NamedTuple):
         low, high = min(self.ratios), max(self.ratios)
         return f"{statistics.median(self.ratios):.2f} ({low:.2f}..{high:.2f})"
 
+    def scale(self, factor: float) -> Turns:
+        """The same turns, where ours does `factor` times as much in each."""
+        return self._replace(ratios=[factor * ratio for ratio in self.ratios])
+
 
 def take_turns(
     theirs: Callable[[], object], ours: Callable[[], object], turns: int
