@@ -102,7 +102,7 @@ def crops(folder: Path, count: int) -> np.ndarray:
 
 
 def peak_of_mining(count: int, data_dir: Path | None) -> float:
-    """Peak memory of this process in MB, after mining so many images."""
+    """Peak memory of this process in MB, after mining `count` images."""
     net = zf.load("zfnet32-cifar10")
     images = load_cifar10("test", data_dir).images
     assert net.preprocess is not None
