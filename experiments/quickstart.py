@@ -2,8 +2,8 @@
 
     python -m experiments.quickstart
 
-Expected: a test accuracy above 90% (random guessing: 10%) after about 20 seconds
-of training on two CPU cores, the figures of `experiments.train_cifar10`, and a gallery of
+Expected: a test accuracy above 90% (random guessing: 10%) after about 20 seconds of
+training on two CPU cores, the figures of `experiments.train_cifar10`, and a gallery of
 every unit of the convolutions and of the classifier, to be opened in a browser. In all
 it takes about 80 seconds.
 """
