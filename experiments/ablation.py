@@ -39,6 +39,7 @@ from zfnet_jax.files import digest, to_json, write_atomically
 from zfnet_jax.inference import evaluate
 from zfnet_jax.metrics import spearman
 from zfnet_jax.networks import Network
+from zfnet_jax.results import spell_mean, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +207,7 @@ def print_table(results: Mapping[str, Any]) -> None:
     for name, row in results.items():
         rows.append([name])
         for kind, errors in row["errors"].items():
-            spread = f" ± {np.std(errors):.1f}" if len(errors) > 1 else ""
-            mean = f"{np.mean(errors):.1f}{spread}"
+            mean = spell_mean(np.mean(errors), spread(errors), ".1f")
             rows[-1] += [mean, f"{row['paper'][kind]:.1f}"]
     say_table(rows)
 

@@ -43,6 +43,7 @@ from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.metrics import Curves, deletion, importance, insertion, pointing_game
 from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
+from zfnet_jax.results import spell_mean, spread
 from zfnet_jax.viz.contrast import Contrast
 
 METHODS: dict[str, Rule] = {
@@ -161,7 +162,7 @@ def average(curves: Curves) -> dict[str, object]:
 def summarize(values: np.ndarray) -> dict[str, float]:
     """Compute the mean and its standard error."""
     wide = values.astype(np.float64)
-    error = wide.std(ddof=1) / math.sqrt(len(wide))
+    error = spread(wide) / math.sqrt(len(wide))
     return {"mean": float(wide.mean()), "standard_error": float(error)}
 
 
@@ -206,9 +207,9 @@ def print_table(
             mean, error = measure["mean"], measure["standard_error"]
             if "hits" in measure:
                 hits = f"{measure['hits']:.0f}/{count}"
-                cells.append(f"{hits} = {100 * mean:.1f} ± {100 * error:.1f}%")
+                cells.append(f"{hits} = {spell_mean(mean, error, '.1%')}")
             else:
-                cells.append(f"{mean:.3f} ± {error:.3f}")
+                cells.append(spell_mean(mean, error, ".3f"))
         rows.append(cells)
     say_table(rows)
 

@@ -54,6 +54,7 @@ from zfnet_jax.data import (
 from zfnet_jax.data.boxes import convert_box, fit_box, read_boxes
 from zfnet_jax.data.images import crop_share, stored_shape
 from zfnet_jax.files import DataNotFoundError, digest
+from zfnet_jax.results import spell_mean, spread
 
 _DRAWN, _SHAPES = 10, 20
 
@@ -205,7 +206,7 @@ def describe(result: Correspondence) -> dict[str, Any]:
         "spread_over_pairs": result.spread,
         "changed": result.changed,
         "random": result.random.mean(1),
-        "random_spread_over_draws": result.random.std(1),
+        "random_spread_over_draws": spread(result.random, axis=1),
         "random_changed": result.random_changed,
         "p_random": result.p_random,
         "p_mixed": result.p_mixed,
@@ -215,7 +216,7 @@ def describe(result: Correspondence) -> dict[str, Any]:
     return {
         "parts": {part: dict(zip(columns, row, strict=True)) for part, row in parts},
         "mixed": result.mixed.mean(),
-        "mixed_spread_over_draws": result.mixed.std(),
+        "mixed_spread_over_draws": spread(result.mixed),
     }
 
 
@@ -224,10 +225,10 @@ def print_table(by_layer: Mapping[str, Correspondence]) -> None:
     heading = "layer,masked,Δ,random boxes,p,mixed parts,p,changed"
     rows = [[str(name) for name in heading.split(",")]]
     for layer, result in by_layer.items():
-        mixed = f"{result.mixed.mean():.3f} ± {result.mixed.std():.3f}"
+        mixed = spell_mean(result.mixed.mean(), spread(result.mixed), ".3f")
         for part, x in describe(result)["parts"].items():
-            delta = f"{x['delta']:.3f} ± {x['spread_over_pairs']:.3f}"
-            random = f"{x['random']:.3f} ± {x['random_spread_over_draws']:.3f}"
+            delta = spell_mean(x["delta"], x["spread_over_pairs"], ".3f")
+            random = spell_mean(x["random"], x["random_spread_over_draws"], ".3f")
             by_random, by_mixed = f"{x['p_random']:.3f}", f"{x['p_mixed']:.3f}"
             changed = f"{x['changed']:.0%}, random {x['random_changed']:.0%}"
             rows.append(

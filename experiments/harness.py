@@ -3,8 +3,8 @@
 An experiment is a generator of metrics, as in `experiments/invariance.py`. Its module's
 docstring is the help, its parameters are the options, and the class of its first
 parameter says which options it shares with others; a parameter hides a shared option of
-the same name. Exit codes: 0 success, 1 the run
-failed, 2 wrong command line, 3 missing data, 4 damaged file, 130 interrupted.
+the same name. Exit codes: 0 success, 1 the run failed, 2 wrong command line, 3 missing
+data, 4 damaged file, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from zfnet_jax.analysis.invariance import (
     transform_images,
 )
 from zfnet_jax.analysis.invariance import invariance as measure
+from zfnet_jax.results import spread
 
 _STEPS, _FOLDS = 25, (2, 3, 4, 5)
 
@@ -148,10 +149,10 @@ def describe(transform: Transform, result: Invariance, shown: int) -> dict[str, 
         mean, relative = distances.mean(0), result.relative[layer]
         layers[layer] = {
             "distance": mean,
-            "distance_spread": distances.std(0),
+            "distance_spread": spread(distances),
             "distance_of_each_shown": distances[:shown],
             "relative": relative.mean(0),
-            "relative_spread": relative.std(0),
+            "relative_spread": spread(relative),
             "relative_of_each_shown": relative[:shown],
             "linearity_of_small": linearity(amounts, mean, start, near),
         }
@@ -159,7 +160,7 @@ def describe(transform: Transform, result: Invariance, shown: int) -> dict[str, 
         "amounts": amounts,
         "layers": layers,
         "probability": result.probability.mean(0),
-        "probability_spread": result.probability.std(0),
+        "probability_spread": spread(result.probability),
         "probability_of_each_shown": result.probability[:shown],
     }
 

@@ -13,19 +13,12 @@ from flax import nnx
 
 import zfnet_jax as zf
 from experiments.harness import Positive, Run, UserError
-from experiments.progress import Progress, plural
+from experiments.progress import Progress, plural, share
 from zfnet_jax.arch import Architecture
 from zfnet_jax.augmentation import Augmentation
 from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.networks import Network
-from zfnet_jax.recipes import Recipe
-
-
-def _schedule(peak: float, total: int) -> optax.Schedule:
-    warm_up = max(total // 10, 1)
-    return optax.warmup_cosine_decay_schedule(
-        peak / warm_up, peak, warm_up, max(total, warm_up + 1)
-    )
+from zfnet_jax.recipes import Recipe, warm_up_and_cosine
 
 
 def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -38,8 +31,8 @@ def _init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return (nnx.initializers.normal(1e-2) if sees_pixels else he)(key, shape, dtype)
 
 
-# The paper's dropout, crops and batches on a budget of minutes: in so short a training
-# Adam gets further than the paper's SGD.
+# The paper's dropout, crops and batches on a budget of minutes, within which Adam gets
+# further than the paper's SGD.
 MINI = Recipe(
     name="mini",
     epochs=12,
@@ -49,7 +42,7 @@ MINI = Recipe(
     dropout=0.5,
     augmentation=Augmentation(margin=2),
     rate=2e-3,
-    schedule=_schedule,
+    schedule=warm_up_and_cosine(0.1),
     optimizer=lambda rate: optax.adamw(rate, weight_decay=1e-2),
 )
 
@@ -107,12 +100,12 @@ class TrainingRun(Run):
         recipe: Recipe = MINI,
     ) -> Network:
         """Train a network for all its epochs, the next after `done` of `total`."""
-
-        def report(passes: float, epochs: float, /, **values: Any) -> None:
-            # A network counts as finished once it is measured.
-            progress(done + min(passes / epochs, 0.99), total, **values)
-
         *_, last = zf.train(
-            arch, images, recipe=recipe, epochs=self.passes, seed=seed, progress=report
+            arch,
+            images,
+            recipe=recipe,
+            epochs=self.passes,
+            seed=seed,
+            progress=share(progress, done, total),
         )
         return zf.network(last.model, preprocess=last.preprocess)

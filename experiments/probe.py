@@ -38,6 +38,7 @@ from zfnet_jax.analysis.probe import (
 from zfnet_jax.analysis.probe import probe as probe_layers
 from zfnet_jax.analysis.sanity import cascade
 from zfnet_jax.networks import Network
+from zfnet_jax.results import spread
 
 PIXELS = "pixels"
 _NAMES: dict[Classifier, str] = {"svm": "SVM", "softmax": "softmax"}
@@ -199,7 +200,7 @@ def describe(probes: Sequence[Probes]) -> dict[str, dict[str, Any]]:
             accuracies = read_accuracies(probes, layer, classifier)
             metrics[layer][classifier] = {
                 "accuracy": accuracies.mean(),
-                "spread": accuracies.std(),
+                "spread": spread(accuracies),
                 "accuracy_of_each": accuracies,
                 "penalty_of_each": [x.penalty for x in each],
                 "training_by_penalty": np.mean([x.training for x in each], 0),

@@ -55,6 +55,16 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def share(progress: Progress, done: int, total: int) -> Callable[..., None]:
+    """Make the progress of one network's training that of the next after `done`."""
+
+    def report(passes: float, epochs: float, /, **values: Any) -> None:
+        # A network counts as finished once it is measured.
+        progress(done + min(passes / epochs, 0.99), total, **values)
+
+    return report
+
+
 class _Bar(rich.progress.Progress):
     """A bar below something else."""
 

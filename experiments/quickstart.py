@@ -2,10 +2,10 @@
 
     python -m experiments.quickstart
 
-Expected: a test accuracy above 90% (random guessing: 10%) after about a minute of
+Expected: a test accuracy above 90% (random guessing: 10%) after about 20 seconds of
 training on two CPU cores, the figures of `experiments.train_cifar10`, and a gallery of
 every unit of the convolutions and of the classifier, to be opened in a browser. In all
-it takes under four minutes.
+it takes about 80 seconds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from experiments.train_cifar10 import Log, report, say_next
 from zfnet_jax.data import load_dataset
 
 _BATCH = 128
-# All layers would take longer than four minutes.
+# Without the hidden dense layers, which would take much longer.
 _GALLERY_LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "logits")
 
 
 def quickstart(
     run: Run, epochs: Positive = 2, limit: Positive | None = None
 ) -> Metrics:
-    """Train ZFNET32 on generated shapes in about a minute, and show what it learned.
+    """Train ZFNET32 on generated shapes for two epochs, and show what it learned.
 
     Args:
         epochs: Passes over the training images.

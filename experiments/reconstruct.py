@@ -55,7 +55,7 @@ from zfnet_jax.layers import parent
 from zfnet_jax.metrics import importance, sharpness, spearman
 from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
-from zfnet_jax.results import spell
+from zfnet_jax.results import spell, spell_mean, spread
 from zfnet_jax.viz.contrast import Contrast, measure_scale
 from zfnet_jax.viz.reconstruct import (
     Descent,
@@ -334,16 +334,12 @@ def collect(parts: Sequence[Mapping[str, float]]) -> Float[np.ndarray, "n measur
 
 def say_means(title: str, rows: Mapping[str, Float[np.ndarray, "n measures"]]) -> None:
     """Print the means over photographs, with their standard errors."""
-    cells = [[name, *map(spell_mean, values.T)] for name, values in rows.items()]
+    cells = []
+    for name, values in rows.items():
+        errors = spread(values) / math.sqrt(len(values))
+        pairs = zip(values.mean(0), errors, strict=True)
+        cells.append([name, *(spell_mean(*pair, "z.2f") for pair in pairs)])
     say_table([[title, *_MEASURES.values()], *cells])
-
-
-def spell_mean(values: Float[np.ndarray, " n"]) -> str:
-    """Write a mean and its standard error, as in "8.77 ± 0.05"."""
-    mean, count = f"{values.mean():z.2f}", len(values)
-    if count == 1:
-        return mean
-    return f"{mean} ± {values.std(ddof=1) / math.sqrt(count):.2f}"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from experiments.progress import say, say_table
 from zfnet_jax.analysis.sanity import Comparison, controls
 from zfnet_jax.analysis.sanity import sanity as randomize
 from zfnet_jax.files import slug
+from zfnet_jax.results import spread
 from zfnet_jax.viz.contrast import Contrast
 
 
@@ -113,7 +114,7 @@ def describe(comparison: Comparison) -> dict[str, Any]:
     rules = {}
     for rule, similarity in comparison.similarity.items():
         rules[rule] = {
-            name: {"mean": values.mean(0), "spread": values.std(0)}
+            name: {"mean": values.mean(0), "spread": spread(values)}
             for name, values in similarity._asdict().items()
         }
         rules[rule]["empty"] = comparison.empty[rule].sum(0)

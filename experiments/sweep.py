@@ -9,12 +9,12 @@ on validation images: 5,000 training images that are set apart, or a tenth of th
 test images are not read, since they must not decide which values are best; the command
 to measure the best values on them is printed at the end.
 
-The result folder holds runs.csv (a row per run and epoch), runs.json (the same with the
-curves within each epoch, and the end of each run), sweep.png and, for each run, a
-folder with its weights and curves. Both files are current after every epoch. A sweep
-that was interrupted continues with `--resume`, which also takes further values; the
-results are those of an unbroken sweep, bit for bit. A run whose loss is not finite is
-recorded as failed, and the sweep goes on.
+The result folder holds runs.csv (a row per run and epoch, with the seconds of training
+so far), runs.json (the same with the curves within each epoch, and the end of each
+run), sweep.png and, for each run, a folder with its weights and curves. Both files are
+current after every epoch. A sweep that was interrupted continues with `--resume`, which
+also takes further values; all but the seconds is as in an unbroken sweep, bit for bit.
+A run whose loss is not finite is recorded as failed, and the sweep goes on.
 
 Expected: a run takes as long as `experiments.train_cifar10`, without its figures. The
 eight runs above with `--limit 2000 --epochs 1` take a few minutes on two CPU cores
@@ -37,14 +37,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import jax
 import numpy as np
 from rich.table import Table
 
 from experiments.harness import Metrics, UserError, main
-from experiments.progress import Progress, plural, say, say_table
-from experiments.train_cifar10 import CifarRun, save_weights, train_network
+from experiments.progress import plural, say, say_table, share
+from experiments.train_cifar10 import (
+    CifarRun,
+    Log,
+    save_weights,
+    spell,
+    train_network,
+)
 from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.files import DamagedFileError, to_json, write_atomically
+from zfnet_jax.results import spell_mean, spread
+from zfnet_jax.train_step import check_batch
 from zfnet_jax.training import NonFiniteLossError
 
 # Options that are the same for all runs.
@@ -53,6 +62,8 @@ _COMMON = {"data_dir", "dpi", "keep_epochs", "out", "resume"}
 _MEASURED = "train_loss train_accuracy validation_loss validation_accuracy".split()
 # Those in the table on a terminal.
 _SHOWN = [name for name in _MEASURED if name != "train_accuracy"]
+# Means over the runs of a combination of values.
+_RANKED = "validation_accuracy epochs train_seconds".split()
 
 Options = Mapping[str, tuple[Any, ...]]
 
@@ -64,23 +75,44 @@ class Member:
     Attributes:
         folder: Name of its folder.
         values: The value of every option that can vary; None is the recipe's.
+        images: Start of the digest of its images, once they are loaded.
         history: The record of each epoch so far.
-        train_seconds: Time in training steps.
+        train_seconds: Time in training steps up to the end of each of these epochs.
         result: The measurements after the last epoch, once that is over.
         error: The reason why the training failed.
     """
 
     folder: str
     values: dict[str, Any]
+    images: str = ""
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    train_seconds: float = 0.0
+    train_seconds: list[float] = dataclasses.field(default_factory=list)
     result: dict[str, float] | None = None
     error: str | None = None
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Member:
+        """Read a run from runs.json."""
+        member = cls(**values)
+        records = [*member.history, *([member.result] if member.result else [])]
+        numbers = [record[name] for record in records for name in _MEASURED]
+        if not all(isinstance(x, float) for x in (*numbers, *member.train_seconds)):
+            raise TypeError("the measurements are not numbers")
+        epochs = [record["epoch"] for record in member.history]
+        if epochs != list(range(1, len(member.train_seconds) + 1)):
+            raise ValueError("the epochs are not consecutive")
+        return member
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to train."""
         return self.result is not None or self.error is not None
+
+    def follow(self, log: Log) -> None:
+        """Take over the epochs that a log has."""
+        self.history, count = log.history, len(log.history)
+        earlier = self.train_seconds[: count - 1]
+        self.train_seconds = earlier + [log.seconds] * (count - len(earlier))
 
     def summarize(self, names: Sequence[str]) -> list[str]:
         """Write the last epoch and its measurements of these names."""
@@ -106,7 +138,9 @@ class Member:
         return f"{self.folder}  {'  '.join(map(' '.join, pairs))}"
 
 
-def sweep(run: CifarRun, **options: tuple[Any, ...]) -> Metrics:
+def sweep(
+    run: CifarRun, keep_epochs: tuple[int, ...], **options: tuple[Any, ...]
+) -> Metrics:
     """Train with every combination of the values, one after another.
 
     Args:
@@ -115,46 +149,35 @@ def sweep(run: CifarRun, **options: tuple[Any, ...]) -> Metrics:
     options = {name: values or (None,) for name, values in options.items()}
     names = [x for x, values in options.items() if len(values) > 1 or x == "seed"]
     members = plan(run, options, names)
-    load = functools.cache(load_dataset)
-    work = []
-    for member in members:
-        kind: Any = {"out": run.path / member.folder, "resume": True, **member.values}
-        member_run = dataclasses.replace(run, **kind)
-        images = load(member_run.dataset, "train", run.data_dir, member_run.limit)
-        check_size(member_run, images)
-        work.append((member, member_run, images))
+    work = list(prepare(run, members, keep_epochs))
+    write_runs(run.path, members, names)
     progress = run.progress("sweep", lambda: build_table(members, names))
     for done, (member, member_run, images) in enumerate(work):
         if not member.is_over:
-            report = functools.partial(report_part, progress, done, len(work))
+            report = share(progress, done, len(work))
             for _ in train_member(member_run, member, images, report):
                 write_runs(run.path, members, names)
                 progress.note(member.describe())
+        # They are several times the size of the weights.
+        shutil.rmtree(member_run.path / "checkpoints", ignore_errors=True)
     progress(len(work), len(work))
     run.end_progress()
     yield from compare(run, members, names)
 
 
-def report_part(
-    progress: Progress,
-    done: int,
-    total: int,
-    passes: float,
-    epochs: float,
-    **values: Any,
-) -> None:
-    """Report the passes of one run as a part of all; it ends when it is recorded."""
-    progress(done + min(passes / epochs, 0.99), total, **values)
-
-
 def take_several() -> inspect.Signature:
-    """Derive the options of a sweep: those of a training, with several values each."""
+    """Derive the options of a sweep: those of a training run, with several values."""
     hints = get_type_hints(CifarRun, include_extras=True)
     fields = {x.name: x for x in dataclasses.fields(CifarRun) if x.name not in _COMMON}
     # The last option varies fastest: runs that differ only in seeds follow each other.
     fields["seed"] = fields.pop("seed")
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("run", keyword, annotation=CifarRun)]
+    # It depends on the recipe of each run whether it has these epochs.
+    epochs = inspect.Parameter(
+        "keep_epochs", keyword, default=(), annotation=hints["keep_epochs"]
+    )
+    parameters.append(epochs)
     for name, field in fields.items():
         kind, choices = hints[name], get_args(hints[name])
         kind = choices[0] if type(None) in choices else kind
@@ -176,7 +199,7 @@ def plan(run: CifarRun, options: Options, names: list[str]) -> list[Member]:
     """List the runs of a sweep, with what an interrupted one left of them."""
     for name, values in options.items():
         if len(set(values)) < len(values):
-            raise UserError(f"{spell(name, values)}: give each value once")
+            raise UserError(f"{spell(flag(name), *values)}: give each value once")
     earlier = read_runs(run, options)
     members = []
     for product in itertools.product(*options.values()):
@@ -198,30 +221,55 @@ def read_runs(run: CifarRun, options: Options) -> list[Member]:
             "continue it, or choose another folder"
         )
     try:
-        members = [Member(**x) for x in json.loads(path.read_bytes())["runs"]]
-        begun = [member for member in members if member.history or member.error]
-        for member, (name, values) in itertools.product(begun, options.items()):
-            if (value := member.values[name]) not in values:
-                raise UserError(
-                    f"{spell(name, values)}: {run.path} holds a run with "
-                    f"{spell(name, [value])}; keep its values, or choose another --out"
-                )
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        members = [Member.read(x) for x in json.loads(path.read_bytes())["runs"]]
+        begun = [x for x in members if x.history or x.error]
+        pairs = [(name, x.values[name]) for x in begun for name in options]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
             f"{path} is not the record of a sweep: choose another --out"
         ) from error
+    for name, value in pairs:
+        if value not in options[name]:
+            raise UserError(
+                f"{spell(flag(name), *options[name])}: {run.path} holds a run with "
+                f"{spell(flag(name), value)}; keep its values, or choose another --out"
+            )
     return members
 
 
-def spell(name: str, values: Sequence[Any]) -> str:
-    """Write an option as on the command line."""
-    flag = f"--{name.replace('_', '-')}"
-    return f"no {flag}" if values[0] is None else " ".join([flag, *map(str, values)])
+def flag(name: str) -> str:
+    """Write the name of an option as on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def prepare(
+    run: CifarRun, members: Sequence[Member], keep_epochs: tuple[int, ...]
+) -> Iterator[tuple[Member, CifarRun, Dataset]]:
+    """Check each run before any is trained, and give its options and its images."""
+    load, compute_digest = (
+        functools.cache(load_dataset),
+        functools.cache(Dataset.digest),
+    )
+    for member in members:
+        kind: Any = {"out": run.path / member.folder, "resume": True, **member.values}
+        member_run = dataclasses.replace(run, keep_epochs=keep_epochs, **kind)
+        images = load(member_run.dataset, "train", run.data_dir, member_run.limit)
+        check_size(member_run, images)
+        digest = compute_digest(images)
+        if member.images not in ("", digest[:12]):
+            raise UserError(
+                f"training images {digest[:12]}: {run.path} holds a run with training "
+                f"images {member.images}; give those, or choose another --out"
+            )
+        member.images = digest[:12]
+        run.digests[f"{plural(len(images), 'image')} of {images.name}"] = digest
+        yield member, member_run, images
 
 
 def check_size(run: CifarRun, images: Dataset) -> None:
-    """Refuse a run that has no image to validate on, or no batch to train on."""
+    """Refuse a run without an image to validate on, or without a possible batch."""
     count, batch_size = len(run.split(images, is_compared=True)[0]), run.plan.batch_size
+    check_batch(run.plan, batch_size, jax.device_count())
     if count < batch_size:
         raise UserError(
             f"--batch-size {batch_size}: there are {plural(count, 'training image')}"
@@ -238,8 +286,8 @@ def train_member(
     final = None
     try:
         for epoch, log in train_network(run, images, validation, report):
-            final, member.history = epoch, log.history
-            member.train_seconds = log.seconds
+            final = epoch
+            member.follow(log)
             yield
     except NonFiniteLossError as error:
         member.error = str(error)
@@ -249,20 +297,18 @@ def train_member(
         save_weights(run, "weights", final, images, **member.result)
         run.figure("training_curves", training_curves(member.history))
     yield
-    # They are several times the size of the weights.
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
 def write_runs(path: Path, members: Sequence[Member], names: Sequence[str]) -> None:
     """Write runs.json, and runs.csv with a row per run and epoch."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["run", *names, "epoch", *_MEASURED])
+    writer.writerow(["run", *names, "epoch", *_MEASURED, "train_seconds"])
     for member in members:
         values = [member.values[name] for name in names]
-        for record in member.history:
-            measured = [record[name] for name in _MEASURED]
-            writer.writerow([member.folder, *values, record["epoch"], *measured])
+        for record, seconds in zip(member.history, member.train_seconds, strict=True):
+            measured = [record[name] for name in ("epoch", *_MEASURED)]
+            writer.writerow([member.folder, *values, *measured, round(seconds, 3)])
     write_atomically(path / "runs.csv", table.getvalue())
     write_atomically(path / "runs.json", f"{to_json({'runs': members})}\n")
 
@@ -296,15 +342,20 @@ def rank(members: Sequence[Member], names: Sequence[str]) -> list[dict[str, Any]
         groups.setdefault(key, []).append(member)
     rows = []
     for key, group in groups.items():
-        results = [member.result for member in group if member.result]
-        accuracies = [result["validation_accuracy"] for result in results]
+        ends = [
+            (x.result["validation_accuracy"], len(x.history), x.train_seconds[-1])
+            for x in group
+            if x.result
+        ]
+        accuracies = [accuracy for accuracy, _, _ in ends]
+        means = np.mean(ends, axis=0) if ends else [None] * 3
         row = {
             "values": dict(key),
             "runs": len(group),
-            "failed": len(group) - len(results),
+            "failed": len(group) - len(ends),
             "accuracies": accuracies,
-            "validation_accuracy": float(np.mean(accuracies)) if results else None,
-            "spread": float(np.std(accuracies)) if results else None,
+            **dict(zip(_RANKED, means, strict=True)),
+            "spread": spread(accuracies) if ends else None,
         }
         rows.append(row)
     return sorted(rows, key=lambda x: (x["failed"], -(x["validation_accuracy"] or 0)))
@@ -320,14 +371,15 @@ def compare(run: CifarRun, members: Sequence[Member], names: Sequence[str]) -> M
     yield "runs", len(members)
     yield "failed", {member.folder: member.error for member in failed}
     yield "ranking", ranking
-    rows = [["validation accuracy", "runs", "values"]]
+    rows = [["validation accuracy", "epochs", "training time", "runs", "values"]]
     for row in ranking:
-        mean, spread = row["validation_accuracy"], row["spread"]
-        accuracy = "failed" if mean is None else f"{mean:.2%} ± {spread:.2%}"
-        count = f"{row['runs']}" + (
-            f", {row['failed']} failed" if row["failed"] else ""
-        )
-        rows.append([accuracy, count, name_values(row["values"])])
+        accuracy, epochs, seconds = (row[name] for name in _RANKED)
+        cells = ["failed", "", ""]
+        if accuracy is not None:
+            accuracy = spell_mean(accuracy, row["spread"], ".2%")
+            cells = [accuracy, f"{epochs:.3g}", f"{seconds:.0f} s"]
+        failed = f", {row['failed']} failed" if row["failed"] else ""
+        rows.append([*cells, f"{row['runs']}{failed}", name_values(row["values"])])
     say_table(rows)
     best = next(x for x in members if ranking[0]["values"].items() <= x.values.items())
     say("measure the best values on the test images:")
@@ -347,7 +399,7 @@ def name_command(run: CifarRun, member: Member) -> str:
     for field in dataclasses.fields(CifarRun):
         value = values.get(field.name, field.default)
         if value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+            words += [flag(field.name), str(value)]
     return shlex.join(words)
 
 

@@ -1,8 +1,9 @@
-"""Event files of a training for TensorBoard, written while it goes on.
+"""TensorBoard event files of a training run.
 
 Scalars are the numbers in the record of each epoch. Histograms are the weights of each
 layer, and its gradients and activations on a fixed batch of training images without
-augmentation and dropout. All are those of the network that the epoch yields.
+augmentation and dropout. Weights, gradients and activations are those of the network
+after the epoch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zfnet_jax.data import Dataset
 from zfnet_jax.model import ConvNet
 from zfnet_jax.training import Epoch
 
-# The first feature maps of so many images of 224 x 224 pixels take 150 MB.
+# The first feature maps of 32 images of 224 x 224 pixels take 150 MB.
 _BATCH = 32
 
 

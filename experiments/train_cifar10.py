@@ -74,7 +74,7 @@ class Log:
 
 @dataclasses.dataclass(kw_only=True)
 class CifarRun(Run):
-    """A training on small images.
+    """A training run on small images.
 
     Attributes:
         arch: Architecture; zfnet and alexnet resize the images to 224 on the device.
@@ -251,9 +251,6 @@ def open_log(
             )
         return Log(origin), None
 
-    def spell(name: str, value: object) -> str:
-        return f"no {name}" if value is None else f"{name} {value}"
-
     def check(metadata: Mapping[str, Any]) -> None:
         log = Log.read(metadata)
         for name, value in origin.items():
@@ -269,6 +266,11 @@ def open_log(
     for line in saved.damaged:
         say(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
     return Log.read(saved.metadata), saved.state
+
+
+def spell(name: str, *values: object) -> str:
+    """Write an option and its values as on a command line."""
+    return f"no {name}" if values[0] is None else " ".join([name, *map(str, values)])
 
 
 def measure_validation(epoch: Epoch, validation: Dataset | None) -> dict[str, float]:

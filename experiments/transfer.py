@@ -41,6 +41,7 @@ from zfnet_jax.analysis.transfer import Transfer, train_from_scratch
 from zfnet_jax.analysis.transfer import transfer as transfer_features
 from zfnet_jax.data import fit_photograph, load_caltech101, load_dataset
 from zfnet_jax.data.images import crop_share, stored_shape
+from zfnet_jax.results import spell_mean, spread
 
 SCRATCH = dataclasses.replace(zf.FAST, batch_size=64)
 NAMES: dict[Classifier, str] = {"svm": "SVM", "softmax": "softmax"}
@@ -210,7 +211,7 @@ def draw(
     from zfnet_jax.viz.transfer import accuracy_by_count
 
     draws = len(accuracies["SVM"])
-    spread = "mean and standard deviation" if draws > 1 else "values"
+    shown = "mean and standard deviation" if draws > 1 else "values"
     panels = {f"Classifiers on {result.layer}": (result.per_class.tolist(), accuracies)}
     if (dataset := run.paper_dataset) is not None:
         rows = PAPER[dataset]
@@ -221,7 +222,7 @@ def draw(
     figure = accuracy_by_count(
         f"Transfer of {run.network_name} to other classes",
         f"{source}. Mean of the classes' accuracies on "
-        f"{int(result.test_images.sum()):,} test images; {spread} of "
+        f"{int(result.test_images.sum()):,} test images; {shown} of "
         f"{plural(draws, 'draw')}. Dotted: chance.",
         panels,
         1 / len(result.test_images),
@@ -237,7 +238,7 @@ def say_accuracies(
     rows = [["images per class", *accuracies, *(f"paper, {name}" for name in paper)]]
     for column, count in enumerate(counts):
         cells = [
-            f"{100 * each[:, column].mean():.1f} ± {100 * each[:, column].std():.1f}%"
+            spell_mean(each[:, column].mean(), spread(each[:, column]), ".1%")
             for each in accuracies.values()
         ]
         theirs = [
@@ -255,7 +256,7 @@ def describe(
         name: {
             str(count): {
                 "mean": values.mean(),
-                "spread": values.std(),
+                "spread": spread(values),
                 "accuracy_of_each": values,
             }
             for count, values in zip(counts, each.T, strict=True)

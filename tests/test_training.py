@@ -220,9 +220,10 @@ def test_a_step_is_that_of_a_plain_loop():
         assert not np.allclose(values, start[name], rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_normalizes_convolutions_and_the_result_has_that_folded():
+@pytest.mark.parametrize("average", [0.0, 0.1])
+def test_a_step_normalizes_convolutions_and_the_result_has_that_folded(average):
     recipe = dataclasses.replace(
-        RECIPE, dropout=0.0, augmentation=Augmentation(margin=0), average=0.0
+        RECIPE, dropout=0.0, augmentation=Augmentation(margin=0), average=average
     )
     dataset = mirror(DATA)
     preprocess = Preprocessing.fit(dataset.images, recipe.scale)
@@ -235,27 +236,43 @@ def test_a_step_normalizes_convolutions_and_the_result_has_that_folded():
     step = TrainStep(recipe, preprocess, len(dataset), total=100)
     state = step.start(model, seed=0)
 
-    def standardize(name, x):
-        return jax.nn.standardize(x, axis=(0, 1, 2))
-
     @jax.jit
     def loss(model):
+        moments = {}
+
+        def standardize(name, x):
+            moments[name] = jnp.stack([x.mean((0, 1, 2)), x.var((0, 1, 2))])
+            return jax.nn.standardize(x, axis=(0, 1, 2))
+
         logits = model(images, normalize=standardize)
         targets = 0.05 / 4 + 0.95 * jax.nn.one_hot(labels, 4)
-        return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), logits
+        loss = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+        return loss, (logits, moments)
 
-    (expected, logits), grads = jax.value_and_grad(loss, has_aux=True)(model)
-    state, (value, accuracy) = jax.jit(step)(
-        state, jnp.asarray(dataset.images), labels, jnp.float32(1)
-    )
+    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (expected, (logits, moments)), grads = value_and_grad(model)
+    batch = jnp.asarray(dataset.images), labels, jnp.float32(1)
+    advance = jax.jit(step)
+    state, (value, accuracy) = advance(state, *batch)
     assert value == pytest.approx(float(expected), rel=1e-5)
     assert accuracy == (logits.argmax(-1) == labels).mean()
     after = jax.tree.map(lambda w, g: w - 0.1 * g, model, grads)
     for name, values in weights(cast(Any, state.model)).items():
         np.testing.assert_allclose(values, weights(after)[name], rtol=1e-4, atol=1e-6)
     # The statistics are those of the weights before the step.
-    folded = step.finish(state._replace(model=model))
+    folded = step.finish(state._replace(model=model, average=None))
     np.testing.assert_allclose(folded(images), logits, rtol=1e-5, atol=1e-5)
+    # Those of later steps are added to a running average.
+    expected = moments
+    for number in (1, 2):
+        (_, (_, moments)), _ = value_and_grad(state.model)
+        state, _ = advance(state, *batch)
+        decay = min(average or 0.99, number / (10 + number))
+        for name, values in moments.items():
+            expected[name] = decay * expected[name] + (1 - decay) * values
+            known = state.statistics[name]
+            np.testing.assert_allclose(known, expected[name], rtol=1e-4, atol=1e-6)
+            assert abs(known - values).max() > 5e-4 * abs(values).max()
 
 
 def test_each_epoch_takes_every_image_once_in_a_new_order():
@@ -489,6 +506,8 @@ def test_a_stream_that_is_killed_within_an_epoch_goes_on_with_the_next_batch(
 def test_a_stream_records_what_its_steps_are(stream):
     epoch, history = stream
     assert [record["steps"] for record in history] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    # No step forgets the losses of those before it.
+    assert min(loss for record in history for loss in record["loss_curve"]) > 0.1
     saves = [(x.number, int(x.state.step)) for x in run_batches(save_every=SAVE_EVERY)]
     assert saves == [(1, 3), (1, 4), (2, 6), (2, 8)]
     # More saves change nothing.

@@ -143,12 +143,20 @@ def _warm_up_and_decay(peak: float, total: int) -> optax.Schedule:
     )
 
 
-def _warm_up_and_cosine(peak: float, total: int) -> optax.Schedule:
-    """Build a rate that rises for 5% of all steps, then falls to 0 as a cosine does."""
-    warm_up = max(1, round(0.05 * total))
-    return optax.warmup_cosine_decay_schedule(
-        peak / warm_up, peak, warm_up, max(total, warm_up + 1)
-    )
+def warm_up_and_cosine(share: float) -> Callable[[float, int], optax.Schedule]:
+    """Return a schedule that rises, then falls to 0 as a cosine does.
+
+    Args:
+        share: Part of all steps during which the rate rises, 0 to 1.
+    """
+
+    def schedule(peak: float, total: int) -> optax.Schedule:
+        warm_up = max(1, int(share * total))
+        return optax.warmup_cosine_decay_schedule(
+            peak / warm_up, peak, warm_up, max(total, warm_up + 1)
+        )
+
+    return schedule
 
 
 def _nesterov_with_decay(rate: optax.Schedule) -> optax.GradientTransformation:
@@ -246,7 +254,7 @@ MODERN = Recipe(
     dropout=0.5,
     augmentation=Augmentation(margin=4),
     rate=0.02,
-    schedule=_warm_up_and_cosine,
+    schedule=warm_up_and_cosine(0.05),
     optimizer=_nesterov_with_decay,
     normalize=True,
     label_smoothing=0.1,

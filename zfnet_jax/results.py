@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Result:
@@ -34,3 +36,20 @@ def spell(value: SupportsFloat) -> str:
     """Write a number with three digits, or all those before the point."""
     number = float(value)
     return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"
+
+
+def spread(values: ArrayLike, axis: int = 0) -> Any:
+    """Compute the sample standard deviation, which is NaN for a single value.
+
+    The squares are divided by n - 1.
+    """
+    values = np.asarray(values, np.float64)
+    if values.shape[axis] < 2:
+        return values.sum(axis) * np.nan
+    return values.std(axis, ddof=1)
+
+
+def spell_mean(mean: SupportsFloat, error: SupportsFloat, form: str) -> str:
+    """Write a mean and its spread or error, if that is known, as in "8.77 ± 0.05"."""
+    mean, error = float(mean), float(error)
+    return f"{mean:{form}}" + (f" ± {error:{form}}" if math.isfinite(error) else "")

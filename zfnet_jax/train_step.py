@@ -44,8 +44,8 @@ class TrainState(NamedTuple):
         opt_state: State of the optimizer.
         step: Number of updates so far, int32 [].
         key: Key data from which all randomness of the run is derived, uint32 [2].
-        sums: Sums of loss and accuracy over the steps of each part of an epoch; whoever
-            calls the steps adds to them.
+        sums: Sums of loss and accuracy over the steps of each part of an epoch. The
+            caller of a step adds to them.
     """
 
     model: PyTree
@@ -77,6 +77,22 @@ def fold(model: ConvNet, statistics: Statistics) -> ConvNet:
     return folded
 
 
+def check_batch(recipe: Recipe, batch_size: int, devices: int) -> None:
+    """Refuse a batch that devices don't divide, or pairs of images for mixup.
+
+    Raises:
+        ValueError: It does not split.
+    """
+    if batch_size % devices:
+        raise ValueError(
+            f"batch size {batch_size} does not split over {devices} devices"
+        )
+    if recipe.mixup and batch_size % 2:
+        raise ValueError(
+            f"batch size {batch_size} is odd, and mixup needs pairs of images"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
     """The step of one training run, to call under `jax.jit`.
@@ -100,15 +116,7 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         """Check that devices and pairs divide the batch."""
-        if self.batch_size % self.mesh.size:
-            raise ValueError(
-                f"batch size {self.batch_size} does not split over {self.mesh.size} "
-                "devices"
-            )
-        if self.recipe.mixup and self.batch_size % 2:
-            raise ValueError(
-                f"batch size {self.batch_size} is odd, and mixup needs pairs of images"
-            )
+        check_batch(self.recipe, self.batch_size, self.mesh.size)
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device; they have to be the same in all processes."""
@@ -191,11 +199,9 @@ class TrainStep:
         model, average = optax.apply_updates(state.model, updates), state.average
         # A short memory at first, so that the starting weights are soon forgotten.
         steps = state.step.astype(jnp.float32)
-        young = steps / (10 + steps)
-        decay = jnp.minimum(self.recipe.average, young)
+        decay = jnp.minimum(self.recipe.average or _MEMORY, steps / (10 + steps))
         if average is not None:
             average = optax.incremental_update(model, average, 1 - decay)
-        decay = jnp.minimum(self.recipe.average or _MEMORY, young)
         statistics = jax.tree.map(
             lambda new, old: decay * old + (1 - decay) * new,
             statistics,

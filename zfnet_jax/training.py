@@ -185,7 +185,7 @@ def train_batches(
         plateau: As for `train`.
         resume: As for `train`; it may be a state within an epoch.
         progress: As for `train`.
-        save_every: Also yield whenever so many steps of the run are done, with an empty
+        save_every: Also yield after every `save_every` steps of the run, with an empty
             record.
 
     Raises:

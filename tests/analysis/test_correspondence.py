@@ -100,7 +100,7 @@ def test_delta_is_the_papers(model):
                 assert x.parts[index] == part
                 assert x.delta[index] == pytest.approx(expected)
                 assert x.changed[index] == pytest.approx((signs != 0).mean())
-                spread = sign_distances(signs).std()
+                spread = sign_distances(signs).std(ddof=1)
                 assert x.spread[index] == pytest.approx(spread)
 
 

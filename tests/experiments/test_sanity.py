@@ -24,7 +24,8 @@ def test_metrics_are_those_of_the_library(measure, weights):
             assert measures["empty"] == comparison.empty[rule].sum(0).tolist()
             for name, values in comparison.similarity[rule]._asdict().items():
                 np.testing.assert_allclose(measures[name]["mean"], values.mean(0))
-                np.testing.assert_allclose(measures[name]["spread"], values.std(0))
+                spread = values.std(0, ddof=1)
+                np.testing.assert_allclose(measures[name]["spread"], spread)
     figures = {file.stem for file in out.glob("*.p*")}
     pictures = {"randomized_pictures", "controls_conv2", "controls_fc3"}
     assert figures == {"randomization", *pictures}

@@ -132,7 +132,8 @@ def test_variants_have_their_mean_spread_and_reference():
     assert (30, 40) in points and (31, 41) in points
     (bars,) = (x for x in ax.collections if isinstance(x, LineCollection))
     ends = [segment[:, 0].tolist() for segment in bars.get_segments()]
-    assert ends == [[29, 31], [38, 42]]
+    expected = [[30 - 2**0.5, 30 + 2**0.5], [40 - 8**0.5, 40 + 8**0.5]]
+    np.testing.assert_allclose(ends, expected)
     assert {"none", "less", "train"} <= {x.get_text() for x in page.texts}
     first, second = (ax.transData.transform((0, y))[1] for y in (0, 1))
     assert first > second, "the first row is the upper one"

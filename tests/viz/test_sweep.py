@@ -18,8 +18,8 @@ def test_curves_go_by_the_value_of_each_option_and_means_over_all_others():
     _, rates, losses, epochs, _, ranks = figure.axes
     curves = [np.asarray(line.get_ydata()) for line in rates.lines]
     runs = [np.append(x, [np.nan] * (3 - len(x))) for x in accuracies]
-    # Of 0.1: both runs, then their mean, which is one run's where the other has ended.
-    mean = [(0.1 + 0.12) / 2, (0.2 + 0.22) / 2, 0.32]
+    # Of 0.1: both runs, then their mean, which ends where the first of them ends.
+    mean = [(0.1 + 0.12) / 2, (0.2 + 0.22) / 2, np.nan]
     for curve, expected in zip(curves[:3], [runs[0], runs[2], mean], strict=True):
         np.testing.assert_allclose(curve, expected)
     colors = [line.get_color() for line in rates.lines]

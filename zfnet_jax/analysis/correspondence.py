@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float64, Int, Int8, Int64, Shaped
 
 from zfnet_jax.data.boxes import check_box
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.results import Result
+from zfnet_jax.results import Result, spread
 
 _BATCH_SIZE = 32
 
@@ -197,7 +197,7 @@ def _summarize(
     return Correspondence(
         parts=parts,
         delta=distances.mean(1),
-        spread=distances.std(1),
+        spread=spread(distances, axis=1),
         changed=(signs != 0).mean((1, 2)),
         random=random[..., 0],
         random_changed=random[..., 1].mean(1),

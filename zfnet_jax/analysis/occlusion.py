@@ -22,7 +22,7 @@ from zfnet_jax import windows
 from zfnet_jax.analysis.correspondence import mask_boxes
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.results import Result
+from zfnet_jax.results import Result, spread
 
 Pair = tuple[int, int]
 
@@ -307,7 +307,7 @@ def drop_on_objects(
     return {
         "images": int(known.sum()),
         "share": own.mean() if len(own) else math.nan,
-        "standard_error": own.std() / math.sqrt(len(own)) if len(own) else math.nan,
+        "standard_error": spread(own) / math.sqrt(len(own)) if len(own) else math.nan,
         "chance": masks.mean(),
         "on_other_objects": other.mean() if len(other) else math.nan,
     }

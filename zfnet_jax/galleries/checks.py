@@ -19,6 +19,7 @@ from zfnet_jax.galleries.pictures import (
     write_images,
 )
 from zfnet_jax.galleries.sources import Search
+from zfnet_jax.results import spell_mean, spread
 from zfnet_jax.viz.contrast import display_projections
 from zfnet_jax.viz.layout import figure_bytes
 from zfnet_jax.viz.sanity import similarity_curves
@@ -89,7 +90,10 @@ def tabulate(result: Comparison, names: list[str]) -> dict[str, Any]:
             for rule, values in signed.items()
         ],
         "means": {
-            rule: list(zip(values.mean(0), values.std(0), strict=True))
+            rule: [
+                spell_mean(*pair, "z.2f")
+                for pair in zip(values.mean(0), spread(values), strict=True)
+            ]
             for rule, values in signed.items()
         },
         "cell": shrink(next(iter(result.pictures.values())).shape[2:4]),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import arange, ndarray
 
+from zfnet_jax.results import spread
 from zfnet_jax.viz.charts import line_style
 from zfnet_jax.viz.layout import (
     GAP,
@@ -41,8 +42,8 @@ def ablation_chart(
         def draw(ax: Axes) -> None:
             places, style = arange(len(rows)), line_style(0, marks=True)
             style |= {"linestyle": "none"}
-            spread = errors[kind].std(1) if seeds > 1 else None
-            ax.errorbar(errors[kind].mean(1), places, xerr=spread, **style, capsize=2)
+            means, bars = errors[kind].mean(1), spread(errors[kind], axis=1)
+            ax.errorbar(means, places, xerr=bars, **style, capsize=2)
             hollow = style | {"markerfacecolor": "white", "markersize": 5}
             ax.plot(paper[kind], places, **hollow)
             ax.set_ylim(len(rows) - 0.5, -0.5)

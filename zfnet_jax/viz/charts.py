@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from zfnet_jax.results import spread
 from zfnet_jax.viz.layout import (
     DASHES,
     FAINT,
@@ -92,8 +93,8 @@ def line_chart(
     def draw(ax: Axes) -> None:
         low, high = y_limits
         if mean is not None:
-            center, spread = mean.mean(0), mean.std(0)
-            edges = np.clip([center - spread, center + spread], low, high)
+            center, half = mean.mean(0), spread(mean)
+            edges = np.clip([center - half, center + half], low, high)
             ax.fill_between(x, *edges, color="#DDDDDD", linewidth=0)
             ax.plot(x, center, color="#777777", linewidth=2.2)
         for index, (name, values) in enumerate(curves.items()):
@@ -128,7 +129,7 @@ def line_chart(
 def _draw_curve(ax: Axes, x: np.ndarray, values: np.ndarray, style: Any) -> None:
     if values.ndim == 2:
         bar = {"capsize": 2, "elinewidth": 0.8}
-        ax.errorbar(x, values.mean(0), values.std(0), **style, **bar)
+        ax.errorbar(x, values.mean(0), spread(values), **style, **bar)
         return
     known = np.isfinite(values)
     if known.sum() == 1:  # a line of one point would be invisible

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from zfnet_jax.results import spell_mean, spread
 from zfnet_jax.viz.charts import legend, line_chart
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
@@ -51,7 +52,7 @@ def similarity_curves(
         line_chart(
             places,
             {rule: split(x[index].mean(0)) for rule, x in similarity.items()},
-            bands={rule: split(x[index].std(0)) for rule, x in similarity.items()},
+            bands={rule: split(spread(x[index])) for rule, x in similarity.items()},
             title=measure,
             x_ticks={float(place): step for place, step in ticks.items()},
             marks=True,
@@ -99,8 +100,8 @@ def compared_pictures(
     count = len(next(iter(similarity.values())))
     head = text(f"mean of {count:,}")
     for rule, values in similarity.items():
-        means = zip(values.mean(0)[1:], values.std(0)[1:], strict=True)
-        cells = [text(f"{mean:z.2f} ± {spread:.2f}") for mean, spread in means]
+        means = zip(values.mean(0)[1:], spread(values)[1:], strict=True)
+        cells = [text(spell_mean(*pair, "z.2f")) for pair in means]
         rows.append([head, text(rule), space(), *cells])
         head = space()
     return sheet(

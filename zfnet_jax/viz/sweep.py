@@ -65,7 +65,8 @@ def compare_runs(
             gap=3 * GAP,
         ),
         "Curves: a thin line is a run, a thick one the mean of all runs with that "
-        "value, whatever their other options. Ranking: a dot is a run, a bar the mean.",
+        "value, whatever their other options, until the first of them ends. Ranking: a "
+        "dot is a run, a bar the mean.",
     )
 
 
@@ -82,10 +83,11 @@ def _draw_option(name: str, histories: Sequence[History], values: Sequence[str])
         def draw(ax: Axes) -> None:
             for index, level in enumerate(levels):
                 rows = curves[[value == level for value in values]]
-                mean = np.ma.masked_invalid(rows).mean(0).filled(np.nan)
                 for row in rows:
                     _draw_curve(ax, row, index, linewidth=0.6, alpha=0.45)
-                _draw_curve(ax, mean, index, linewidth=2)
+                begun = rows[np.isfinite(rows[:, 0])]
+                if len(begun):
+                    _draw_curve(ax, begun.mean(0), index, linewidth=2)
             ticks = MaxNLocator(integer=True) if last > 1 else FixedLocator([1])
             ax.xaxis.set_major_locator(ticks)
             ax.set_xlabel("epoch", color=FAINT, fontsize=points(SMALL))
