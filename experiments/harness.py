@@ -96,7 +96,7 @@ class Run:
         """Connect to the other processes of a run, if there are any."""
 
     def wait(self) -> None:
-        """Wait until the other processes of a run, if there are any, are done."""
+        """Wait until the other processes of a run, if there are any, also wait."""
 
     @functools.cached_property
     def rng(self) -> np.random.Generator:
@@ -254,6 +254,8 @@ def _execute(
     except (RuntimeError, AssertionError) as error:  # jax raises either
         wanted = jax.config.values["jax_platforms"]
         raise UserError(f"JAX_PLATFORMS={wanted}: there is no such device") from error
+    # At the first exchange Gloo waits for only 30 s, and later for as long as it takes.
+    run.wait()
     if run.is_first:
         _create_folder(run.path)
     metrics = dict(experiment(run, **options))

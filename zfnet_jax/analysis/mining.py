@@ -32,7 +32,7 @@ from zfnet_jax.analysis.search_state import (
 )
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
-from zfnet_jax.processes import broadcast
+from zfnet_jax.processes import broadcast, gather
 from zfnet_jax.projections import Projections, project_by_rules
 from zfnet_jax.relu_rules import Rule, check_rule
 from zfnet_jax.windows import Points
@@ -250,12 +250,13 @@ def top_activations(
     outputs = net.num_classes if has_labels else 1
     images_by_class = np.bincount(classes, minlength=outputs)
     state = start_search(net, names, min(k, total), len(images_by_class))
-    file = None
+    file = saved = None
     if partial is not None:
+        gather(None)  # at the first exchange Gloo waits for only 30 s
         if jax.process_index() == 0:
             file = find_file(partial, net, images, k, images_by_class, classes)
-            state = load_state(file, names) or state
-        state = broadcast(state)
+            saved = load_state(file, names)
+        state = broadcast(saved) or state
     state = _search(net, images, classes, state, batch_size, file, progress)
     return {
         name: _summarize(
