@@ -32,9 +32,9 @@ import numpy as np
 
 import zfnet_jax as zf
 from experiments.distributed import DistributedRun
-from experiments.harness import Metrics, Positive, command, main
+from experiments.harness import Metrics, Positive, UserError, command, main
 from experiments.progress import say, say_table
-from experiments.train_cifar10 import Log, open_log
+from experiments.train_cifar10 import Log, check_rate, open_log
 from zfnet_jax import checkpoint
 from zfnet_jax.arch import ALEXNET, ZFNET, ZFNET_PLAIN
 from zfnet_jax.data import Preprocessing, center_crop
@@ -46,6 +46,7 @@ from zfnet_jax.inference import class_probabilities
 from zfnet_jax.networks import Network
 from zfnet_jax.processes import gather
 from zfnet_jax.recipes import RECIPES, Recipe
+from zfnet_jax.train_step import check_batch_size
 from zfnet_jax.training import Epoch, train_batches
 
 ARCHITECTURES = {arch.name: arch for arch in (ZFNET, ZFNET_PLAIN, ALEXNET)}
@@ -118,29 +119,33 @@ def train_imagenet(
         save_every: Steps between two checkpoints. Each epoch ends with one too.
         resume: Continue from the newest good checkpoint in --out.
     """
-    how = RECIPES[recipe]
-    how = dataclasses.replace(
-        how,
-        epochs=epochs or how.epochs,
-        batch_size=batch_size or how.batch_size,
-        rate=learning_rate or how.rate,
-    )
+    check_rate(learning_rate)
+    options = {"epochs": epochs, "batch_size": batch_size, "rate": learning_rate}
+    given = {name: value for name, value in options.items() if value is not None}
+    plan = dataclasses.replace(RECIPES[recipe], **given)
     data = open_data(data_dir, validation, workers)
+    if plan.batch_size > len(data.train):
+        raise UserError(
+            f"--batch-size {plan.batch_size}: there are {len(data.train)} training "
+            "images; give at most as many"
+        )
+    # Before the mean image, which takes minutes.
+    check_batch_size(plan, plan.batch_size, jax.device_count())
     origin = {
         "--model": model,
         "--recipe": recipe,
-        "--batch-size": how.batch_size,
-        "--learning-rate": how.rate,
+        "--batch-size": plan.batch_size,
+        "--learning-rate": plan.rate,
         "--precision": precision,
         "--validation": len(data.measured),
         "--seed": run.seed,
         # The rate of a recipe that anneals does not depend on the number of epochs.
-        "--epochs": None if how.anneals else how.epochs,
+        "--epochs": None if plan.anneals else plan.epochs,
         "training images": data.train.digest()[:12],
         "validation images": data.validation.digest()[:12],
     }
     log, state = open_log(run, origin, resume)
-    epoch = train(run, how, data, log, state, save_every)
+    epoch = train(run, plan, data, log, state, save_every)
     yield from report(run, epoch, data, log)
 
 

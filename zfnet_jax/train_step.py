@@ -62,6 +62,23 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
+def check_batch_size(recipe: Recipe, batch_size: int, devices: int) -> None:
+    """Refuse a batch that devices or the pairs of mixup do not divide.
+
+    Raises:
+        ValueError: They don't; the message says why.
+    """
+    if batch_size % devices:
+        raise ValueError(
+            f"batch size {batch_size} does not split over {devices} devices: give a "
+            "multiple of their number"
+        )
+    if recipe.mixup and batch_size % 2:
+        raise ValueError(
+            f"batch size {batch_size} is odd, and mixup needs pairs of images"
+        )
+
+
 def fold(model: ConvNet, statistics: Statistics) -> ConvNet:
     """Fold the normalization of convolutions into their kernels and biases.
 
@@ -100,15 +117,7 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         """Check that devices and pairs divide the batch."""
-        if self.batch_size % self.mesh.size:
-            raise ValueError(
-                f"batch size {self.batch_size} does not split over {self.mesh.size} "
-                "devices"
-            )
-        if self.recipe.mixup and self.batch_size % 2:
-            raise ValueError(
-                f"batch size {self.batch_size} is odd, and mixup needs pairs of images"
-            )
+        check_batch_size(self.recipe, self.batch_size, self.mesh.size)
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device; they have to be the same in all processes."""

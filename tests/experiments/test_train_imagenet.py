@@ -184,7 +184,9 @@ def test_processes_that_do_not_find_each_other_give_up(folder, tmp_path):
         (["--process-count", "2"], "--process-count 2 needs --coordinator HOST:PORT"),
         (["--process-index", "1"], "--process-index 1: give a number from 0 to 0"),
         (["--coordinator", "here"], "--coordinator here: give HOST:PORT"),
-        (["--batch-size", "28"], "28 images hold no step"),
+        (["--coordinator", "here:70000"], "a port from 1 to 65535"),
+        (["--learning-rate", "0"], "--learning-rate 0.0: give a number above 0"),
+        (["--batch-size", "28"], "--batch-size 28: there are 27 training images"),
         (["--batch-size", "7"], "batch size 7 is odd, and mixup needs pairs"),
     ],
 )
