@@ -9,7 +9,7 @@ from PIL import Image
 
 import zfnet_jax as zf
 from experiments.predict import predict
-from tests.networks import small_network
+from tests.networks import save, small_network
 from zfnet_jax.data import fit_photograph, load_photograph, make_shapes
 
 
@@ -128,6 +128,25 @@ def test_folders_named_after_some_of_the_classes_are_labels(measure, weights, tm
     assert metrics["one_view"]["top5_accuracy"] == pytest.approx((rank < 5).mean())
     assert 0 < (rank < 5).mean() < 1
     assert all(row["true_class"] == row["image"].split("/")[0] for row in rows)
+
+
+def test_wordnet_ids_are_labels_of_a_network_of_some_of_their_classes(
+    measure, tmp_path
+):
+    path = tmp_path / "network.safetensors"
+    save(path, 0)
+    net = zf.load(path)
+    names = "goldfish", *net.class_names[2:], "tench"
+    zf.save(path, net.model, preprocess=net.preprocess, class_names=names, metadata={})
+    for name, pixels in zip(
+        ("n01440764", "n01443537"), make_shapes(2).images, strict=True
+    ):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / name / "0.png")
+    argv = ["--weights", path, "--image", tmp_path / "images"]
+    metrics, out = measure(predict, *argv)
+    assert [x["true_class"] for x in read(out)["images"]] == ["tench", "goldfish"]
+    assert "one_view" in metrics
 
 
 def test_several_networks_are_averaged(measure, weights, trained, refuse, tmp_path):
