@@ -208,6 +208,10 @@ def test_damaged_images_and_empty_classes_are_named(folder, refuse, tmp_path):
     words = ["--data-dir", copy, *OPTIONS]
     message = refuse(train_imagenet.train_imagenet, 4, *words)
     assert "pottery/2.jpg" in message
+    for file in (copy / "val" / "pottery").iterdir():
+        file.unlink()
+    message = refuse(train_imagenet.train_imagenet, 3, *words)
+    assert "val/pottery holds no images" in message
     (copy / "train" / "vase").mkdir()
     message = refuse(train_imagenet.train_imagenet, 3, *words)
-    assert "vase" in message and "no images" in message
+    assert "train/vase holds no images" in message
