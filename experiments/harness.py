@@ -180,15 +180,15 @@ def parse(
 ) -> tuple[Run, dict[str, Any]]:
     """Parse the command line of an experiment: its run and its own options."""
     hints = get_type_hints(experiment, include_extras=True)
-    (first, *own) = inspect.signature(experiment).parameters.values()
+    (first, *others) = inspect.signature(experiment).parameters.values()
     kind: type[Run] = hints[first.name]
-    names = {option.name for option in own}
+    names = {option.name for option in others}
     shared = [field for field in dataclasses.fields(kind) if field.name not in names]
     hints = get_type_hints(kind, include_extras=True) | hints
     texts = _read_help(kind) | _read_help(experiment)
     parameters = [
         _describe(option.name, hints[option.name], option.default, texts[option.name])
-        for option in (*own, *shared)
+        for option in (*others, *shared)
     ]
 
     def collect(**values: Any) -> dict[str, Any]:

@@ -289,6 +289,25 @@ def measure_validation(epoch: Epoch, validation: Dataset | None) -> dict[str, fl
 def save_weights(
     run: Run, name: str, epoch: Epoch, images: Dataset, **metadata: float
 ) -> Path:
+    """Write the weights of an epoch of training on a dataset, and return the path."""
+    return write_weights(
+        run,
+        name,
+        epoch,
+        images.class_names,
+        dataset=images.name,
+        data=images.source,
+        **metadata,
+    )
+
+
+def write_weights(
+    run: Run,
+    name: str,
+    epoch: Epoch,
+    class_names: tuple[str, ...],
+    **metadata: str | float,
+) -> Path:
     """Write the weights of an epoch, with their origin, and return the path."""
     path = run.path / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
@@ -296,11 +315,9 @@ def save_weights(
         path,
         epoch.model,
         preprocess=epoch.preprocess,
-        class_names=images.class_names,
+        class_names=class_names,
         metadata={
             "command": command(),
-            "dataset": images.name,
-            "data": images.source,
             "seed": run.seed,
             "epochs": epoch.number,
             **metadata,

@@ -220,11 +220,11 @@ class TrainStep:
         return state, jnp.stack([loss, accuracy])
 
     def _cut_views(self, images: Array, key: Array, size: tuple[int, int]) -> Array:
-        how, preprocess = self.recipe.augmentation, self.preprocess
+        views, preprocess = self.recipe.augmentation, self.preprocess
         if preprocess.crop < 1:
             # As in section 3, the mean image is subtracted before crops are cut.
-            return crop_and_flip(preprocess.subtract_mean(images), key, how, size)
-        return preprocess(crop_and_flip(images, key, how))
+            return crop_and_flip(preprocess.subtract_mean(images), key, views, size)
+        return preprocess(crop_and_flip(images, key, views))
 
     def _gradients(self, model: Any, images: Array, targets: Array, keys: Array):
         def local(*batch: Any) -> Any:

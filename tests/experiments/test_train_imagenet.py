@@ -1,4 +1,4 @@
-"""Training on images of the disk, end to end, on one process and on two."""
+"""Training on images from disk, end to end, in one process and in two."""
 
 import json
 import shutil

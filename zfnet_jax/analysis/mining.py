@@ -340,7 +340,7 @@ def _merge(
     net: Network,
     batch: Array,
     start: Array,
-    real: Array,
+    count: Array,
     best: dict[str, Best],
     layers: tuple[str, ...],
     mesh: Mesh,
@@ -362,7 +362,7 @@ def _merge(
     order = jnp.arange(len(batch), dtype=jnp.int32)
     merged = {}
     for name, (activations, places) in peaks.items():
-        activations = jnp.where(order[:, None] < real, activations, -jnp.inf).T
+        activations = jnp.where(order[:, None] < count, activations, -jnp.inf).T
         images = jnp.broadcast_to(start + order, activations.shape)
         # Earlier images come first, so that `top_k` prefers them on a tie.
         pairs = zip(best[name], (activations, images, places.T), strict=True)
