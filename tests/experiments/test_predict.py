@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from experiments.predict import predict
+from experiments import predict as predict_module
+from experiments.harness import main
+from experiments.predict import predict, read_pictures
+from experiments.prediction_rows import Rows
 from tests.networks import save, small_network
 from zfnet_jax.data import fit_photograph, load_photograph, make_shapes
 
@@ -187,6 +190,42 @@ def test_several_networks_are_averaged(measure, weights, trained, refuse, tmp_pa
     argv = ["--weights", weights, "--weights", "zfnet32-cifar10", "--limit", 2]
     line = refuse(predict, 2, *argv)
     assert "--weights zfnet32-cifar10: its 10 classes are not the" in line
+
+
+class Killed(BaseException):
+    """Ends a run after some of its images."""
+
+
+def test_a_killed_run_reads_only_the_rest(
+    measure, weights, folder, tmp_path, monkeypatch
+):
+    argv = ["--weights", weights, "--image", folder, "--batch-size", 1]
+    _, whole = measure(predict, *argv)
+    save, reads = Rows.save, []
+
+    def save_and_die(rows, file):
+        save(rows, file)
+        if len(rows.classes) == 2:
+            raise Killed
+
+    def note(subjects, indices, view, rows):
+        reads.append(indices.tolist())
+        return read_pictures(subjects, indices, view, rows)
+
+    monkeypatch.setattr(predict_module, "_SAVE_EVERY", 0)
+    monkeypatch.setattr(predict_module, "read_pictures", note)
+    argv = [*map(str, argv), "--dpi", "32", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Rows, "save", save_and_die)
+        main(predict, argv)
+    # Other options, other rows.
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Rows, "save", save_and_die)
+        main(predict, [*argv, "--k", "2"])
+    assert main(predict, argv) == 0
+    assert reads == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [3, 4]]
+    assert read(tmp_path) == read(whole)
+    assert not (tmp_path / ".predict").exists()
 
 
 def test_impossible_images_are_refused(refuse, weights, folder, tmp_path):
