@@ -52,8 +52,12 @@ class DistributedRun(Run):
             raise UserError(
                 f"--process-count {self.process_count} needs --coordinator HOST:PORT"
             )
-        if self.coordinator and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
-            raise UserError(f"--coordinator {self.coordinator}: give HOST:PORT")
+        address = re.fullmatch(r".+:(\d+)", self.coordinator or "none:1")
+        if address is None or not 0 < int(address[1]) < 2**16:
+            raise UserError(
+                f"--coordinator {self.coordinator}: give HOST:PORT, a port from 1 to "
+                "65535"
+            )
 
     @property
     def is_first(self) -> bool:
@@ -64,7 +68,7 @@ class DistributedRun(Run):
         """Connect the processes.
 
         Raises:
-            OSError: The port is in use, or not all processes connect in time.
+            OSError: The port is in use, or the processes do not connect in time.
         """
         if self.coordinator is None:
             return
@@ -77,7 +81,8 @@ class DistributedRun(Run):
         # jax would take SIGTERM for a notice that the process is moved elsewhere.
         jax.config.update("jax_enable_preemption_service", False)
         # After its own timeout jax aborts the process with a stack trace.
-        thread = threading.Thread(target=self._initialize, daemon=True)
+        errors: list[Exception] = []
+        thread = threading.Thread(target=self._initialize, args=(errors,), daemon=True)
         thread.start()
         thread.join(self.coordinator_timeout)
         if thread.is_alive():
@@ -86,16 +91,21 @@ class DistributedRun(Run):
                 f"processes connected within {self.coordinator_timeout} s; start each, "
                 "and check that it reaches this address"
             )
+        if errors:
+            raise OSError(f"--coordinator {self.coordinator}: {errors[0]}")
 
     def wait(self) -> None:
         """Wait for the others: jax ends a run soon after one of its processes ends."""
         gather(None)
 
-    def _initialize(self) -> None:
-        jax.distributed.initialize(
-            self.coordinator,
-            self.process_count,
-            self.process_index,
-            initialization_timeout=self.coordinator_timeout + 60,
-            cluster_detection_method="deactivate",
-        )
+    def _initialize(self, errors: list[Exception]) -> None:
+        try:
+            jax.distributed.initialize(
+                self.coordinator,
+                self.process_count,
+                self.process_index,
+                initialization_timeout=self.coordinator_timeout + 60,
+                cluster_detection_method="deactivate",
+            )
+        except Exception as error:
+            errors.append(error)

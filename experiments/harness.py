@@ -96,7 +96,7 @@ class Run:
         """Connect to the other processes of a run, if there are any."""
 
     def wait(self) -> None:
-        """Wait until the other processes of a run, if there are any, are done."""
+        """Wait until the other processes of a run, if there are any, also wait."""
 
     @functools.cached_property
     def rng(self) -> np.random.Generator:
@@ -180,15 +180,15 @@ def parse(
 ) -> tuple[Run, dict[str, Any]]:
     """Parse the command line of an experiment: its run and its own options."""
     hints = get_type_hints(experiment, include_extras=True)
-    (first, *own) = inspect.signature(experiment).parameters.values()
+    (first, *others) = inspect.signature(experiment).parameters.values()
     kind: type[Run] = hints[first.name]
-    names = {option.name for option in own}
+    names = {option.name for option in others}
     shared = [field for field in dataclasses.fields(kind) if field.name not in names]
     hints = get_type_hints(kind, include_extras=True) | hints
     texts = _read_help(kind) | _read_help(experiment)
     parameters = [
         _describe(option.name, hints[option.name], option.default, texts[option.name])
-        for option in (*own, *shared)
+        for option in (*others, *shared)
     ]
 
     def collect(**values: Any) -> dict[str, Any]:
@@ -254,6 +254,8 @@ def _execute(
     except (RuntimeError, AssertionError) as error:  # jax raises either
         wanted = jax.config.values["jax_platforms"]
         raise UserError(f"JAX_PLATFORMS={wanted}: there is no such device") from error
+    # At the first exchange Gloo waits for only 30 s, and later for as long as it takes.
+    run.wait()
     if run.is_first:
         _create_folder(run.path)
     metrics = dict(experiment(run, **options))

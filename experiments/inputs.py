@@ -184,14 +184,15 @@ class NetworkRun(Run):
         names = self.net.class_names
         if names is None:
             return images
-        ids = WORDNET_IDS if names == CLASS_NAMES else ()
+        known = zip(WORDNET_IDS, CLASS_NAMES, strict=True)
+        ids = {x: names.index(name) for x, name in known if names.count(name) == 1}
         unknown = set(images.class_names or ()) - {*names, *ids}
         if unknown and len(unknown) < len(images.class_names or ()):
             say(
                 f"the folders are not taken for labels: {self.network_name} has no "
                 f"class {min(unknown)!r}"
             )
-        return translate_labels(images, names, {x: i for i, x in enumerate(ids)})
+        return translate_labels(images, names, ids)
 
     def labeled_images(self, limit: int | None) -> Images:
         """Open images as `images` does; their classes must be those of the network."""

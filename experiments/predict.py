@@ -19,6 +19,8 @@ for a folder of 50 photographs; two minutes for the 10,000 test images of CIFAR-
 top-1 and top-5 accuracies of 87.13% and 99.54% by one view, 88.37% and 99.61% by ten
 crops.
 
+A run that was killed goes on where it was, to a minute.
+
 The result folder contains a figure, metrics.json, and predictions.json with the classes
 of every image.
 """
@@ -27,8 +29,11 @@ from __future__ import annotations
 
 import itertools
 import operator
+import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,14 +47,17 @@ from experiments.inputs import (
     name_image,
     name_networks,
 )
+from experiments.prediction_rows import Rows
 from experiments.progress import plural, say
 from zfnet_jax.data import ten_crop_size
 from zfnet_jax.data.images import stored_shape
 from zfnet_jax.data.photographs import Photographs
-from zfnet_jax.files import DataNotFoundError, to_json, write_atomically
+from zfnet_jax.files import DataNotFoundError, digest, to_json, write_atomically
 from zfnet_jax.inference import class_probabilities
-from zfnet_jax.processes import gather
+from zfnet_jax.processes import broadcast, gather
 
+# Seconds between two savings of what is done.
+_SAVE_EVERY = 60
 # Bars beside an image.
 _BARS = 10
 View = Literal["one_view", "ten_crop"]
@@ -109,8 +117,10 @@ def predict(
     skipped: list[dict[str, str]] = []
     accuracies: Accuracies = {name: {} for name in names}
     by_network: dict[str, Predictions] = {}
+    partial = run.path / ".predict"
     for by in sorted(views, key=list(VIEWS).index):
-        subjects, best = classify(run, subjects, by, k, batch_size, skipped)
+        file = find_file(partial, subjects, by, k)
+        subjects, best = classify(run, subjects, by, k, batch_size, skipped, file)
         by_network = dict(zip(names, best, strict=True))
         for name in names if is_known else ():
             accuracies[name][by] = measure(subjects[0], by_network[name])
@@ -124,6 +134,7 @@ def predict(
     rows = describe(subjects[0], by_network)
     content = {"images": rows, "skipped": skipped}
     write_atomically(run.path / "predictions.json", f"{to_json(content)}\n")
+    shutil.rmtree(partial, ignore_errors=True)
     run.end_progress()
     report(images, rows, accuracies)
     yield from first.describe_data(subjects[0].images)
@@ -148,6 +159,18 @@ def check_classes(run: SharedNetworksRun, runs: Sequence[NetworkRun]) -> None:
             )
 
 
+def find_file(folder: Path, subjects: Sequence[Subject], view: View, k: int) -> Path:
+    """Name the file in which this process keeps its rows, all else being the same."""
+    run, images = subjects[0]
+    key = None
+    if jax.process_index() == 0:  # it may read all files
+        networks = [subject.run.net.digest() for subject in subjects]
+        key = digest(networks, images.digest(), run.fit, view, k)
+    name = broadcast(key)[:16]
+    process = f"{jax.process_index()}-of-{jax.process_count()}"
+    return folder / f"{name}-{process}.npz"
+
+
 def classify(
     run: SharedNetworksRun,
     subjects: Sequence[Subject],
@@ -155,11 +178,12 @@ def classify(
     k: int,
     batch_size: int,
     skipped: list[dict[str, str]],
+    file: Path,
 ) -> tuple[list[Subject], list[Predictions]]:
     """Find the images that can be read, and their most probable classes.
 
-    Each process classifies a part of the images. `skipped` gets the name of each
-    damaged file, and the reason.
+    Each process classifies a part of the images, and keeps its rows in a file every
+    minute. `skipped` gets the name of each damaged file, and the reason.
 
     Returns:
         The networks with these images, and predictions by each network; of several also
@@ -167,20 +191,26 @@ def classify(
     """
     count = len(subjects[0].images)
     part = np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
-    kept: list[int] = []
-    damaged: list[dict[str, str]] = []
-    pictures = read_pictures(subjects, part, view, kept, damaged)
+    rows = Rows.load(file)
+    rest = part[part > rows.kept[-1]] if rows.kept else part
+    pictures = read_pictures(subjects, rest, view, rows)
     progress = run.progress(f"classifying by {VIEWS[view]}")
-    classes, chances = [], []
-    for rows in average(subjects, pictures, view, batch_size):
+    last_save = time.monotonic()
+    for probabilities in average(subjects, pictures, view, batch_size):
         # The accuracies need five.
-        best = np.argsort(-rows, kind="stable")[:, : max(k, 5)]
-        classes.append(best)
-        chances.append(np.take_along_axis(rows, best, 1))
-        progress(len(classes), len(part))
-    parts = zip(*gather((kept, damaged, classes, chances)), strict=True)
-    kept, damaged, classes, chances = (list(itertools.chain(*lists)) for lists in parts)
-    skipped += damaged
+        best = np.argsort(-probabilities, kind="stable")[:, : max(k, 5)]
+        rows.classes.append(best)
+        rows.chances.append(np.take_along_axis(probabilities, best, 1))
+        if time.monotonic() - last_save >= _SAVE_EVERY:
+            rows.save(file)
+            last_save = time.monotonic()
+        progress(len(rows.classes), len(part))
+    kept, classes, chances = [], [], []
+    for share in gather(rows):
+        kept += share.kept
+        classes += share.classes
+        chances += share.chances
+        skipped += share.damaged.values()
     if not kept:
         raise DataNotFoundError(f"none of the {count} files can be read")
     subjects = [Subject(x.run, x.images.take(np.array(kept))) for x in subjects]
@@ -218,13 +248,9 @@ def read_pictures(
     subjects: Sequence[Subject],
     indices: np.ndarray,
     view: View,
-    kept: list[int],
-    damaged: list[dict[str, str]],
+    rows: Rows,
 ) -> Iterator[list[np.ndarray]]:
-    """Yield each image as every network takes it.
-
-    `kept` gets its index, or `damaged` the name of its file and the reason.
-    """
+    """Yield each image as every network takes it; note its index, or the damage."""
     images = subjects[0].images
     for index in indices.tolist():
         try:
@@ -234,9 +260,9 @@ def read_pictures(
                 raise
             say("skipped:", error, file=sys.stderr)
             name = name_image(images, index)
-            damaged.append({"image": name, "reason": str(error)})
+            rows.damaged[index] = {"image": name, "reason": str(error)}
             continue
-        kept.append(index)
+        rows.kept.append(index)
         yield pictures
 
 

@@ -8,7 +8,7 @@ of 256 pixels and encoded as JPEG of quality 85. An image that is no larger in p
 and in bytes keeps its own bytes. A damaged image is named and left out. RECORDS can be
 read at any index, and replaces FOLDER in experiments.train_imagenet.
 
-A command that was interrupted is simply run again, and goes on after the last finished
+To resume an interrupted run, repeat the command. It goes on after the last finished
 file of 5,000 images.
 
 Expected for ImageNet: about 32 GB, at 3.3 s per 1,000 images on one CPU core, which is
@@ -41,7 +41,7 @@ from zfnet_jax.data.records import (
     shard_path,
     write_shard,
 )
-from zfnet_jax.files import digest, to_json, write_atomically
+from zfnet_jax.files import DamagedFileError, digest, to_json, write_atomically
 
 # Images that a worker returns at a time, and that a shard holds at most.
 CHUNK, SHARD = 50, 5_000
@@ -98,7 +98,21 @@ def prepare_split(run: Run, split: str, images: LabeledImages, workers: int) -> 
             name = shard_path(run.path, split, shard, count)
             index.digests.append(write_shard(name, files))
             index.write(path)
+    check_classes(split, images, index)
     return index
+
+
+def check_classes(split: str, images: LabeledImages, index: Index) -> None:
+    """Refuse a split without images, and training classes without any."""
+    counts = np.bincount(index.labels, minlength=len(images.class_names))
+    if not counts.any():
+        raise DamagedFileError(f"all {len(images):,} {split} images are damaged")
+    if split == "train" and not counts.all():
+        name = images.class_names[counts.argmin()]
+        raise DamagedFileError(
+            f"all {split} images of class {name} are damaged: replace them, or remove "
+            "the class, and choose another --out"
+        )
 
 
 def encode_ahead(

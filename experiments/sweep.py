@@ -53,7 +53,7 @@ from experiments.train_cifar10 import (
 from zfnet_jax.data import Dataset, load_dataset
 from zfnet_jax.files import DamagedFileError, to_json, write_atomically
 from zfnet_jax.results import spell_mean, spread
-from zfnet_jax.train_step import check_batch
+from zfnet_jax.train_step import check_batch_size
 from zfnet_jax.training import NonFiniteLossError
 
 # Options that are the same for all runs.
@@ -269,7 +269,7 @@ def prepare(
 def check_size(run: CifarRun, images: Dataset) -> None:
     """Refuse a run without an image to validate on, or without a possible batch."""
     count, batch_size = len(run.split(images, is_compared=True)[0]), run.plan.batch_size
-    check_batch(run.plan, batch_size, jax.device_count())
+    check_batch_size(run.plan, batch_size, jax.device_count())
     if count < batch_size:
         raise UserError(
             f"--batch-size {batch_size}: there are {plural(count, 'training image')}"

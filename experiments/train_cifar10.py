@@ -116,10 +116,9 @@ class CifarRun(Run):
     def __post_init__(self) -> None:
         """Refuse impossible options before any work."""
         super().__post_init__()
-        rate, target = self.learning_rate, self.target_accuracy
+        target = self.target_accuracy
         epochs = self.plan.epochs
-        if rate is not None and not 0 < rate < np.inf:
-            raise UserError(f"--learning-rate {rate}: give a number above 0")
+        check_rate(self.learning_rate)
         for flag in ("dropout", "label_smoothing"):
             share = getattr(self, flag)
             if share is not None and not 0 <= share < 1:
@@ -164,6 +163,12 @@ class CifarRun(Run):
                 "on validation images; give at least 1"
             )
         return split_validation(images, count, self.seed)
+
+
+def check_rate(rate: float | None) -> None:
+    """Refuse a --learning-rate that is not positive."""
+    if rate is not None and not 0 < rate < np.inf:
+        raise UserError(f"--learning-rate {rate}: give a number above 0")
 
 
 def train_cifar10(run: CifarRun) -> Metrics:
@@ -286,6 +291,25 @@ def measure_validation(epoch: Epoch, validation: Dataset | None) -> dict[str, fl
 def save_weights(
     run: Run, name: str, epoch: Epoch, images: Dataset, **metadata: float
 ) -> Path:
+    """Write the weights of an epoch of training on a dataset, and return the path."""
+    return write_weights(
+        run,
+        name,
+        epoch,
+        images.class_names,
+        dataset=images.name,
+        data=images.source,
+        **metadata,
+    )
+
+
+def write_weights(
+    run: Run,
+    name: str,
+    epoch: Epoch,
+    class_names: tuple[str, ...],
+    **metadata: str | float,
+) -> Path:
     """Write the weights of an epoch, with their origin, and return the path."""
     path = run.path / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
@@ -293,11 +317,9 @@ def save_weights(
         path,
         epoch.model,
         preprocess=epoch.preprocess,
-        class_names=images.class_names,
+        class_names=class_names,
         metadata={
             "command": command(),
-            "dataset": images.name,
-            "data": images.source,
             "seed": run.seed,
             "epochs": epoch.number,
             **metadata,

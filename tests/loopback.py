@@ -1,9 +1,15 @@
-"""A web server of the tests' own, on the loopback device."""
+"""A web server, and a free port, on the loopback device."""
 
 import contextlib
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
+
+
+def find_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 class Server(http.server.ThreadingHTTPServer):

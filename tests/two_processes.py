@@ -4,7 +4,6 @@ python -m tests.two_processes INDEX PORT FOLDER; `run_both` starts them.
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import zfnet_jax as zf
 from experiments import harness
 from experiments.predict import predict
+from tests.loopback import find_port
 from tests.networks import TINY
 from tests.references.deconvnet_cases import draw_state
 
@@ -62,9 +62,7 @@ def search(**options: Any) -> tuple[dict[str, np.ndarray], list[int]]:
 
 def run_both(folder: Path) -> None:
     """Run both processes, each of two virtual devices, to their end."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+    port = find_port()
     flags = "--xla_force_host_platform_device_count=2"
     processes = [
         subprocess.Popen(

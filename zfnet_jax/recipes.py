@@ -242,9 +242,9 @@ LONG = dataclasses.replace(
     average=0.999,
 )
 
-# He et al. 2018 (arXiv 1812.01187): Nesterov momentum, warm-up, cosine, smooth
-# labels, mixup, no decay of biases. Rate and decay are those of Krizhevsky et al. 2012,
-# the rate doubled with the batch.
+# He et al. 2018 (arXiv 1812.01187): Nesterov momentum, warm-up, cosine, label
+# smoothing, mixup, no decay of biases. Rate and decay are those of Krizhevsky et al.
+# 2012, the rate doubled with the batch.
 MODERN = Recipe(
     name="modern",
     epochs=90,

@@ -62,6 +62,23 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
+def check_batch_size(recipe: Recipe, batch_size: int, devices: int) -> None:
+    """Refuse a batch that devices or the pairs of mixup do not divide.
+
+    Raises:
+        ValueError: They don't; the message says why.
+    """
+    if batch_size % devices:
+        raise ValueError(
+            f"batch size {batch_size} does not split over {devices} devices: give a "
+            "multiple of their number"
+        )
+    if recipe.mixup and batch_size % 2:
+        raise ValueError(
+            f"batch size {batch_size} is odd, and mixup needs pairs of images"
+        )
+
+
 def fold(model: ConvNet, statistics: Statistics) -> ConvNet:
     """Fold the normalization of convolutions into their kernels and biases.
 
@@ -75,22 +92,6 @@ def fold(model: ConvNet, statistics: Statistics) -> ConvNet:
         affine.kernel[...] = affine.kernel[...] * factor
         affine.bias[...] = affine.bias[...] - mean * factor
     return folded
-
-
-def check_batch(recipe: Recipe, batch_size: int, devices: int) -> None:
-    """Refuse a batch that devices don't divide, or pairs of images for mixup.
-
-    Raises:
-        ValueError: It does not split.
-    """
-    if batch_size % devices:
-        raise ValueError(
-            f"batch size {batch_size} does not split over {devices} devices"
-        )
-    if recipe.mixup and batch_size % 2:
-        raise ValueError(
-            f"batch size {batch_size} is odd, and mixup needs pairs of images"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         """Check that devices and pairs divide the batch."""
-        check_batch(self.recipe, self.batch_size, self.mesh.size)
+        check_batch_size(self.recipe, self.batch_size, self.mesh.size)
 
     def replicate(self, tree: Any) -> Any:
         """Copy arrays to every device; they have to be the same in all processes."""
@@ -217,11 +218,11 @@ class TrainStep:
         return state, jnp.stack([loss, accuracy])
 
     def _cut_views(self, images: Array, key: Array, size: tuple[int, int]) -> Array:
-        how, preprocess = self.recipe.augmentation, self.preprocess
+        views, preprocess = self.recipe.augmentation, self.preprocess
         if preprocess.crop < 1:
             # As in section 3, the mean image is subtracted before crops are cut.
-            return crop_and_flip(preprocess.subtract_mean(images), key, how, size)
-        return preprocess(crop_and_flip(images, key, how))
+            return crop_and_flip(preprocess.subtract_mean(images), key, views, size)
+        return preprocess(crop_and_flip(images, key, views))
 
     def _gradients(self, model: Any, images: Array, targets: Array, keys: Array):
         def local(*batch: Any) -> Any:

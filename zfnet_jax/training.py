@@ -282,6 +282,11 @@ def _run_epochs(
 ) -> Iterator[Epoch]:
     """Run the epochs that remain from a state."""
     step, steps, done = program.step, program.steps, int(state.step)
+    if done > step.total:
+        raise ValueError(
+            f"the run to resume is in epoch {-(-done // steps)} already, of "
+            f"{step.total // steps}: give more epochs"
+        )
     if done and done % steps == 0:
         model, preprocess = step.finish(state), step.preprocess
         yield Epoch(done // steps, model, preprocess, {}, state, 0.0, 0.0)

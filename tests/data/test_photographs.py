@@ -16,6 +16,7 @@ from zfnet_jax.data import (
     find_photographs,
     fit_photograph,
     load_photograph,
+    photographs,
 )
 from zfnet_jax.data.images import translate_labels
 from zfnet_jax.files import DataNotFoundError
@@ -410,6 +411,17 @@ def test_the_digest_is_of_names_and_contents(folder):
     (folder / "b.png").rename(folder / "bb.png")
     digests.add(Photographs(folder, (8, 8, 3), unit).digest())
     assert len(digests) == 4
+
+
+def test_many_files_are_known_by_names_and_sizes(folder, monkeypatch):
+    monkeypatch.setattr(photographs, "_HASHED", 1)
+    known = Photographs(folder, (8, 8, 3), unit).digest()
+    content = bytearray((folder / "b.png").read_bytes())
+    content[-1] ^= 1
+    (folder / "b.png").write_bytes(content)
+    assert Photographs(folder, (8, 8, 3), unit).digest() == known
+    (folder / "b.png").write_bytes(content[:-1])
+    assert Photographs(folder, (8, 8, 3), unit).digest() != known
 
 
 def test_a_damaged_photograph_is_named_when_it_is_read(folder):

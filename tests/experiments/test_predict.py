@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 import zfnet_jax as zf
-from experiments.predict import predict
-from tests.networks import small_network
+from experiments import predict as predict_module
+from experiments.harness import main
+from experiments.predict import predict, read_pictures
+from experiments.prediction_rows import Rows
+from tests.networks import save, small_network
 from zfnet_jax.data import fit_photograph, load_photograph, make_shapes
 
 
@@ -130,6 +133,25 @@ def test_folders_named_after_some_of_the_classes_are_labels(measure, weights, tm
     assert all(row["true_class"] == row["image"].split("/")[0] for row in rows)
 
 
+def test_wordnet_ids_are_labels_of_a_network_of_some_of_their_classes(
+    measure, tmp_path
+):
+    path = tmp_path / "network.safetensors"
+    save(path, 0)
+    net = zf.load(path)
+    names = "goldfish", *net.class_names[2:], "tench"
+    zf.save(path, net.model, preprocess=net.preprocess, class_names=names, metadata={})
+    for name, pixels in zip(
+        ("n01440764", "n01443537"), make_shapes(2).images, strict=True
+    ):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / name / "0.png")
+    argv = ["--weights", path, "--image", tmp_path / "images"]
+    metrics, out = measure(predict, *argv)
+    assert [x["true_class"] for x in read(out)["images"]] == ["tench", "goldfish"]
+    assert "one_view" in metrics
+
+
 def test_several_networks_are_averaged(measure, weights, trained, refuse, tmp_path):
     other = str(trained / "epochs/epoch_0001.safetensors")
     argv = ["--weights", weights, "--weights", other, "--limit", 30, "--ten-crop"]
@@ -168,6 +190,42 @@ def test_several_networks_are_averaged(measure, weights, trained, refuse, tmp_pa
     argv = ["--weights", weights, "--weights", "zfnet32-cifar10", "--limit", 2]
     line = refuse(predict, 2, *argv)
     assert "--weights zfnet32-cifar10: its 10 classes are not the" in line
+
+
+class Killed(BaseException):
+    """Ends a run after some of its images."""
+
+
+def test_a_killed_run_reads_only_the_rest(
+    measure, weights, folder, tmp_path, monkeypatch
+):
+    argv = ["--weights", weights, "--image", folder, "--batch-size", 1]
+    _, whole = measure(predict, *argv)
+    save, reads = Rows.save, []
+
+    def save_and_die(rows, file):
+        save(rows, file)
+        if len(rows.classes) == 2:
+            raise Killed
+
+    def note(subjects, indices, view, rows):
+        reads.append(indices.tolist())
+        return read_pictures(subjects, indices, view, rows)
+
+    monkeypatch.setattr(predict_module, "_SAVE_EVERY", 0)
+    monkeypatch.setattr(predict_module, "read_pictures", note)
+    argv = [*map(str, argv), "--dpi", "32", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Rows, "save", save_and_die)
+        main(predict, argv)
+    # Other options, other rows.
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Rows, "save", save_and_die)
+        main(predict, [*argv, "--k", "2"])
+    assert main(predict, argv) == 0
+    assert reads == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [3, 4]]
+    assert read(tmp_path) == read(whole)
+    assert not (tmp_path / ".predict").exists()
 
 
 def test_impossible_images_are_refused(refuse, weights, folder, tmp_path):

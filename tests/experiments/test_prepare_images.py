@@ -18,6 +18,7 @@ from experiments.harness import main
 from experiments.prepare_images import prepare_images
 from tests.data.labeled_case import CLASSES, make_photograph, write_folders
 from zfnet_jax.data import open_labeled, resize_shortest_side
+from zfnet_jax.data.encoding import encode_chunk
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,6 +82,27 @@ def test_what_is_refused_is_one_line(folders, tmp_path, refuse):
     (other / "train" / CLASSES[0] / "damaged.JPEG").unlink()
     argv = ["--images", str(other), "--out", str(records), "--workers", "0"]
     assert main(prepare_images, argv) == 2
+
+
+def test_a_class_of_damaged_files_is_refused(tmp_path, refuse, capsys):
+    folder = write_folders(tmp_path / "images")
+    argv = ["--images", folder, "--workers", 0]
+    for path in (folder / "train" / CLASSES[1]).iterdir():
+        path.write_bytes(b"damaged")
+    out = ["--out", str(tmp_path / "out")]
+    assert main(prepare_images, [*map(str, argv), *out]) == 4
+    error = capsys.readouterr().err
+    assert f"all train images of class {CLASSES[1]} are damaged" in error
+    assert not (tmp_path / "out" / "images.json").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named_and_left_out(tmp_path):
+    images = open_labeled(write_folders(tmp_path), "train")
+    gone = tmp_path / "train" / CLASSES[0] / f"{CLASSES[0]}_01.JPEG"
+    gone.unlink()
+    chunk = encode_chunk(images, 12, 0)
+    assert len(chunk.contents) == 11 and chunk.labels.count(0) == 3
+    assert str(gone) in chunk.skipped[0] and len(chunk.skipped) == 1
 
 
 SCRIPT = """

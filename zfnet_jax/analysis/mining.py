@@ -32,7 +32,7 @@ from zfnet_jax.analysis.search_state import (
 )
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
-from zfnet_jax.processes import broadcast
+from zfnet_jax.processes import broadcast, gather
 from zfnet_jax.projections import Projections, project_by_rules
 from zfnet_jax.relu_rules import Rule, check_rule
 from zfnet_jax.windows import Points
@@ -250,12 +250,13 @@ def top_activations(
     outputs = net.num_classes if has_labels else 1
     images_by_class = np.bincount(classes, minlength=outputs)
     state = start_search(net, names, min(k, total), len(images_by_class))
-    file = None
+    file = saved = None
     if partial is not None:
+        gather(None)  # at the first exchange Gloo waits for only 30 s
         if jax.process_index() == 0:
             file = find_file(partial, net, images, k, images_by_class, classes)
-            state = load_state(file, names) or state
-        state = broadcast(state)
+            saved = load_state(file, names)
+        state = broadcast(saved) or state
     state = _search(net, images, classes, state, batch_size, file, progress)
     return {
         name: _summarize(
@@ -339,7 +340,7 @@ def _merge(
     net: Network,
     batch: Array,
     start: Array,
-    real: Array,
+    count: Array,
     best: dict[str, Best],
     layers: tuple[str, ...],
     mesh: Mesh,
@@ -361,7 +362,7 @@ def _merge(
     order = jnp.arange(len(batch), dtype=jnp.int32)
     merged = {}
     for name, (activations, places) in peaks.items():
-        activations = jnp.where(order[:, None] < real, activations, -jnp.inf).T
+        activations = jnp.where(order[:, None] < count, activations, -jnp.inf).T
         images = jnp.broadcast_to(start + order, activations.shape)
         # Earlier images come first, so that `top_k` prefers them on a tie.
         pairs = zip(best[name], (activations, images, places.T), strict=True)

@@ -41,7 +41,7 @@ def encode_chunk(images: LabeledImages, size: int, number: int) -> Chunk:
         try:
             content, label = images.items.fetch(index)
             content = encode(content, name)
-        except DamagedFileError as error:
+        except (DamagedFileError, OSError) as error:
             chunk.skipped.append(str(error))
             continue
         chunk.contents.append(content)

@@ -1,7 +1,7 @@
 """Labeled photographs on the disk, read as the center 256 x 256 (section 3).
 
-They are too many for the memory: ImageNet has 1.28 million. `read` gives the images at
-any indices as pixels, in any process.
+They are too many to fit in memory: ImageNet has 1.28 million. `read` gives the images
+at any indices as pixels, in any process.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _open_files(folder: Path, split: Split) -> LabeledImages:
                 f"{folder / split / kind} is a class without training images: it has "
                 f"no folder in {folder / 'train'}"
             )
-        if split == "train" and not files:
+        if not files:
             raise DataNotFoundError(
                 f"{folder / split / kind} holds no images: add some, or remove it"
             )

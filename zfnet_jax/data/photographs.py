@@ -25,8 +25,8 @@ from zfnet_jax.files import DataNotFoundError, digest
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
 # running other programs (EPS), some by marks so weak that noise passes for one (TGA).
 _FORMATS = "AVIF BMP GIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
-# Bytes of decoded pictures to keep.
-_KEPT = 1 << 27
+# Bytes of decoded pictures to keep, and of files to read for a digest, at most.
+_KEPT, _HASHED = 1 << 27, 1 << 30
 _BITS, _COLORS, _PLANES = 258, 262, 284  # tags of TIFF
 
 
@@ -83,8 +83,8 @@ class Photographs:
         if files[0].parent != folder:
             classes = [show_name(file.parent.name) for file in files]
             self.class_names = tuple(dict.fromkeys(classes))
-            labels = [self.class_names.index(name) for name in classes]
-            self.labels = np.array(labels, np.int32)
+            labels = {name: label for label, name in enumerate(self.class_names)}
+            self.labels = np.array([labels[name] for name in classes], np.int32)
 
         crop = crop_share(preprocess)
 
@@ -132,9 +132,15 @@ class Photographs:
         return same
 
     def digest(self) -> str:
-        """Compute the sha256, in hex, of the names and contents of the files, once."""
+        """Compute the sha256, in hex, of the names and contents of the files, once.
+
+        Files of more than 1 GiB together are known by their names and sizes.
+        """
         if self._digest is None:
-            self._digest = digest(self.names, *self.pictures.items)
+            files = self.pictures.items
+            sizes = np.array([file.stat().st_size for file in files])
+            contents = files if sizes.sum() <= _HASHED else (sizes,)
+            self._digest = digest(self.names, *contents)
         return self._digest
 
     def __repr__(self) -> str:

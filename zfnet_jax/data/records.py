@@ -58,7 +58,7 @@ class Index:
         """Read an index.
 
         Raises:
-            DamagedFileError: It is missing, damaged or none.
+            DamagedFileError: It is missing or damaged.
         """
         try:
             with safetensors.safe_open(path, "numpy") as file:

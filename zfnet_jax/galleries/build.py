@@ -49,7 +49,7 @@ from zfnet_jax.galleries.sources import (
     open_source,
 )
 from zfnet_jax.networks import Network, as_network
-from zfnet_jax.processes import broadcast
+from zfnet_jax.processes import broadcast, gather
 from zfnet_jax.projections import BATCH_SIZE
 from zfnet_jax.relu_rules import Rule
 
@@ -149,6 +149,7 @@ def gallery(
     new, check, result = {}, None, None
     # Process 0 writes all; the others take part in its searches.
     is_first = jax.process_index() == 0
+    gather(None)  # at the first exchange Gloo waits for only 30 s
     if is_first:
         _claim(root)
         new, check = _prepare(root, search, homes, sanity_images, progress)

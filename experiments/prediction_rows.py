@@ -1,0 +1,57 @@
+"""The rows that `predict` has done so far, kept in a file while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from zfnet_jax.files import write_atomically
+
+
+@dataclasses.dataclass
+class Rows:
+    """The most probable classes of the images that one process has done.
+
+    Attributes:
+        kept: Index of each image that could be read, also of those read ahead.
+        damaged: By index, the name of each damaged file and the reason.
+        classes: [networks, k] per image, best first.
+        chances: [networks, k] per image, the probabilities of these classes.
+    """
+
+    kept: list[int] = dataclasses.field(default_factory=list)
+    damaged: dict[int, dict[str, str]] = dataclasses.field(default_factory=dict)
+    classes: list[np.ndarray] = dataclasses.field(default_factory=list)
+    chances: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def load(cls, file: Path) -> Rows:
+        """Read rows; none without such a file, and if it is damaged."""
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                kept = arrays["kept"].tolist()
+                damaged = dict(json.loads(str(arrays["damaged"])))
+                return cls(kept, damaged, [*arrays["classes"]], [*arrays["chances"]])
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            return cls()
+
+    def save(self, file: Path) -> None:
+        """Write the rows that are done; the file is replaced as a whole."""
+        kept = self.kept[: len(self.classes)]
+        damaged = [pair for pair in self.damaged.items() if pair[0] < kept[-1]]
+        content = io.BytesIO()
+        np.savez(
+            content,
+            allow_pickle=False,
+            kept=kept,
+            damaged=json.dumps(damaged),
+            classes=self.classes,
+            chances=self.chances,
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, content.getvalue())
