@@ -56,8 +56,8 @@ from zfnet_jax.files import DataNotFoundError, digest, to_json, write_atomically
 from zfnet_jax.inference import class_probabilities
 from zfnet_jax.processes import broadcast, gather
 
-# Seconds between two savings of what is done.
-_SAVE_EVERY = 60
+# Folder of what is done, and seconds between two savings.
+_PARTIAL, _SAVE_EVERY = ".predict", 60
 # Bars beside an image.
 _BARS = 10
 View = Literal["one_view", "ten_crop"]
@@ -117,10 +117,8 @@ def predict(
     skipped: list[dict[str, str]] = []
     accuracies: Accuracies = {name: {} for name in names}
     by_network: dict[str, Predictions] = {}
-    partial = run.path / ".predict"
     for by in sorted(views, key=list(VIEWS).index):
-        file = find_file(partial, subjects, by, k)
-        subjects, best = classify(run, subjects, by, k, batch_size, skipped, file)
+        subjects, best = classify(run, subjects, by, k, batch_size, skipped)
         by_network = dict(zip(names, best, strict=True))
         for name in names if is_known else ():
             accuracies[name][by] = measure(subjects[0], by_network[name])
@@ -134,7 +132,7 @@ def predict(
     rows = describe(subjects[0], by_network)
     content = {"images": rows, "skipped": skipped}
     write_atomically(run.path / "predictions.json", f"{to_json(content)}\n")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(run.path / _PARTIAL, ignore_errors=True)
     run.end_progress()
     report(images, rows, accuracies)
     yield from first.describe_data(subjects[0].images)
@@ -178,7 +176,6 @@ def classify(
     k: int,
     batch_size: int,
     skipped: list[dict[str, str]],
-    file: Path,
 ) -> tuple[list[Subject], list[Predictions]]:
     """Find the images that can be read, and their most probable classes.
 
@@ -191,6 +188,7 @@ def classify(
     """
     count = len(subjects[0].images)
     part = np.array_split(np.arange(count), jax.process_count())[jax.process_index()]
+    file = find_file(run.path / _PARTIAL, subjects, view, k)
     rows = Rows.load(file)
     rest = part[part > rows.kept[-1]] if rows.kept else part
     pictures = read_pictures(subjects, rest, view, rows)
