@@ -114,7 +114,8 @@ def _draw_layer(
                 fontsize=points(SMALL),
             )
     _draw_strokes(ax, mixed, len(delta) * _ROW + 12)
-    ends = np.concatenate([delta - spread, delta + spread, mixed, random.ravel()])
+    known = np.nan_to_num(spread)  # a single pair has none
+    ends = np.concatenate([delta - known, delta + known, mixed, random.ravel()])
     # Room for the p-values at the right; no width at all if nothing differs.
     extent = float(np.ptp(ends)) or 0.1
     ax.set_xlim(ends.min() - 0.05 * extent, ends.max() + 0.5 * extent)
