@@ -93,7 +93,7 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is measured, and how often."""
+    """Networks, sizes and repetitions of the measurements."""
 
     arch: zf.Architecture = zf.ZFNET
     plain: zf.Architecture = zf.ZFNET_PLAIN

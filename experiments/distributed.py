@@ -61,7 +61,7 @@ class DistributedRun(Run):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process prints, draws and writes."""
+        """True for the process that prints, draws and writes."""
         return self.process_index == 0
 
     def connect(self) -> None:

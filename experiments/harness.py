@@ -89,7 +89,7 @@ class Run:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process prints, draws and writes."""
+        """True for the process that prints, draws and writes."""
         return True
 
     def connect(self) -> None:

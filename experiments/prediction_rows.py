@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from zfnet_jax.files import write_atomically
+from zfnet_jax.files import read_arrays, write_arrays
 
 
 @dataclasses.dataclass
@@ -32,26 +30,22 @@ class Rows:
     @classmethod
     def load(cls, file: Path) -> Rows:
         """Read rows; none without such a file, and if it is damaged."""
+        arrays = read_arrays(file)
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                kept = arrays["kept"].tolist()
-                damaged = dict(json.loads(str(arrays["damaged"])))
-                return cls(kept, damaged, [*arrays["classes"]], [*arrays["chances"]])
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            kept, damaged = arrays["kept"].tolist(), json.loads(str(arrays["damaged"]))
+            classes, chances = [*arrays["classes"]], [*arrays["chances"]]
+        except (KeyError, ValueError):
             return cls()
+        return cls(kept, dict(damaged), classes, chances)
 
     def save(self, file: Path) -> None:
         """Write the rows that are done; the file is replaced as a whole."""
         kept = self.kept[: len(self.classes)]
         damaged = [pair for pair in self.damaged.items() if pair[0] < kept[-1]]
-        content = io.BytesIO()
-        np.savez(
-            content,
-            allow_pickle=False,
+        write_arrays(
+            file,
             kept=kept,
             damaged=json.dumps(damaged),
             classes=self.classes,
             chances=self.chances,
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, content.getvalue())

@@ -105,7 +105,7 @@ class Member:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to train."""
+        """True if nothing is left to train."""
         return self.result is not None or self.error is not None
 
     def follow(self, log: Log) -> None:

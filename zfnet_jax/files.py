@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -60,6 +61,26 @@ def write_atomically(
             error.filename = str(path)  # a failing write does not name its file
         raise
     return path
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays by name as NumPy's .npz, atomically; create the folder."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read what `write_arrays` wrote, for what can be computed again.
+
+    Without such a file, and if it is damaged, there are no arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        return {}
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.data.prepared_case import prepare
 
 # The first of imagenet2012.
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -39,10 +40,6 @@ def write_folders(folder: Path, train: int = 4, val: int = 1) -> Path:
 
 def prepare_tfds(folders: Path, root: Path) -> Path:
     """Write the same photographs as tensorflow-datasets prepares imagenet2012."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
-
-    base: Any = tfds.builder_cls("imagenet2012")
 
     def examples(split: str):
         for path in sorted((folders / split).glob("*/*")):
@@ -53,15 +50,7 @@ def prepare_tfds(folders: Path, root: Path) -> Path:
         del self, dl_manager
         return {"train": examples("train"), "validation": examples("val")}
 
-    with registered.skip_registration():
-        members = {name: getattr(base, name) for name in ("name", "pkg_dir_path")}
-        members |= {"url_infos": base.url_infos, "_split_generators": split_generators}
-        builder = type("Imagenet2012", (base,), members)
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder(data_dir=root).download_and_prepare(
-        download_config=config, file_format="array_record"
-    )
-    return root
+    return prepare("imagenet2012", root, split_generators)
 
 
 class Numbers:

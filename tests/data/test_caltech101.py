@@ -3,12 +3,12 @@
 import functools
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.prepared_case import prepare
 from zfnet_jax.data import fit_photograph, load_caltech101
 from zfnet_jax.files import DataNotFoundError
 
@@ -31,10 +31,6 @@ def truth() -> dict[str, list[tuple[np.ndarray, str]]]:
 @pytest.fixture(scope="module")
 def prepared(truth, tmp_path_factory) -> Path:
     """These as tensorflow-datasets prepares them, but without loss."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
-
-    base: Any = tfds.builder_cls("caltech101")
 
     def examples(split):
         for index, (pixels, name) in enumerate(truth[split]):
@@ -44,19 +40,11 @@ def prepared(truth, tmp_path_factory) -> Path:
             file = {"image/file_name": f"{index}.png", "label": name}
             yield index, {"image": png, **file}
 
-    with registered.skip_registration():
-        members = {name: getattr(base, name) for name in ("name", "pkg_dir_path")}
-        members |= {"url_infos": base.url_infos}
-        members["_split_generators"] = lambda self, dl_manager: {
-            split: examples(split) for split in truth
-        }
-        builder = type("Caltech101", (base,), members)
-    root = tmp_path_factory.mktemp("prepared")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder(data_dir=root).download_and_prepare(
-        download_config=config, file_format="array_record"
-    )
-    return root
+    def split_generators(self, dl_manager):
+        del self, dl_manager
+        return {split: examples(split) for split in truth}
+
+    return prepare("caltech101", tmp_path_factory.mktemp("prepared"), split_generators)
 
 
 def test_both_splits_are_read_at_the_networks_size(prepared, truth):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.prepared_case import prepare
 from zfnet_jax.data import Dataset, cifar10, load_cifar10, load_dataset
 from zfnet_jax.files import DamagedFileError, DataNotFoundError
 
@@ -153,10 +154,6 @@ def test_offline_it_says_what_to_do(tmp_path, monkeypatch, how):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """The tiny CIFAR-10 as tensorflow-datasets prepares it, with lossless pixels."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
-
-    base: Any = tfds.builder_cls("cifar10")
 
     def examples(split):
         for index, (pixels, label) in enumerate(TRUTH[split]):
@@ -170,16 +167,7 @@ def prepared(tmp_path_factory) -> Path:
         self.info.features["label"].names = CLASS_NAMES
         return {split: examples(split) for split in TRUTH}
 
-    with registered.skip_registration():
-        members = {name: getattr(base, name) for name in ("name", "pkg_dir_path")}
-        members |= {"url_infos": base.url_infos, "_split_generators": split_generators}
-        builder = type("Cifar10", (base,), members)
-    root = tmp_path_factory.mktemp("prepared")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder(data_dir=root).download_and_prepare(
-        download_config=config, file_format="array_record"
-    )
-    return root
+    return prepare("cifar10", tmp_path_factory.mktemp("prepared"), split_generators)
 
 
 def test_a_prepared_folder_is_read(prepared, monkeypatch):

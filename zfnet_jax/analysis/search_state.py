@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from zfnet_jax.data.images import digest_images
-from zfnet_jax.files import digest, write_atomically
+from zfnet_jax.files import digest, read_arrays, write_arrays
 from zfnet_jax.networks import Network
 
 # The strongest so far, [u, k] each: activations, images, and flat row-major places.
@@ -62,10 +60,7 @@ def save_state(file: Path, state: SearchState) -> None:
     for name, best in jax.device_get(state.best).items():
         arrays |= {f"best {index} {name}": x for index, x in enumerate(best)}
         arrays[f"sums {name}"] = state.sums[name]
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, content.getvalue())
+    write_arrays(file, **arrays)
 
 
 def load_state(file: Path, layers: Sequence[str]) -> SearchState | None:
@@ -73,13 +68,12 @@ def load_state(file: Path, layers: Sequence[str]) -> SearchState | None:
 
     None without such a file, and if it is damaged: the search then starts anew.
     """
-    best, sums = {}, {}
+    arrays, best, sums = read_arrays(file), {}, {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            for name in layers:
-                parts = [arrays[f"best {index} {name}"] for index in range(3)]
-                best[name] = tuple(parts)
-                sums[name] = arrays[f"sums {name}"]
-            return SearchState(int(arrays["done"]), best, sums)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        for name in layers:
+            parts = [arrays[f"best {index} {name}"] for index in range(3)]
+            best[name] = tuple(parts)
+            sums[name] = arrays[f"sums {name}"]
+        return SearchState(int(arrays["done"]), best, sums)
+    except KeyError:
         return None

@@ -74,14 +74,6 @@ def transfer(
     at a time validates classifiers of the others. A single image per class takes the
     greatest penalty.
 
-    Example:
-        >>> import numpy as np, zfnet_jax as zf
-        >>> net, labels = zf.load("zfnet32-cifar10"), np.arange(12) % 2
-        >>> images = np.ones((12, 32, 32, 3)) * labels[:, None, None, None]
-        >>> result = transfer(net, images, labels, per_class=[1, 2], draws=1)
-        >>> result.layer, result.accuracies["softmax"]
-        ('fc7', array([[1., 1.]]))
-
     Args:
         net: A `Network`, or any model that `zf.network` takes.
         images: Preprocessed images.
@@ -102,6 +94,14 @@ def transfer(
     Raises:
         ValueError: The images do not fit the network, there is no such layer, a class
             has too few images, or a number or penalty is out of range.
+
+    Example:
+        >>> import numpy as np, zfnet_jax as zf
+        >>> net, labels = zf.load("zfnet32-cifar10"), np.arange(12) % 2
+        >>> images = np.ones((12, 32, 32, 3)) * labels[:, None, None, None]
+        >>> result = transfer(net, images, labels, per_class=[1, 2], draws=1)
+        >>> result.layer, result.accuracies["softmax"]
+        ('fc7', array([[1., 1.]]))
     """
     check_request(labels, per_class, draws, test_per_class)
     check_penalties(penalties)
