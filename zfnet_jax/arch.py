@@ -553,12 +553,22 @@ ZFNET32 = Architecture(
     ),
 )
 
-ZFNET32_WIDE = dataclasses.replace(
-    ablate(
-        ZFNET32,
-        widths={"conv1": 64, "conv2": 128, "conv3": 256, "conv4": 256, "conv5": 128},
+ZFNET32_WIDE = Architecture(
+    "zfnet32-wide",
+    (32, 32),
+    (
+        Conv("conv1", 64, kernel=5, padding=2),
+        MaxPool("pool1", padding=1),
+        Conv("conv2", 128, kernel=3, padding=1),
+        Conv("conv3", 128, kernel=3, padding=1),
+        MaxPool("pool3", padding=1),
+        Conv("conv4", 256, kernel=3, padding=1),
+        Conv("conv5", 192, kernel=3, padding=1),
+        MaxPool("pool5", padding=1),
+        Dense("fc6", 256, dropout=0.2),
+        Dense("fc7", 256, dropout=0.2),
+        Dense("logits", 10, relu=False),
     ),
-    name="zfnet32-wide",
 )
 
 

@@ -236,9 +236,9 @@ FAST = Recipe(
 LONG = dataclasses.replace(
     FAST,
     name="long",
-    epochs=40,
-    dropout=0.2,
-    augmentation=Augmentation(margin=4, cutout=5 / 16),
+    epochs=60,
+    dropout=0.5,
+    augmentation=Augmentation(margin=4, cutout=3 / 8),
     average=0.999,
 )
 
