@@ -52,7 +52,13 @@ from experiments.progress import plural, say
 from zfnet_jax.data import ten_crop_size
 from zfnet_jax.data.images import stored_shape
 from zfnet_jax.data.photographs import Photographs
-from zfnet_jax.files import DataNotFoundError, digest, to_json, write_atomically
+from zfnet_jax.files import (
+    DamagedFileError,
+    DataNotFoundError,
+    digest,
+    to_json,
+    write_atomically,
+)
 from zfnet_jax.inference import class_probabilities
 from zfnet_jax.processes import broadcast, gather
 
@@ -210,7 +216,7 @@ def classify(
         chances += share.chances
         skipped += share.damaged.values()
     if not kept:
-        raise DataNotFoundError(f"none of the {count} files can be read")
+        raise DamagedFileError(f"none of the {count} files can be read")
     subjects = [Subject(x.run, x.images.take(np.array(kept))) for x in subjects]
     pairs = zip(np.stack(classes, 1), np.stack(chances, 1), strict=True)
     return subjects, [Predictions(*pair) for pair in pairs]
@@ -253,7 +259,7 @@ def read_pictures(
     for index in indices.tolist():
         try:
             pictures = [read_picture(subject, index, view) for subject in subjects]
-        except (DataNotFoundError, OSError) as error:
+        except (DamagedFileError, DataNotFoundError, OSError) as error:
             if len(images) == 1:
                 raise
             say("skipped:", error, file=sys.stderr)

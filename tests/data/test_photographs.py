@@ -19,7 +19,7 @@ from zfnet_jax.data import (
     photographs,
 )
 from zfnet_jax.data.images import translate_labels
-from zfnet_jax.files import DataNotFoundError
+from zfnet_jax.files import DamagedFileError, DataNotFoundError
 
 # Three rows and two columns of one color each: no turn leaves it as it is.
 COLORS = np.array(
@@ -42,8 +42,8 @@ def random_image(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def refusal(path: Path) -> str:
-    with pytest.raises(DataNotFoundError) as caught:
+def refusal(path: Path, error: type[Exception] = DamagedFileError) -> str:
+    with pytest.raises(error) as caught:
         load_photograph(path)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
@@ -226,7 +226,7 @@ def test_not_an_image(tmp_path, content):
 def test_not_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "nowhere" / "a.jpg", tmp_path, tmp_path / "pipe"):
-        assert refusal(path) == f"there is no photograph {path}"
+        assert refusal(path, DataNotFoundError) == f"there is no photograph {path}"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp", "jp2"])
@@ -287,7 +287,7 @@ def test_a_damaged_file_never_leaks_another_error(tmp_path):
             path.write_bytes(content.tobytes())
             try:
                 loaded = load_photograph(path)
-            except DataNotFoundError:
+            except DamagedFileError:
                 continue
             assert loaded.dtype == np.uint8 and loaded.ndim == 3
 
@@ -429,7 +429,7 @@ def test_a_damaged_photograph_is_named_when_it_is_read(folder):
     (folder / "b.png").write_bytes(content[:100])
     images = Photographs(folder, (8, 8, 3), unit)
     assert images[np.array([0, 2])].shape == (2, 8, 8, 3)
-    with pytest.raises(DataNotFoundError, match=rf"^{folder}/b\.png cannot be read"):
+    with pytest.raises(DamagedFileError, match=rf"^{folder}/b\.png cannot be read"):
         images[np.arange(3)]
 
 

@@ -95,7 +95,7 @@ class LabeledImages:
             DamagedFileError: It is damaged; the message names it.
         """
         content, label = self.items.fetch(index)
-        return decode(content, self.items.name(index)), label
+        return decode_photograph(io.BytesIO(content), self.items.name(index)), label
 
     def read(
         self, indices: Int[np.ndarray, " b"]
@@ -124,18 +124,6 @@ class LabeledImages:
     def __repr__(self) -> str:
         """One line."""
         return f"LabeledImages({self.source})"
-
-
-def decode(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode the content of an image file as `load_photograph` does.
-
-    Raises:
-        DamagedFileError: It is not an image, or is damaged; the message has the name.
-    """
-    try:
-        return decode_photograph(io.BytesIO(content), name)
-    except DataNotFoundError as error:
-        raise DamagedFileError(str(error)) from error
 
 
 def open_labeled(folder: str | os.PathLike[str], split: Split) -> LabeledImages:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from zfnet_jax.data.images import Pictures, crop_share, stored_shape
 from zfnet_jax.data.preprocessing import Fit, fit_photograph
-from zfnet_jax.files import DataNotFoundError, digest
+from zfnet_jax.files import DamagedFileError, DataNotFoundError, digest
 
 # The formats of cameras, phones and the web. Pillow reads dozens of others, some by
 # running other programs (EPS), some by marks so weak that noise passes for one (TGA).
@@ -103,7 +103,8 @@ class Photographs:
         """Decode and preprocess one image [h, w, c] or a batch [b, h, w, c].
 
         Raises:
-            DataNotFoundError: A file is damaged or gone; the message names it.
+            DamagedFileError: A file is damaged; the message names it.
+            DataNotFoundError: A file is gone.
         """
         return self.pictures.convert(index, self.pictures.preprocess)
 
@@ -202,9 +203,10 @@ def load_photograph(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
     levels are divided by 257, and the first frame of an animation is taken.
 
     Raises:
-        DataNotFoundError: There is no such file, or it is not an image, is damaged or
-            truncated, has too many pixels for Pillow, or has values that are not gray
-            levels (floats, integers beyond 16 bits). The message names the file.
+        DataNotFoundError: There is no such file.
+        DamagedFileError: It is not an image, is damaged or truncated, has too many
+            pixels for Pillow, or has values that are not gray levels (floats, integers
+            beyond 16 bits). The message names the file.
     """
     path = Path(path)
     # Reading a pipe or a device could wait, or go on, forever.
@@ -220,7 +222,7 @@ def decode_photograph(
     """Decode an open image file as `load_photograph` does; errors have this name.
 
     Raises:
-        DataNotFoundError: As for `load_photograph`.
+        DamagedFileError: As for `load_photograph`.
     """
     with warnings.catch_warnings(), _quiet_stderr():
         # Pillow warns of large pictures, broken EXIF and the like, and reads them.
@@ -231,13 +233,13 @@ def decode_photograph(
             raise
         except Image.UnidentifiedImageError as error:
             formats = ", ".join(_FORMATS)
-            raise DataNotFoundError(
+            raise DamagedFileError(
                 f"{name} is not an image ({formats}), or is damaged"
             ) from error
         # Each of Pillow's decoders has its own errors for damaged files.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataNotFoundError(f"{name} cannot be read: {reason}") from error
+            raise DamagedFileError(f"{name} cannot be read: {reason}") from error
 
 
 def _decode(file: io.BufferedReader | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
