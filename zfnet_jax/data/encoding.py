@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from zfnet_jax.data.decoding import decode_photograph
 from zfnet_jax.data.labeled import LabeledImages
-from zfnet_jax.data.photographs import decode_photograph
 from zfnet_jax.data.preprocessing import fit_photograph, resize_shortest_side
 from zfnet_jax.data.records import SIDE
 from zfnet_jax.files import DamagedFileError

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
-from zfnet_jax.data.photographs import (
+from zfnet_jax.data.decoding import (
     decode_photograph,
     photograph_suffixes,
     show_name,
@@ -140,16 +140,17 @@ def open_labeled(folder: str | os.PathLike[str], split: Split) -> LabeledImages:
         DamagedFileError: The records are damaged.
     """
     folder = Path(folder)
-    if (folder / DESCRIPTION).is_file():
+    if holds_records(folder):
         return _open_records(folder, split)
     if (folder / _TFDS).is_dir():
         return _open_prepared(folder, split)
-    if next(folder.glob("*.array_record"), None):
-        raise DataNotFoundError(
-            f"the records in {folder} are not complete: run experiments.prepare_images "
-            "again, which goes on where it stopped"
-        )
     return _open_files(folder, split)
+
+
+def holds_records(folder: Path) -> bool:
+    """Tell whether a folder is one that `experiments.prepare_images` wrote."""
+    is_complete = (folder / DESCRIPTION).is_file()
+    return is_complete or next(folder.glob("*.array_record"), None) is not None
 
 
 def mean_image(
@@ -259,6 +260,11 @@ def _explain_no_classes(folder: Path) -> str:
 
 
 def _open_records(folder: Path, split: Split) -> LabeledImages:
+    if not (folder / DESCRIPTION).is_file():
+        raise DataNotFoundError(
+            f"the records in {folder} are not complete: run experiments.prepare_images "
+            "again, which goes on where it stopped"
+        )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         names, source = tuple(description["class_names"]), str(description["source"])
