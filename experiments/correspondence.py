@@ -53,7 +53,7 @@ from zfnet_jax.data import (
 )
 from zfnet_jax.data.boxes import convert_box, fit_box, read_boxes
 from zfnet_jax.data.images import crop_share, stored_shape
-from zfnet_jax.files import DataNotFoundError, digest
+from zfnet_jax.files import DamagedFileError, DataNotFoundError, digest
 from zfnet_jax.results import spell_mean, spread
 
 _DRAWN, _SHAPES = 10, 20
@@ -148,8 +148,8 @@ def load_image(
         return dataset.images[int(image)]
     try:
         return load_photograph(folder / image)
-    except DataNotFoundError as error:
-        raise DataNotFoundError(f"{place}: {error}") from error
+    except (DamagedFileError, DataNotFoundError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def make_parts(run: NetworkRun, shape: str, count: int) -> Parts:

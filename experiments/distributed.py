@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import socket
 import sys
-import threading
 
 import jax
 
 from experiments.harness import Positive, Run, UserError
 from experiments.progress import drop_output
+from experiments.roll_call import answer_roll, call_roll
 from zfnet_jax.processes import gather
 
 
@@ -68,44 +67,33 @@ class DistributedRun(Run):
         """Connect the processes.
 
         Raises:
-            OSError: The port is in use, or the processes do not connect in time.
+            OSError: The port is in use, or the processes do not connect in time or do
+                not fit together.
         """
         if self.coordinator is None:
             return
-        if self.is_first:
-            # jax would end without a message.
-            with socket.create_server(("", int(self.coordinator.rpartition(":")[2]))):
-                pass
-        else:
-            drop_output(sys.stdout)
+        host, _, port = self.coordinator.rpartition(":")
+        count, seconds = self.process_count, self.coordinator_timeout
+        try:
+            if self.is_first:
+                call_roll(int(port), count, seconds)
+            else:
+                drop_output(sys.stdout)
+                host = host.strip("[]")
+                answer_roll(host, int(port), self.process_index, count, seconds)
+        except OSError as error:
+            raise OSError(
+                f"--coordinator {self.coordinator}: {error.strerror or error}"
+            ) from error
         # jax would take SIGTERM for a notice that the process is moved elsewhere.
         jax.config.update("jax_enable_preemption_service", False)
-        # After its own timeout jax aborts the process with a stack trace.
-        errors: list[Exception] = []
-        thread = threading.Thread(target=self._initialize, args=(errors,), daemon=True)
-        thread.start()
-        thread.join(self.coordinator_timeout)
-        if thread.is_alive():
-            raise TimeoutError(
-                f"--coordinator {self.coordinator}: not all {self.process_count} "
-                f"processes connected within {self.coordinator_timeout} s; start each, "
-                "and check that it reaches this address"
-            )
-        if errors:
-            raise OSError(f"--coordinator {self.coordinator}: {errors[0]}")
+        jax.distributed.initialize(
+            self.coordinator,
+            count,
+            self.process_index,
+            cluster_detection_method="deactivate",
+        )
 
     def wait(self) -> None:
         """Wait for the others: jax ends a run soon after one of its processes ends."""
         gather(None)
-
-    def _initialize(self, errors: list[Exception]) -> None:
-        try:
-            jax.distributed.initialize(
-                self.coordinator,
-                self.process_count,
-                self.process_index,
-                initialization_timeout=self.coordinator_timeout + 60,
-                cluster_detection_method="deactivate",
-            )
-        except Exception as error:
-            errors.append(error)

@@ -49,7 +49,7 @@ def gallery(
         layers: Layers, by default all.
         k: Activations per unit, each of another image.
         limit: Images at most, by default all.
-        split: Split of the dataset to search.
+        split: Split of the dataset or records to search.
         rules: Backward rules for ReLUs.
         run: Folder of a training run, instead of --weights. One with --keep-epochs also
             shows how its units developed.

@@ -23,12 +23,15 @@ from zfnet_jax.data import (
     TORCHVISION,
     Dataset,
     DatasetImages,
+    LabeledImages,
     Normalization,
     Photographs,
     Preprocessing,
     load_dataset,
+    open_labeled,
 )
 from zfnet_jax.data.images import stored_shape, translate_labels
+from zfnet_jax.data.labeled import holds_records
 from zfnet_jax.data.preprocessing import Fit
 from zfnet_jax.files import digest
 from zfnet_jax.imagenet.classes import CLASS_NAMES, WORDNET_IDS
@@ -58,8 +61,10 @@ class NetworkRun(Run):
         model: Any JAX model, as module:function. The function returns a network, or a
             model and its preprocessing; it is called with --weights if it takes an
             argument.
-        image: Photograph, or folder of photographs, instead of a dataset. Subfolders
-            are classes, matched to those of the network by name.
+        image: Photograph, folder of photographs, or records that
+            experiments.prepare_images wrote, instead of a dataset. Subfolders are
+            classes, matched to those of the network by name. Of records, the validation
+            images are taken, or those that a command's --split names.
         fit: How to bring a photograph to the network's shape: crop to the center, pad
             with gray, or stretch.
         dataset: Source of the images, by default the one the network was trained on.
@@ -173,7 +178,7 @@ class NetworkRun(Run):
         """
         if self.image is not None and self.dataset is not None:
             raise UserError("--image and --dataset both name the images: give one")
-        source = self.image
+        source: Any = self.image and open_folder(self.image, split)
         if source is None:
             source = load_dataset(self.dataset_name, split, self.data_dir, limit)
         images = self.net.load_images(source, self.fit)
@@ -269,6 +274,15 @@ class NetworkRun(Run):
         yield "network", self.network_name
         yield "data", images.source
         yield "images", len(images)
+
+
+def open_folder(
+    path: Path, split: Literal["train", "test"] = "test"
+) -> Path | LabeledImages:
+    """Open the records of a split; other folders and files are known by their paths."""
+    if not holds_records(path):
+        return path
+    return open_labeled(path, "train" if split == "train" else "val")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -49,10 +49,16 @@ from experiments.inputs import (
 )
 from experiments.prediction_rows import Rows
 from experiments.progress import plural, say
-from zfnet_jax.data import ten_crop_size
-from zfnet_jax.data.images import stored_shape
+from zfnet_jax.data import fit_photograph, ten_crop_size
+from zfnet_jax.data.images import reduce_channels, stored_shape
 from zfnet_jax.data.photographs import Photographs
-from zfnet_jax.files import DataNotFoundError, digest, to_json, write_atomically
+from zfnet_jax.files import (
+    DamagedFileError,
+    DataNotFoundError,
+    digest,
+    to_json,
+    write_atomically,
+)
 from zfnet_jax.inference import class_probabilities
 from zfnet_jax.processes import broadcast, gather
 
@@ -210,7 +216,7 @@ def classify(
         chances += share.chances
         skipped += share.damaged.values()
     if not kept:
-        raise DataNotFoundError(f"none of the {count} files can be read")
+        raise DamagedFileError(f"none of the {count} files can be read")
     subjects = [Subject(x.run, x.images.take(np.array(kept))) for x in subjects]
     pairs = zip(np.stack(classes, 1), np.stack(chances, 1), strict=True)
     return subjects, [Predictions(*pair) for pair in pairs]
@@ -253,7 +259,7 @@ def read_pictures(
     for index in indices.tolist():
         try:
             pictures = [read_picture(subject, index, view) for subject in subjects]
-        except (DataNotFoundError, OSError) as error:
+        except (DamagedFileError, DataNotFoundError, OSError) as error:
             if len(images) == 1:
                 raise
             say("skipped:", error, file=sys.stderr)
@@ -273,9 +279,9 @@ def read_picture(subject: Subject, index: int, view: View) -> np.ndarray:
     shape = stored_shape(run.net.image_shape, run.net.preprocess)
     large = ten_crop_size(shape[:2])
     if isinstance(images, Photographs):
-        file, size = images.pictures.items[index], (*large, shape[2])
-        # Its pictures are all of the center square, and not preprocessed.
-        return Photographs(file, size, np.float32, run.fit).pictures[0]
+        # All of the center square, unlike the images' own pictures.
+        photograph = fit_photograph(images.load(index), large, run.fit)
+        return reduce_channels(photograph, shape[2])
     # Enlarged, objects would no longer have the size at which they were learned.
     borders = [((a - b) // 2,) * 2 for a, b in zip(large, shape, strict=False)]
     return np.pad(picture, (*borders, (0, 0)), "reflect")

@@ -89,14 +89,14 @@ def prepare_split(run: Run, split: str, images: LabeledImages, workers: int) -> 
         raise UserError(
             f"--out {run.path} holds the records of other images: choose another folder"
         )
-    first, count = len(index.digests), -(-len(images) // SHARD)
+    first, count = len(index.shards), -(-len(images) // SHARD)
     progress = run.progress(f"preparing {split}")
     with contextlib.closing(encode_ahead(images, first * SHARD, workers)) as chunks:
         for shard in range(first, count):
             part = itertools.islice(chunks, SHARD // CHUNK)
             files = collect(part, index, progress, len(images))
             name = shard_path(run.path, split, shard, count)
-            index.digests.append(write_shard(name, files))
+            index.shards.append(write_shard(name, files))
             index.write(path)
     check_classes(split, images, index)
     return index

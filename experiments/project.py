@@ -29,7 +29,7 @@ import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, main
 from experiments.inputs import Images, NetworkRun, name_image
 from zfnet_jax.data.images import stored_shape
-from zfnet_jax.data.photographs import Photographs, load_photograph
+from zfnet_jax.data.photographs import Photographs
 from zfnet_jax.files import slug
 from zfnet_jax.projections import Projections
 from zfnet_jax.relu_rules import Rule
@@ -141,7 +141,7 @@ def describe(
 def measure_image(images: Images) -> tuple[int, ...]:
     """Rows and columns of the first image before it is fitted to the network."""
     if isinstance(images, Photographs):
-        return load_photograph(images.pictures.items[0]).shape[:2]
+        return images.load(0).shape[:2]
     return images.dataset.images.shape[1:3]
 
 

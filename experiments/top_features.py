@@ -52,7 +52,7 @@ def top_features(
         scale: Projections that share a display scale: none (patch), those of a unit, or
             all of a layer.
         contrast: Percentile of the magnitudes that is shown as black and white.
-        split: Split of the dataset to search.
+        split: Split of the dataset or records to search.
     """
     names = run.net.select(layers or run.default_layers())
     run.check_units(names, units)

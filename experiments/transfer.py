@@ -34,7 +34,7 @@ import tyro
 
 import zfnet_jax as zf
 from experiments.harness import Metrics, Positive, UserError, main
-from experiments.inputs import Images, NetworkRun
+from experiments.inputs import Images, NetworkRun, open_folder
 from experiments.progress import plural, say, say_table
 from zfnet_jax.analysis.probe import PENALTIES, Classifier
 from zfnet_jax.analysis.transfer import Transfer, train_from_scratch
@@ -71,7 +71,8 @@ class TransferRun(NetworkRun):
     """A run of a network on images of classes other than its own.
 
     Attributes:
-        image: Folder with a folder of photographs per class, instead of a dataset.
+        image: Folder with a folder of photographs per class, or validation images that
+            experiments.prepare_images wrote, instead of a dataset.
         dataset: Source of the images; shapes by default.
         data_dir: Folder of the dataset, by default $TFDS_DATA_DIR.
     """
@@ -84,7 +85,7 @@ class TransferRun(NetworkRun):
         net = self.net
         if self.image is not None and self.dataset is not None:
             raise UserError("--images and --dataset both name the images: give one")
-        source: Any = self.image
+        source: Any = self.image and open_folder(self.image)
         if self.dataset == "caltech101":
             size = stored_shape(net.image_shape, net.preprocess)[:2]
             how = {"fit": self.fit, "crop": crop_share(net.preprocess)}

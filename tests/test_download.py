@@ -1,10 +1,12 @@
 """Downloads from a server of the test's own, on the loopback device."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +46,21 @@ def test_an_interrupted_download_goes_on_where_it_stopped(tmp_path, ranges):
         path = download.fetch(server.base + FILE, tmp_path)
     assert server.starts == [0, kept if ranges else 0] and 0 < kept <= 2_000_000
     assert path.read_bytes() == BODY and os.listdir(tmp_path) == [path.name]
+
+
+def test_two_that_fetch_a_file_at_once_share_it(tmp_path, monkeypatch):
+    def request(*arguments):
+        time.sleep(0.2)
+        return ask(*arguments)
+
+    ask = download._request
+    monkeypatch.setattr(download, "_request", request)
+    with serve(BODY) as server, ThreadPoolExecutor() as pool:
+        # A lock of flock holds between threads as between processes.
+        fetch = functools.partial(download.fetch, server.base + FILE)
+        paths = [*pool.map(fetch, [tmp_path] * 3)]
+    assert server.starts == [0] and paths == [tmp_path / FILE] * 3
+    assert paths[0].read_bytes() == BODY and os.listdir(tmp_path) == [FILE]
 
 
 def test_a_part_of_another_file_is_replaced(tmp_path):

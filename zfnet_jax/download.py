@@ -29,7 +29,8 @@ def cache_folder() -> Path:
 def fetch(url: str, folder: Path, hint: str = "") -> Path:
     """Return the path of a file in a folder, after fetching it if it is missing.
 
-    A download that was interrupted continues where it stopped.
+    A download that was interrupted continues where it stopped. One that another process
+    has begun is waited for.
 
     Args:
         url: Address of the file; its last part is the file's name.
@@ -42,14 +43,14 @@ def fetch(url: str, folder: Path, hint: str = "") -> Path:
     import pooch
 
     name = url.rpartition("/")[2]
+    if (folder / name).exists():
+        return folder / name
     part = folder / f"{name}.part"
     downloader: Any = functools.partial(_download, part=part)
     try:
-        with _quiet(pooch.get_logger()):
+        with _wait_for_others(folder / f".{name}.lock"), _quiet(pooch.get_logger()):
             return Path(pooch.retrieve(url, None, name, folder, downloader=downloader))
     except (OSError, ValueError) as error:
-        if (folder / name).exists():  # another process has fetched it
-            return folder / name
         response = getattr(error, "response", None)
         status = response is not None and f"{response.status_code} {response.reason}"
         reason = status or getattr(error, "strerror", None) or "no connection"
@@ -134,6 +135,23 @@ def _request(url: str, start: int) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+@contextlib.contextmanager
+def _wait_for_others(path: Path) -> Iterator[None]:
+    """Let one process at a time continue. A lock of one that was killed is gone."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -339,12 +339,13 @@ class Network:
     def load_images(
         self, source: Any, fit: Literal["crop", "pad", "stretch"] = "crop"
     ) -> Any:
-        """Open a photograph, a folder of them or a dataset as images for this network.
+        """Open photographs, labeled images or a dataset as images for this network.
 
         They are read as they are needed, so a folder of any size takes little memory.
 
         Args:
-            source: A path or a `zfnet_jax.data.Dataset`.
+            source: The path of a photograph or of a folder of them,
+                `zfnet_jax.data.LabeledImages` or a `zfnet_jax.data.Dataset`.
             fit: How to bring a photograph to the network's shape: "crop" to the center,
                 "pad" with gray or "stretch".
 

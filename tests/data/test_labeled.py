@@ -159,18 +159,28 @@ def test_a_damaged_file_is_named(folders, copy):
 def test_a_damaged_record_is_named(records, copy):
     folder = copy(records)
     shard = folder / "train-00001-of-00003.array_record"
-    content = open_labeled(folder, "train").items.fetch(6)[0]
+    content = open_labeled(folder, "train").items.fetch(9)[0]
     start = shard.read_bytes().index(content)
     damaged = bytearray(shard.read_bytes())
     damaged[start + 100] ^= 1
     shard.write_bytes(damaged)
     images = open_labeled(folder, "train")
     images.read(np.array([5, 7]))
-    assert f"{shard}, record 1, is damaged" in refusal(DamagedFileError, folder)
+    assert f"{shard}, record 4, is damaged" in refusal(DamagedFileError, folder)
     shard.write_bytes(damaged[:-1000])
-    assert str(shard) in refusal(DamagedFileError, folder)
+    assert f"{shard} is missing, truncated" in refusal(DamagedFileError, folder)
     shard.unlink()
-    assert str(shard) in refusal(DamagedFileError, folder)
+    assert f"{shard} is missing" in refusal(DamagedFileError, folder)
+
+
+def test_shards_that_were_swapped_are_refused(records, copy):
+    """They have as many records, so that every image would get another's label."""
+    folder = copy(records)
+    first, second = (folder / f"train-0000{x}-of-00003.array_record" for x in (0, 1))
+    content = first.read_bytes()
+    second.rename(first)
+    second.write_bytes(content)
+    assert f"{first} is not the file that was" in refusal(DamagedFileError, folder)
 
 
 @pytest.mark.parametrize("name", ["images.json", "train.safetensors"])

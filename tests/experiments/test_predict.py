@@ -230,7 +230,7 @@ def test_a_killed_run_reads_only_the_rest(
 
 def test_impossible_images_are_refused(refuse, weights, folder, tmp_path):
     given = ["--weights", weights, "--image"]
-    assert "1b.jpg is not an image" in refuse(predict, 3, *given, folder / "1b.jpg")
+    assert "1b.jpg is not an image" in refuse(predict, 4, *given, folder / "1b.jpg")
     assert "holds no images" in refuse(predict, 3, *given, tmp_path)
     line = refuse(predict, 2, "--dataset", "shapes")
     assert "not those of zfnet32" in line

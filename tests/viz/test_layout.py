@@ -1,16 +1,20 @@
 """Boxes in boxes: what is drawn, where, and under whose settings."""
 
+import io
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection, LineCollection
+from PIL import Image
 
 from zfnet_jax.viz.ablation import ablation_chart
 from zfnet_jax.viz.charts import line_chart
 from zfnet_jax.viz.layout import (
+    DPI,
     GAP,
+    MARGIN,
     Box,
     column,
     figure_bytes,
@@ -93,6 +97,16 @@ def test_the_users_settings_do_not_matter():
     settings: Any = {"text.usetex": True, "font.size": 40, "axes.facecolor": "red"}
     with matplotlib.rc_context(settings):
         assert figure_bytes(sheet("title", body, "note"), "png") == expected
+
+
+@pytest.mark.parametrize("dpi", [32, 80, 128, 256])
+def test_lines_end_at_the_margin_at_any_resolution(dpi):
+    note = "till all villi fill illegally little bits of filling " * 9
+    data = figure_bytes(sheet("title", space(500), note), "png", dpi)
+    image = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+    columns = np.nonzero((image < 255).any(0))[0]
+    across = image.shape[1] - MARGIN * dpi / DPI
+    assert across - 60 * dpi / DPI < columns.max() <= across + 1
 
 
 def test_a_file_names_no_date_and_no_version():

@@ -3,9 +3,10 @@
 from zfnet_jax.data.caltech101 import load_caltech101
 from zfnet_jax.data.cifar10 import load_cifar10
 from zfnet_jax.data.dataset import Dataset
+from zfnet_jax.data.decoding import load_photograph
 from zfnet_jax.data.images import DatasetImages
 from zfnet_jax.data.labeled import LabeledImages, mean_image, open_labeled
-from zfnet_jax.data.photographs import Photographs, find_photographs, load_photograph
+from zfnet_jax.data.photographs import Photographs, find_photographs
 from zfnet_jax.data.pipeline import read_batches
 from zfnet_jax.data.preprocessing import (
     CAFFE,

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from zfnet_jax.data.labeled import LabeledImages, decode
+from zfnet_jax.data.decoding import decode_photograph
+from zfnet_jax.data.labeled import LabeledImages
 from zfnet_jax.data.preprocessing import fit_photograph, resize_shortest_side
 from zfnet_jax.data.records import SIDE
 from zfnet_jax.files import DamagedFileError
@@ -46,7 +47,8 @@ def encode_chunk(images: LabeledImages, size: int, number: int) -> Chunk:
             continue
         chunk.contents.append(content)
         chunk.labels.append(label)
-        chunk.total[...] += fit_photograph(decode(content, name), (SIDE, SIDE))
+        pixels = decode_photograph(io.BytesIO(content), name)
+        chunk.total[...] += fit_photograph(pixels, (SIDE, SIDE))
     return chunk
 
 
@@ -56,7 +58,7 @@ def encode(content: bytes, name: str) -> bytes:
     Raises:
         DamagedFileError: The image is damaged; the message has its name.
     """
-    pixels = decode(content, name)
+    pixels = decode_photograph(io.BytesIO(content), name)
     is_small = min(pixels.shape[:2]) <= SIDE
     resized = pixels if is_small else resize_shortest_side(pixels, SIDE)
     buffer = io.BytesIO()

@@ -156,6 +156,15 @@ def stored_shape(
     return image_shape
 
 
+def reduce_channels(
+    pixels: UInt8[np.ndarray, "h w c"], channels: int
+) -> UInt8[np.ndarray, "h w C"]:
+    """Convert colors to gray if there is to be one channel."""
+    if pixels.shape[2] <= channels:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
 class Pictures:
     """Images as uint8 pixels of a network's size, read when needed.
 
@@ -190,9 +199,7 @@ class Pictures:
         batch = np.empty((chosen.size, *self._shape), np.uint8)
         for row, number in zip(batch, chosen.flat, strict=True):
             pixels = self._read(self.items[int(number)], self._shape[:2])
-            if pixels.shape[2] > row.shape[2]:
-                pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-            row[...] = pixels
+            row[...] = reduce_channels(pixels, row.shape[2])
         images = np.asarray(function(batch))
         return images if chosen.ndim else images[0]
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Int32, UInt8
 
-from zfnet_jax.data.photographs import (
+from zfnet_jax.data.decoding import (
     decode_photograph,
     photograph_suffixes,
     show_name,
@@ -95,7 +95,7 @@ class LabeledImages:
             DamagedFileError: It is damaged; the message names it.
         """
         content, label = self.items.fetch(index)
-        return decode(content, self.items.name(index)), label
+        return decode_photograph(io.BytesIO(content), self.items.name(index)), label
 
     def read(
         self, indices: Int[np.ndarray, " b"]
@@ -126,18 +126,6 @@ class LabeledImages:
         return f"LabeledImages({self.source})"
 
 
-def decode(content: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode the content of an image file as `load_photograph` does.
-
-    Raises:
-        DamagedFileError: It is not an image, or is damaged; the message has the name.
-    """
-    try:
-        return decode_photograph(io.BytesIO(content), name)
-    except DataNotFoundError as error:
-        raise DamagedFileError(str(error)) from error
-
-
 def open_labeled(folder: str | os.PathLike[str], split: Split) -> LabeledImages:
     """Open the training or validation images of a folder.
 
@@ -152,16 +140,17 @@ def open_labeled(folder: str | os.PathLike[str], split: Split) -> LabeledImages:
         DamagedFileError: The records are damaged.
     """
     folder = Path(folder)
-    if (folder / DESCRIPTION).is_file():
+    if holds_records(folder):
         return _open_records(folder, split)
     if (folder / _TFDS).is_dir():
         return _open_prepared(folder, split)
-    if next(folder.glob("*.array_record"), None):
-        raise DataNotFoundError(
-            f"the records in {folder} are not complete: run experiments.prepare_images "
-            "again, which goes on where it stopped"
-        )
     return _open_files(folder, split)
+
+
+def holds_records(folder: Path) -> bool:
+    """Tell whether a folder is one that `experiments.prepare_images` wrote."""
+    is_complete = (folder / DESCRIPTION).is_file()
+    return is_complete or next(folder.glob("*.array_record"), None) is not None
 
 
 def mean_image(
@@ -271,6 +260,11 @@ def _explain_no_classes(folder: Path) -> str:
 
 
 def _open_records(folder: Path, split: Split) -> LabeledImages:
+    if not (folder / DESCRIPTION).is_file():
+        raise DataNotFoundError(
+            f"the records in {folder} are not complete: run experiments.prepare_images "
+            "again, which goes on where it stopped"
+        )
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         names, source = tuple(description["class_names"]), str(description["source"])

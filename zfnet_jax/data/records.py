@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -31,6 +31,18 @@ _ERRORS = OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError
 _REMEDY = "remove the folder and prepare the images again"
 
 
+class Shard(NamedTuple):
+    """What is known of a shard.
+
+    Attributes:
+        digest: Its sha256, in hex.
+        start: The same of its first 4 KiB, which are checked when it is opened.
+    """
+
+    digest: str
+    start: str
+
+
 @dataclasses.dataclass
 class Index:
     """Index of the finished shards of a split.
@@ -39,7 +51,7 @@ class Index:
         key: Digest of everything that determines the records.
         labels: The class of each record.
         total: Sum of the images, as the center 256 x 256.
-        digests: One per shard.
+        shards: The finished shards.
         skipped: What is wrong with each image that is left out.
     """
 
@@ -50,7 +62,7 @@ class Index:
     total: Int64[np.ndarray, "256 256 3"] = dataclasses.field(
         default_factory=lambda: np.zeros((SIDE, SIDE, 3), np.int64)
     )
-    digests: list[str] = dataclasses.field(default_factory=list)
+    shards: list[Shard] = dataclasses.field(default_factory=list)
     skipped: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
@@ -66,6 +78,7 @@ class Index:
                 arrays = {name: file.get_tensor(name) for name in ("labels", "total")}
             if texts.pop("sum") != digest(*arrays.values()):
                 raise ValueError("its arrays are not those that were written")
+            texts["shards"] = [Shard(*shard) for shard in texts["shards"]]
             return cls(**texts, **arrays)
         except _ERRORS as error:
             raise DamagedFileError(
@@ -74,7 +87,7 @@ class Index:
 
     def write(self, path: Path) -> None:
         """Write the index so that it appears complete or not at all."""
-        texts = {name: getattr(self, name) for name in ("key", "digests", "skipped")}
+        texts = {name: getattr(self, name) for name in ("key", "shards", "skipped")}
         arrays = {"labels": self.labels, "total": self.total}
         texts["sum"] = digest(*arrays.values())
         write_atomically(path, save(arrays, {"index": json.dumps(texts)}))
@@ -90,8 +103,8 @@ def index_path(folder: Path, split: str) -> Path:
     return folder / f"{split}.safetensors"
 
 
-def write_shard(path: Path, contents: Iterable[bytes]) -> str:
-    """Write a shard so that it appears complete or not at all; return its digest.
+def write_shard(path: Path, contents: Iterable[bytes]) -> Shard:
+    """Write a shard so that it appears complete or not at all.
 
     Raises:
         OSError: It cannot be written.
@@ -108,7 +121,12 @@ def write_shard(path: Path, contents: Iterable[bytes]) -> str:
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
-    return digest(path)
+    return Shard(digest(path), _digest_start(path))
+
+
+def _digest_start(path: Path) -> str:
+    with path.open("rb") as file:
+        return digest(file.read(1 << 12))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,18 +150,17 @@ class Records:
         """Open the records of a split.
 
         Raises:
-            DamagedFileError: A shard is missing or truncated, or the index is damaged.
+            DamagedFileError: A shard is missing, truncated or another than was written,
+                or the index is damaged.
         """
         index = Index.read(index_path(folder, split))
-        count = len(index.digests)
+        count = len(index.shards)
         paths = [shard_path(folder, split, shard, count) for shard in range(count)]
-        shards = [_open_shard(path) for path in paths]
+        shards = [
+            _open_shard(path, shard.start)
+            for path, shard in zip(paths, index.shards, strict=True)
+        ]
         ends = np.cumsum([len(shard) for shard in shards])
-        if ends[-1] != len(index.labels):
-            raise DamagedFileError(
-                f"the shards of {split} in {folder} have {ends[-1]} records instead of "
-                f"{len(index.labels)}: {_REMEDY}"
-            )
         return cls(paths, index, shards, ends)
 
     def __len__(self) -> int:
@@ -173,19 +190,24 @@ class Records:
 
     def digest(self) -> str:
         """Compute the sha256, in hex, of the labels and of all shards."""
-        return digest(self.index.labels, self.index.digests)
+        return digest(self.index.labels, self.index.shards)
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - int(self.ends[shard - 1] if shard else 0)
 
 
-def _open_shard(path: Path) -> Any:
+def _open_shard(path: Path, start: str) -> Any:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:
+        if _digest_start(path) != start:
+            raise DamagedFileError(
+                f"{path} is not the file that was written under this name: put that "
+                f"file there, or {_REMEDY}"
+            )
         return ArrayRecordDataSource([path])
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise DamagedFileError(
             f"{path} is missing, truncated or damaged: {_REMEDY}"
         ) from error

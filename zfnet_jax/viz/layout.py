@@ -286,7 +286,8 @@ def figure_bytes(figure: Figure, kind: str, dpi: int = DPI) -> bytes:
         "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     }
     buffer = io.BytesIO()
-    with matplotlib.style.context("default"):
+    # Hinting rounds the width of each letter to pixels, and lines outgrow the figure.
+    with matplotlib.style.context(["default", {"text.hinting": "none"}]):
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=omitted[kind])
     return buffer.getvalue()
 
