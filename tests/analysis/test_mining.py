@@ -92,6 +92,11 @@ def test_equals_a_search_of_every_activation(model, images, k):
         peaks = maps.reshape(COUNT, -1, maps.shape[-1]).max(1)
         np.testing.assert_allclose(top.mean, peaks.mean(0), rtol=1e-5)
         np.testing.assert_allclose(top.active, (peaks > 0).mean(0))
+        rates = np.maximum(peaks, 0).astype(float)
+        with np.errstate(invalid="ignore"):
+            share = rates.mean(0) ** 2 / (rates**2).mean(0)
+        sparsity = (1 - share) / (1 - 1 / COUNT)
+        np.testing.assert_allclose(top.sparsity, sparsity, rtol=1e-5, atol=1e-6)
         assert top.class_means.shape == (peaks.shape[1], 5)
         for label in range(5):
             part = peaks[labels == label]
@@ -225,6 +230,18 @@ def test_labels_are_checked(model):
         top_activations(model, images, "conv1", k=0)
 
 
+def test_sparsity_by_hand():
+    def apply(params, x):
+        return x.mean((1, 2)) @ params["fc"]["kernel"]
+
+    params = {"fc": {"kernel": np.eye(4, dtype=np.float32)}}
+    net = network(apply, (1, 1, 4), params=params)
+    images = np.array([[1, 1, -1, 0], [0, 1, -2, 3], [0, 1, -3, 1]], np.float32)
+    top = top_activations(net, images[:, None, None])["fc"]
+    # One image, all alike, dead, and (1 - (4/3)² / (10/3)) / (1 - 1/3) = 0.7.
+    np.testing.assert_allclose(top.sparsity, [1, 0, np.nan, 0.7], rtol=1e-6)
+
+
 def make_top(means: list[list[float]], active: list[float]) -> TopActivations:
     values = np.zeros((len(means), 1), np.float32)
     return TopActivations(
@@ -233,6 +250,7 @@ def make_top(means: list[list[float]], active: list[float]) -> TopActivations:
         values.astype(np.int32),
         np.zeros((len(means), 1, 2), np.int32),
         np.array(active, np.float32),
+        values[:, 0],
         values[:, 0],
         np.zeros(np.shape(means), np.int32),
         np.array(means, np.float32),

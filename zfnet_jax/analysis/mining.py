@@ -57,6 +57,11 @@ class TopActivations:
         positions: [u, k, 2], row and column in the map; (0, 0) in a dense layer.
         active: [u], share of the images in which the unit is positive anywhere.
         mean: [u], the unit's strongest activation, averaged over all images.
+        sparsity: [u], how few images a unit responds to: 1 if a single one activates
+            it, 0 if all do equally, NaN if it is dead. It is lifetime sparseness,
+            (1 - mean(r)² / mean(r²)) / (1 - 1 / n) over n images (Treves & Rolls 1991;
+            Vinje & Gallant 2000). r is the unit's strongest activation in an image, or
+            0 if that is negative.
         class_counts: [u, classes], number of images of each class in which the unit is
             positive anywhere; no classes without labels.
         class_means: [u, classes], the unit's strongest activation, averaged over the
@@ -69,6 +74,7 @@ class TopActivations:
     positions: Int32[np.ndarray, "u k 2"]
     active: Float32[np.ndarray, " u"]
     mean: Float32[np.ndarray, " u"]
+    sparsity: Float32[np.ndarray, " u"]
     class_counts: Int32[np.ndarray, "u classes"]
     class_means: Float32[np.ndarray, "u classes"]
 
@@ -263,6 +269,7 @@ def top_activations(
             net.layer(name),
             state.best[name],
             state.sums[name],
+            state.powers[name],
             images_by_class,
             has_labels,
         )
@@ -304,7 +311,10 @@ def _search(
         for name, values in jax.device_get(peaks).items():
             terms = np.stack([values > 0, values], 1)[: len(labels)]
             np.add.at(state.sums[name], labels, terms)
-        state = SearchState(start + len(labels), best, state.sums)
+            positive = np.maximum(values[: len(labels)], 0, dtype=np.float64)
+            terms = np.stack([positive, positive**2], 1)
+            np.add.at(state.powers[name][None], np.zeros_like(labels), terms)
+        state = SearchState(start + len(labels), best, state.sums, state.powers)
         if file is not None and time.monotonic() - last_save >= _SAVE_EVERY:
             save_state(file, state)
             last_save = time.monotonic()
@@ -403,9 +413,14 @@ def _first(
 
 
 def _summarize(
-    layer: Layer, best: Best, sums: np.ndarray, count: np.ndarray, has_labels: bool
+    layer: Layer,
+    best: Best,
+    sums: np.ndarray,
+    powers: np.ndarray,
+    count: np.ndarray,
+    has_labels: bool,
 ) -> TopActivations:
-    """The result of a layer, from sums [classes, 2, u] over images by class."""
+    """The result of a layer, from the sums of a search and each class's images."""
     activations, images, places = map(np.asarray, best)
     width = layer.shape[1] if len(layer.shape) == 3 else 1
     active, mean = (sums.sum(0) / count.sum()).astype(np.float32)
@@ -418,6 +433,16 @@ def _summarize(
         np.stack(np.divmod(places, width), -1).astype(np.int32),
         active,
         mean,
+        _measure_sparsity(powers, int(count.sum())),
         sums[shown, 0].T.astype(np.int32),
         class_means[shown].T.astype(np.float32),
     )
+
+
+def _measure_sparsity(
+    powers: Float[np.ndarray, "2 u"], images: int
+) -> Float32[np.ndarray, " u"]:
+    """Lifetime sparseness from the sums of the activations and of their squares."""
+    first, second = np.where(powers[1] > 0, powers, np.nan)
+    share = first**2 / second / images
+    return ((1 - share) * images / max(1, images - 1)).astype(np.float32)

@@ -26,18 +26,21 @@ class SearchState(NamedTuple):
         best: The strongest activations so far, by layer.
         sums: By layer, float64 [classes, 2, u]: over the images of each class, how many
             activate a unit, and the sum of its strongest activations.
+        powers: By layer, float64 [2, u]: the sum of those activations that are
+            positive, and of their squares.
     """
 
     done: int
     best: dict[str, Best]
     sums: dict[str, np.ndarray]
+    powers: dict[str, np.ndarray]
 
 
 def start_search(
     net: Network, layers: Sequence[str], k: int, classes: int
 ) -> SearchState:
     """Return the state before the first image."""
-    best, sums = {}, {}
+    best, sums, powers = {}, {}, {}
     for name in layers:
         units = net.layer(name).shape[-1]
         weakest = np.full((units, k), -np.inf, np.float32)
@@ -45,7 +48,8 @@ def start_search(
         best[name] = weakest, nowhere, nowhere
         # In float64 and image by image, so that the batch size makes no difference.
         sums[name] = np.zeros((classes, 2, units))
-    return SearchState(0, best, sums)
+        powers[name] = np.zeros((2, units))
+    return SearchState(0, best, sums, powers)
 
 
 def find_file(folder: str | Path, net: Network, images: Any, *options: Any) -> Path:
@@ -60,6 +64,7 @@ def save_state(file: Path, state: SearchState) -> None:
     for name, best in jax.device_get(state.best).items():
         arrays |= {f"best {index} {name}": x for index, x in enumerate(best)}
         arrays[f"sums {name}"] = state.sums[name]
+        arrays[f"powers {name}"] = state.powers[name]
     write_arrays(file, **arrays)
 
 
@@ -68,12 +73,13 @@ def load_state(file: Path, layers: Sequence[str]) -> SearchState | None:
 
     None without such a file, and if it is damaged: the search then starts anew.
     """
-    arrays, best, sums = read_arrays(file), {}, {}
+    arrays, best, sums, powers = read_arrays(file), {}, {}, {}
     try:
         for name in layers:
             parts = [arrays[f"best {index} {name}"] for index in range(3)]
             best[name] = tuple(parts)
             sums[name] = arrays[f"sums {name}"]
-        return SearchState(int(arrays["done"]), best, sums)
+            powers[name] = arrays[f"powers {name}"]
+        return SearchState(int(arrays["done"]), best, sums, powers)
     except KeyError:
         return None
