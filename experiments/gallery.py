@@ -29,6 +29,7 @@ from experiments.inputs import SharedRun
 from experiments.progress import say
 from zfnet_jax.analysis.sanity import RULES
 from zfnet_jax.files import DataNotFoundError
+from zfnet_jax.galleries import zip_gallery
 from zfnet_jax.relu_rules import Rule
 
 
@@ -42,6 +43,7 @@ def gallery(
     run: Path | None = None,
     evolution_limit: Positive = 10_000,
     sanity_images: int = 16,
+    zip: bool = False,
 ) -> Metrics:
     """Write pages on which every unit of a network can be explored.
 
@@ -56,6 +58,7 @@ def gallery(
         evolution_limit: Training images to search at each kept epoch, at most.
         sanity_images: Images for the page on how much pictures depend on the network;
             fewer than 2 leave it out.
+        zip: Also write the pages as one file, gallery.zip.
     """
     epochs = None
     if run is not None:
@@ -89,6 +92,8 @@ def gallery(
         },
     )
     session.end_progress()
+    if zip and session.is_first:
+        zip_gallery(result.page.parent)
     say(f"open file://{result.page.resolve()}")
 
 

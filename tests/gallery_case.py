@@ -15,7 +15,7 @@ from zfnet_jax.networks import Network
 
 K, COUNT, SIDE, AT_ONCE = 4, 30, 12, 20
 RULES = ("deconvnet", "guided", "gradient")
-CLASSES = ("cat", "dog", "ship")
+CLASSES = ("cat", "dog", 'ship "<b>\u202e')
 # conv1 has more units than its page shows at once, one that is dead, and one that two
 # images activate.
 UNITS, DEAD, RARE = AT_ONCE + 4, 7, 3

@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from tests.gallery_case import (
     PICTURES,
     RARE,
     RULES,
+    SIDE,
     TRAINING,
     YOUNG,
     K,
@@ -34,6 +36,8 @@ from zfnet_jax.analysis import mining
 from zfnet_jax.analysis.sanity import controls
 from zfnet_jax.files import slug
 from zfnet_jax.galleries import build as building
+from zfnet_jax.galleries import zip_gallery
+from zfnet_jax.galleries.pages import printable
 from zfnet_jax.viz.patches import cut_patches
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -105,7 +109,7 @@ def test_every_link_leads_to_a_file_of_the_folder(folder):
             reached.add(target)
         assert all(page.alts), f"{file} has a picture without a text"
     unreached = {x.name for x in folder.rglob("*.*")} - {x.name for x in reached}
-    assert unreached == {"record.json"}
+    assert unreached == {"record.json"}  # pages/units.js is the search's
     # Whatever the name of a layer.
     assert [x.name for x in folder.parent.iterdir()] == ["gallery"]
 
@@ -116,6 +120,9 @@ def test_any_name_is_shown_as_text(folder):
         source = file.read_text(encoding="utf-8")
         assert shown in Page(file).text and "A <i>small</i> network" in Page(file).text
         assert "\u202e" not in source and "\x1b" not in source and "<i>" not in source
+    for file in (folder / "pages").glob("*.js"):
+        assert "<b>" not in file.read_text() and "\u202e" not in file.read_text()
+    assert 'ship "<b>\ufffd' in Page(layer(folder, "conv1") / "5.html").text
 
 
 @pytest.mark.parametrize("unit", [0, RARE])
@@ -151,39 +158,85 @@ def test_pages_show_the_numbers_of_the_search(folder):
         row, column = top.positions[unit, rank]
         assert (
             f"activation {top.activations[unit, rank]:.3g} · image {image}, "
-            f"{CLASSES[LABELS[image]]} · row {row}, column {column} of the map"
+            f"{printable(CLASSES[LABELS[image]])} · row {row}, column {column} of the map"
         ) in text
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(map(printable, CLASSES)):
         share = top.class_counts[unit, label] / (COUNT / 3)
         count = (LABELS[top.images[unit]] == label).sum()
         mean = f"{top.class_means[unit, label]:.3g}"
         assert f"{name} {mean} {share:.{share < 1:d}%} {count}" in text
     assert f"class selectivity {top.selectivity[unit]:.3g}" in text
+    assert f"sparsity {top.sparsity[unit]:.3g}" in text
+
+
+def test_numbers_are_those_of_the_search_and_the_pages(folder):
+    outline = json.loads((folder / "gallery.json").read_text())
+    assert [x["name"] for x in outline["layers"]] == list(LAYERS)
+    assert outline["classes"] == list(CLASSES) and outline["images"] == COUNT
+    for described in outline["layers"]:
+        top = search()[described["name"]]
+        assert (folder / described["page"]).is_file()
+        numbers = json.loads((folder / described["numbers"]).read_text())
+        assert numbers["layer"] == described
+        units = numbers["units"]
+        assert described["units"] == len(units) == len(top.dead)
+        for name in ("active", "mean", "sparsity", "selectivity"):
+            values = [x[name] for x in units]
+            ours = np.array([np.nan if x is None else x for x in values])
+            np.testing.assert_allclose(ours, getattr(top, name), rtol=1e-5)
+        for unit, theirs in enumerate(top.activations):
+            ours = [x["activation"] for x in units[unit]["tops"]]
+            np.testing.assert_allclose(ours, theirs[theirs > 0], rtol=1e-5)
+    unit = json.loads((layer(folder, "conv1") / "units.json").read_text())["units"][5]
+    text = Page(layer(folder, "conv1") / "5.html").text
+    for one in unit["tops"]:
+        row, column = one["position"]
+        box = max(row - 1, 0), max(column - 1, 0), min(row + 2, SIDE), min(column + 2, SIDE)
+        assert one["box"] == [*box]
+        for rule in RULES:
+            assert f"± {one['scales'][rule]['99.5']:.3g}" in text
+    assert [x["epoch"] for x in unit["course"]] == [1, 10]
+    sanity = json.loads((folder / "pages/sanity/numbers.json").read_text())
+    assert len(sanity["tables"]["controls"]["rows"]) == 9
+
+
+def test_a_zip_holds_the_pages_and_is_the_same_each_time(folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for copy in (first, second):
+        shutil.copytree(folder, copy)
+        (copy / "config.json").write_text("of a command")
+        zip_gallery(copy)
+    content = zip_gallery(first).read_bytes()
+    assert content == (second / "gallery.zip").read_bytes()
+    with zipfile.ZipFile(first / "gallery.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    files = {x.relative_to(folder) for x in folder.rglob("*") if x.is_file()}
+    out = tmp_path / "out/gallery"
+    assert {x.relative_to(out) for x in out.rglob("*") if x.is_file()} == files
+    assert all((out / x).read_bytes() == (folder / x).read_bytes() for x in files)
 
 
 def test_a_class_that_contradicts_the_strongest_is_named_beside_theirs(folder):
     top = search()["conv1"]
-    text = Page(layer(folder, "conv1") / "index.html").text
     agree = []
     for unit in np.flatnonzero(top.active == 1):
         counts = np.bincount(LABELS[top.images[unit]], minlength=3)
         if np.sort(counts)[-2] == counts.max():
             continue
         best, favorite = counts.argmax(), top.favorite[unit]
-        part = text.partition(f" unit {unit} ")[2].partition(" unit ")[0]
-        summary = f"{counts.max()} of {K} {CLASSES[best]}"
+        text = Page(layer(folder, "conv1") / f"{unit}.html").text
+        summary = f"{counts.max()} of {K} {printable(CLASSES[best])}"
         if favorite != best:
-            summary += f"; highest mean: {CLASSES[favorite]}"
-        assert f"{summary} " in f"{part} " and ("; " in part) == (favorite != best)
+            summary += f"; highest mean: {printable(CLASSES[favorite])}"
+        assert f"; {summary}; class selectivity" in text
         agree.append(favorite == best)
     assert {*agree} == {False, True}
 
 
 def test_units_of_the_classifier_are_classes(folder):
-    page = Page(layer(folder, "logits") / "index.html")
-    for name in CLASSES:
-        assert f" {name} " in page.text
-    assert "unit 1" not in page.text
+    for unit, name in enumerate(CLASSES):
+        text = Page(layer(folder, "logits") / f"{unit}.html").text
+        assert f"logits, {printable(name)} " in text and "unit 1" not in text
 
 
 def test_a_dead_unit_is_named_and_not_drawn(folder):
@@ -240,7 +293,7 @@ def test_a_second_build_computes_only_what_has_changed(folder, tmp_path, monkeyp
         build(out)
         assert contents() == before
         build(out, layers="conv1")
-        assert {x["slug"] for x in read_layers(out)} == {"conv1"}
+        assert {x["name"] for x in read_layers(out)} == {"conv1"}
     shutil.rmtree(layer(out, ODD))
     searched = []
 
@@ -279,8 +332,7 @@ def test_a_layer_is_made_again_for_other_inputs(folder, tmp_path, monkeypatch, c
 
 
 def read_layers(folder: Path) -> list[dict]:
-    text = (folder / "pages/layers.js").read_text()
-    return json.loads(text.removeprefix("const LAYERS = ").rstrip(";\n"))
+    return json.loads((folder / "gallery.json").read_text())["layers"]
 
 
 def test_an_interrupted_build_leaves_the_earlier_layer(folder, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """Write a gallery: search, project and save what the units of a network respond to.
 
     index.html              the layers, with previews
-    pages/layers/LAYER/     a page for the layer, a page and a picture for each unit
+    gallery.json            what the gallery holds, and where its numbers are
+    pages/units.js          all units in columns, for the search
+    pages/layers/LAYER/     a page for the layer, a page and a picture for each unit, and
+                            their numbers
     pages/sanity/           how much such pictures depend on the network
 
 Each of these folders is made under a temporary name and then renamed. Its record.json

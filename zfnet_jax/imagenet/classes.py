@@ -16,3 +16,5 @@ with (
 
 CLASS_NAMES = tuple(row["name"] for row in _rows)
 WORDNET_IDS = tuple(row["wnid"] for row in _rows)
+# Other names of a class in WordNet, by its name: "tabby cat" of "tabby".
+SYNONYMS = {row["name"]: row["synonyms"] for row in _rows}

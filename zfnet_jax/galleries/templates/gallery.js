@@ -3,125 +3,29 @@
 const body = document.body;
 const byId = (id) => document.getElementById(id);
 
-// From any page to any unit: "conv3 17", "conv3", or on a layer's own pages "17".
+// Numbers and units, as the pages write them.
 
-function address(text) {
-  const wanted = text.trim().toLowerCase();
-  const find = (name) => LAYERS.find((layer) => layer.name.toLowerCase() === name);
-  if (find(wanted)) return `layers/${find(wanted).slug}/index.html`;
-  const [, name, unit] = wanted.match(/^(?:(.*?)[\s/:,]+)??(?:unit\s+)?(\d+)$/) ?? [, wanted];
-  const layer = name === undefined ? LAYERS.find((x) => x.slug === body.dataset.layer) : find(name);
-  if (!layer) throw Error(`there is no layer ${name ?? unit}; the layers are ${LAYERS.map((x) => x.name).join(", ")}`);
-  if (Number(unit) >= layer.units) throw Error(`there is no unit ${unit}; ${layer.name} has the units 0 to ${layer.units - 1}`);
-  return `layers/${layer.slug}/${Number(unit)}.html`;
+const formatNumber = (value) => String(Number(value.toPrecision(3)));
+
+function formatPercent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1%";
+  if (share > 0.999 && share < 1) return "> 99.9%";
+  return `${(100 * share).toFixed(share > 0 && share < 1 ? 1 : 0)}%`;
 }
 
-const jump = byId("jump");
-jump.addEventListener("submit", (event) => {
-  event.preventDefault();
-  byId("jump-error").textContent = "";
-  if (!jump.unit.value.trim()) return;
-  try {
-    location.href = body.dataset.root + address(jump.unit.value);
-  } catch (error) {
-    byId("jump-error").textContent = error.message;
-  }
-});
-
-// Which units a layer's page shows, and how.
-
-const controls = byId("controls");
-const units = byId("units");
-const items = units ? [...units.children] : [];
-let matching = items;
-let first = 0;
-
-// "3, 17, 20-29" as a test of a unit's number; null where it is not that.
-function finder(text) {
-  const ranges = text.split(",").map((part) => part.trim()).filter(Boolean).map((part) => part.match(/^(\d+)(?:\s*-\s*(\d+))?$/));
-  if (ranges.includes(null)) return null;
-  const ends = ranges.map(([, from, to]) => [Number(from), Number(to ?? from)].sort((a, b) => a - b));
-  return (unit) => !ends.length || ends.some(([from, to]) => unit >= from && unit <= to);
+// A row of the columns of a layer, with the unit's name and state.
+function readUnit(slug, unit) {
+  const row = { unit };
+  for (const [name, column] of Object.entries(UNITS[slug])) row[name] = column?.[unit];
+  row.name ??= `unit ${unit}`;
+  row.dead = row.active === 0;
+  return row;
 }
 
-const orders = {
-  unit: (x) => Number(x.unit),
-  active: (x) => -x.active,
-  rare: (x) => (x.state === "dead" ? Infinity : Number(x.active)),
-  value: (x) => -x.value,
-  selectivity: (x) => -x.selectivity,
-};
-
-function show(start = 0) {
-  const wanted = Object.fromEntries(new FormData(controls));
-  const hasNumber = finder(wanted.find);
-  const named = hasNumber ? [] : items.filter((item) => item.dataset.name.includes(wanted.find.trim().toLowerCase()));
-  controls.find.setCustomValidity(hasNumber || named.length ? "" : "numbers of units, as in 3, 17, 20-29");
-  const least = Number(wanted.least);
-  const most = wanted.most === "" ? 100 : Number(wanted.most);
-  matching = (hasNumber ? items : named).filter(({ dataset: x }) =>
-    (!hasNumber || hasNumber(Number(x.unit))) &&
-    (!wanted.class || x.class === wanted.class) &&
-    (!wanted.state || x.state === wanted.state) &&
-    Number(x.percent) >= least && Number(x.percent) <= most);
-  const by = orders[wanted.sort];
-  matching.sort((a, b) => by(a.dataset) - by(b.dataset) || a.dataset.unit - b.dataset.unit);
-  units.dataset.view = wanted.view;
-  units.style.setProperty("--rule", controls.rule.selectedIndex);
-  setContrast(controls.contrast.selectedIndex);
-  page(start < matching.length ? start : 0);
-}
-
-function setContrast(index) {
-  body.dataset.contrast = index;
-  body.style.setProperty("--contrast", index);
-}
-
-function page(start) {
-  const atOnce = Number(body.dataset.atOnce);
-  first = start;
-  const shown = matching.slice(first, first + atOnce);
-  const visible = new Set(shown);
-  for (const item of items) item.hidden = !visible.has(item);
-  units.append(...shown);
-  const part = matching.length > atOnce ? `, from ${first + 1} to ${first + shown.length}` : "";
-  const fault = controls.find.validationMessage;
-  byId("count").textContent = fault ? `Find takes ${fault}` : `${matching.length} of ${items.length} units${part}`;
-  byId("pager").hidden = matching.length <= atOnce;
-  byId("back").disabled = first === 0;
-  byId("forth").disabled = first + atOnce >= matching.length;
-  remember();
-}
-
-// The address holds what is chosen, and links to units carry it there and back.
-function remember() {
-  const changed = [...new FormData(controls)].filter(([name, value]) => value !== initial.get(name));
-  if (first) changed.push(["from", first]);
-  const hash = changed.length ? `#${new URLSearchParams(changed)}` : "";
-  history.replaceState(null, "", hash || location.pathname);
-  for (const link of units.querySelectorAll("a")) link.hash = hash;
-}
-
-function recall() {
-  const chosen = new URLSearchParams(location.hash.slice(1));
-  for (const [name, value] of initial) {
-    const control = controls.elements[name];
-    control.value = chosen.get(name) ?? value;
-    if (control.value === "" && control.matches("select")) control.value = value;
-  }
-  show(Math.max(0, Math.trunc(Number(chosen.get("from")) || 0)));
-}
-
-let initial;
-if (controls) {
-  initial = new FormData(controls);
-  controls.addEventListener("input", () => show());
-  controls.addEventListener("submit", (event) => event.preventDefault());
-  controls.addEventListener("reset", () => setTimeout(show));
-  window.addEventListener("hashchange", recall);
-  byId("back").addEventListener("click", () => page(first - Number(body.dataset.atOnce)));
-  byId("forth").addEventListener("click", () => page(first + Number(body.dataset.atOnce)));
-  recall();
+function summarize({ majority, majority_count, favorite, tops }) {
+  if (majority < 0) return "";
+  const summary = `${majority_count} of ${tops} ${CLASSES[majority]}`;
+  return favorite === majority ? summary : `${summary}; highest mean: ${CLASSES[favorite]}`;
 }
 
 // A unit's page takes its contrast from the address, and takes the choices back.
@@ -131,6 +35,11 @@ if (contrast) {
   contrast.value = new URLSearchParams(location.hash.slice(1)).get("contrast") ?? contrast.value;
   if (contrast.selectedIndex < 0) contrast.selectedIndex = 0;
   contrast.addEventListener("input", carry);
+}
+
+function setContrast(index) {
+  body.dataset.contrast = index;
+  body.style.setProperty("--contrast", index);
 }
 
 function carry() {
@@ -143,7 +52,27 @@ function carry() {
   for (const link of document.querySelectorAll("#up, .steps a")) link.hash = `${chosen}`;
 }
 
-if (!controls) carry();
+if (!byId("controls")) carry();
+
+// The address of a unit, to be copied.
+
+const citation = byId("citation");
+if (citation) {
+  const link = citation.querySelector("a");
+  link.textContent = link.href;
+  byId("copy").addEventListener("click", copy);
+}
+
+async function copy() {
+  let message = "copied";
+  try {
+    await navigator.clipboard.writeText(citation.textContent);
+  } catch {
+    getSelection().selectAllChildren(citation);
+    message = "selected";
+  }
+  byId("copied").textContent = message;
+}
 
 // The layers before and after this one.
 
@@ -191,9 +120,9 @@ const keys = byId("keys");
 byId("help").addEventListener("click", () => keys.showModal());
 
 const actions = {
-  "/": () => jump.unit.select(),
+  "/": () => byId("search").q.select(),
   "?": () => (keys.open ? keys.close() : keys.showModal()),
-  f: () => controls?.find.select(),
+  f: () => byId("controls")?.find.select(),
   r: () => next("rule"),
   v: () => next("view"),
   u: () => follow("nav a:last-of-type"),

@@ -1,0 +1,212 @@
+"use strict";
+
+// The search field: units of all layers by address and by class, as one types.
+
+{
+  const { root, layer: here } = body.dataset;
+  const form = byId("search");
+  const field = form.q;
+  const panel = byId("panel");
+  const list = byId("results");
+  const atMost = 100;
+  let rows = [];
+  let active = -1;
+  let loading;
+  let latest;
+
+  // The units of all layers are loaded when the field first gets the focus.
+  function load() {
+    loading ??= new Promise((resolve) => {
+      const script = document.createElement("script");
+      script.onload = () => resolve(readClasses());
+      script.src = `${root}units.js`;
+      document.head.append(script);
+    });
+    return loading;
+  }
+
+  const split = (text) => text.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
+
+  // The words of each name of each class.
+  const readClasses = () => CLASSES.map((name, label) => [name, ...SYNONYMS[label].split(", ")].map(split));
+
+  // How well a name matches: 1 if it is all that is wanted, 0 if a word is missing.
+  function match(wanted, words) {
+    let whole = 0;
+    for (const word of wanted) {
+      if (words.includes(word)) whole += 1;
+      else if (!words.some((x) => x.startsWith(word))) return 0;
+    }
+    return wanted.length && (1 + whole / words.length) / 2;
+  }
+
+  // "conv3 17", "conv3/17", "conv3 dog", "dog" or "17": a layer, and what is left.
+  function parse(text) {
+    const query = text.trim().toLowerCase();
+    const starts = ({ name }) => query.startsWith(name.toLowerCase()) && /^($|[\s/:,])/.test(query.slice(name.length));
+    const [layer] = LAYERS.filter(starts).sort((a, b) => b.name.length - a.name.length);
+    const rest = layer ? query.slice(layer.name.length).replace(/^[\s/:,]+/, "") : query;
+    return { layer, rest, unit: rest.match(/^(?:unit\s+)?(\d+)$/)?.[1] };
+  }
+
+  // Layers and units that are named themselves, the page's own layer first.
+  function findNamed({ layer, rest, unit }) {
+    const layers = layer ? [layer] : LAYERS;
+    if (unit !== undefined) {
+      const own = [...layers].sort((a, b) => (b.slug === here) - (a.slug === here));
+      return own.filter((x) => unit < x.units).map((x) => ({ layer: x, unit: Number(unit) }));
+    }
+    if (layer) return rest ? [] : [{ layer }];
+    return rest ? layers.filter((x) => x.name.toLowerCase().startsWith(rest)).map((x) => ({ layer: x })) : [];
+  }
+
+  // Live units whose strongest activations, or whose highest mean, are of a class.
+  function findByClass({ layer, rest }, classes, order) {
+    const wanted = split(rest);
+    if (!wanted.length && (rest || (!layer && order === "match"))) return [];
+    const scores = classes.map((names) => Math.max(...names.map((words) => match(wanted, words))));
+    const found = [];
+    for (const x of layer ? [layer] : LAYERS) {
+      const { name, active, tops, majority, majority_count, favorite } = UNITS[x.slug];
+      for (let unit = 0; unit < x.units; unit++) {
+        let score = name ? 10 * match(wanted, split(name[unit])) : 0;
+        if (majority[unit] >= 0) score += (scores[majority[unit]] * majority_count[unit]) / tops[unit] + scores[favorite[unit]];
+        if (active[unit] && (score || !wanted.length)) found.push({ layer: x, unit, score });
+      }
+    }
+    return sort(found, order);
+  }
+
+  function sort(found, order) {
+    const column = { activity: "active", match: "selectivity" }[order] ?? order;
+    for (const x of found) x.value = UNITS[x.layer.slug][column][x.unit] ?? -1;
+    const isMatch = order === "match";
+    return found.sort((a, b) => (isMatch && b.score - a.score) || b.value - a.value);
+  }
+
+  async function update() {
+    const classes = await load();
+    const query = parse(field.value);
+    const order = form.sort.value;
+    rows = [...findNamed(query), ...findByClass(query, classes, order)];
+    list.replaceChildren(...rows.slice(0, atMost).map(makeRow));
+    list.hidden = !rows.length;
+    byId("hits").textContent = count(query);
+    choose(rows.length ? 0 : -1);
+    remember();
+    expand(true);
+  }
+
+  function count({ layer, rest, unit }) {
+    if (rows.length) return rows.length > atMost ? `${rows.length} results, the first ${atMost}` : `${rows.length} result${rows.length > 1 ? "s" : ""}`;
+    if (!layer && !rest) return "a layer, a unit, a class: conv3, conv3 17, dog, conv3 dog";
+    if (layer && unit) return `there is no unit ${unit}; ${layer.name} has the units 0 to ${layer.units - 1}`;
+    return `no unit or class; the layers are ${LAYERS.map((x) => x.name).join(", ")}`;
+  }
+
+  function makeRow({ layer, unit }, index) {
+    const row = byId("result").content.firstElementChild.cloneNode(true);
+    const [square, text] = row.children;
+    const [title, small] = text.children;
+    row.id = `result-${index}`;
+    if (unit === undefined) {
+      title.textContent = layer.name;
+      small.textContent = `layer of ${layer.units} units`;
+      square.replaceChildren();
+      return row;
+    }
+    const x = readUnit(layer.slug, unit);
+    title.textContent = `${layer.name}, ${x.name}`;
+    small.textContent = describe(x);
+    square.style.cssText = layer.style;
+    if (x.dead) square.replaceChildren();
+    else square.firstChild.src = `${root}layers/${layer.slug}/${unit}.webp`;
+    return row;
+  }
+
+  function describe(unit) {
+    if (unit.dead) return "dead: no image activates it";
+    const numbers = ["selectivity", "sparsity"].filter((name) => unit[name] !== null).map((name) => `${name} ${formatNumber(unit[name])}`);
+    return [summarize(unit), ...numbers, `active in ${formatPercent(unit.active)}`].filter(Boolean).join(" · ");
+  }
+
+  const address = ({ layer, unit = "index" }) => `${root}layers/${layer.slug}/${unit}.html`;
+
+  function choose(index) {
+    list.children[active]?.setAttribute("aria-selected", "false");
+    active = index;
+    const row = list.children[active];
+    if (!row) return field.removeAttribute("aria-activedescendant");
+    row.setAttribute("aria-selected", "true");
+    row.scrollIntoView({ block: "nearest" });
+    field.setAttribute("aria-activedescendant", row.id);
+  }
+
+  function expand(isOpen) {
+    panel.hidden = !isOpen;
+    field.setAttribute("aria-expanded", isOpen && rows.length > 0);
+  }
+
+  // The first page's address holds the search; other pages link to that.
+  function remember() {
+    const chosen = new URLSearchParams();
+    if (field.value.trim()) chosen.set("q", field.value.trim());
+    if (form.sort.selectedIndex) chosen.set("sort", form.sort.value);
+    byId("search-address").href = `${root}../index.html#${chosen}`;
+    if ("home" in body.dataset) history.replaceState(null, "", `${chosen}` ? `#${chosen}` : location.pathname);
+  }
+
+  // index.html#conv4/17 leads to that unit, index.html#q=dog to that search.
+  function recall() {
+    const hash = location.hash.slice(1);
+    const [slug, unit] = hash.split("/");
+    const layer = LAYERS.find((x) => x.slug === slug);
+    if (layer && (unit === undefined || (/^\d+$/.test(unit) && unit < layer.units))) return location.replace(address({ layer, unit }));
+    const chosen = new URLSearchParams(hash);
+    if (!hash || byId(hash)) return;
+    const isSearch = chosen.has("q") || chosen.has("sort");
+    field.value = isSearch ? (chosen.get("q") ?? "") : hash;
+    form.sort.value = chosen.get("sort") ?? "match";
+    if (form.sort.selectedIndex < 0) form.sort.selectedIndex = 0;
+    field.focus();
+    latest = update();
+  }
+
+  const steps = { ArrowDown: 1, ArrowUp: -1 };
+
+  field.addEventListener("keydown", (event) => {
+    if (event.key in steps && !panel.hidden) {
+      event.preventDefault();
+      const length = list.children.length;
+      if (length) choose((active + steps[event.key] + length) % length);
+    } else if (event.key === "ArrowDown") latest = update();
+    else if (event.key === "Escape" && !panel.hidden) {
+      event.preventDefault();
+      event.stopPropagation();
+      expand(false);
+    }
+  });
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    await latest;
+    if (rows[active]) location.href = address(rows[active]);
+  });
+
+  list.addEventListener("mousedown", (event) => event.preventDefault());
+  list.addEventListener("click", (event) => {
+    const index = [...list.children].indexOf(event.target.closest("li"));
+    if (index < 0) return;
+    if (event.ctrlKey || event.metaKey) window.open(address(rows[index]));
+    else location.href = address(rows[index]);
+  });
+
+  const refresh = () => (latest = update());
+  field.addEventListener("focus", refresh);
+  form.addEventListener("input", refresh);
+  form.addEventListener("focusout", (event) => form.contains(event.relatedTarget) || expand(false));
+  if ("home" in body.dataset) {
+    window.addEventListener("hashchange", recall);
+    recall();
+  }
+}
