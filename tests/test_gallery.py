@@ -65,7 +65,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
-        if tag == "img":
+        if tag == "img" and "src" in given:
             self.alts.append(given.get("alt"))
         for name in ("src", "href"):
             link = given.get(name) or "data:"
@@ -156,9 +156,10 @@ def test_pages_show_the_numbers_of_the_search(folder):
     text = Page(layer(folder, "conv1") / f"{unit}.html").text
     for rank, image in enumerate(top.images[unit]):
         row, column = top.positions[unit, rank]
+        name = printable(CLASSES[LABELS[image]])
         assert (
-            f"activation {top.activations[unit, rank]:.3g} · image {image}, "
-            f"{printable(CLASSES[LABELS[image]])} · row {row}, column {column} of the map"
+            f"activation {top.activations[unit, rank]:.3g} · image {image}, {name} · "
+            f"row {row}, column {column} of the map"
         ) in text
     for label, name in enumerate(map(printable, CLASSES)):
         share = top.class_counts[unit, label] / (COUNT / 3)
@@ -191,7 +192,12 @@ def test_numbers_are_those_of_the_search_and_the_pages(folder):
     text = Page(layer(folder, "conv1") / "5.html").text
     for one in unit["tops"]:
         row, column = one["position"]
-        box = max(row - 1, 0), max(column - 1, 0), min(row + 2, SIDE), min(column + 2, SIDE)
+        box = (
+            max(row - 1, 0),
+            max(column - 1, 0),
+            min(row + 2, SIDE),
+            min(column + 2, SIDE),
+        )
         assert one["box"] == [*box]
         for rule in RULES:
             assert f"± {one['scales'][rule]['99.5']:.3g}" in text

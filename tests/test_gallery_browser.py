@@ -10,9 +10,22 @@ import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.gallery_case import AT_ONCE, DEAD, ODD, SIDE, UNITS, K, build, search
+from tests.gallery_case import (
+    AT_ONCE,
+    CLASSES,
+    DEAD,
+    LABELS,
+    ODD,
+    SIDE,
+    UNITS,
+    K,
+    build,
+    search,
+)
 from zfnet_jax.files import slug
+from zfnet_jax.galleries.pages import printable
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -58,10 +71,11 @@ def browser() -> Iterator:
 def visit(browser, folder):
     """Open a page as new, at the size of a desktop."""
     resize(browser, 1280, 1)
+    prefer(browser, "light")
 
     def open_page(page: str) -> None:
         browser.get("about:blank")
-        browser.get((folder / page).as_uri())
+        browser.get(f"{folder.as_uri()}/{page}")
 
     return open_page
 
@@ -70,6 +84,12 @@ def resize(browser, width: int, dots: int) -> None:
     size = {"width": width, "height": 900, "deviceScaleFactor": dots}
     metrics = {**size, "mobile": width < 700}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def prefer(browser, scheme: str, media: str = "") -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    emulated = {"features": [feature], "media": media}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
 
 
 def press(browser, *keys: str) -> None:
@@ -129,6 +149,7 @@ def test_pages_load_whole_and_ask_for_nothing_else(browser, visit, folder):
             "return Promise.all([...document.images].map(x => x.decode()))"
             ".then(() => [...document.images].every(x => x.naturalWidth > 0))",
         ), page
+    assert find(browser, "cat")
     assert browser.get_log("browser") == []
     logs = [json.loads(x["message"]) for x in browser.get_log("performance")]
     asked = {
@@ -163,7 +184,7 @@ def test_filters_filter(browser, visit):
     choose(browser, find="x")
     assert list_shown(browser) == [] and "3, 17, 20-29" in count(browser)
     visit(f"{LOGITS}/index.html")
-    choose(browser, find="Ship")
+    choose(browser, find='Ship "<B>')
     assert list_shown(browser) == [2]
 
 
@@ -173,6 +194,7 @@ def test_units_are_sorted(browser, visit):
         "active": -top.active,
         "value": -top.activations[:, 0],
         "selectivity": -np.nan_to_num(top.selectivity, nan=-1),
+        "sparsity": -np.nan_to_num(top.sparsity, nan=-1),
         "rare": np.where(top.dead, np.inf, top.active),
     }.items():
         visit(f"{CONV1}/index.html")
@@ -300,23 +322,183 @@ def test_any_unit_is_reached_from_any_page(browser, visit):
     }.items():
         visit(f"{LOGITS}/1.html")
         press(browser, "/", text, Keys.ENTER)
-        assert place(browser) == target
+        wait_for(browser, f"return location.href.endsWith('{target}')")
+
+
+def wait_for(browser, script: str) -> None:
+    WebDriverWait(browser, 20, 0.02).until(lambda x: x.execute_script(script))
+
+
+def find(browser, text: str, sort: str = "match") -> list[str]:
+    """Search, and list the titles of the results."""
+    browser.execute_script(
+        "const form = byId('search'); form.q.focus(); form.q.value = arguments[0];"
+        "form.sort.value = arguments[1];"
+        "form.q.dispatchEvent(new Event('input', {bubbles: true}));",
+        text,
+        sort,
+    )
+    wait_for(browser, "return typeof SYNONYMS === 'object'")
+    return browser.execute_async_script(
+        "setTimeout(() => arguments[0]("
+        "[...document.querySelectorAll('#results b')].map(x => x.textContent)), 20)"
+    )
+
+
+def list_by_class(label: int, sort: str) -> list[str]:
+    """Sort the units of a class by the definition."""
+    rows = []
+    for name, top in search().items():
+        for unit in range(len(top.dead)):
+            strongest = LABELS[top.images[unit, top.activations[unit] > 0]]
+            counts = np.bincount(strongest, minlength=3)
+            # Of classes that are equally frequent, that of the strongest activation.
+            majority = max([-1, *strongest], key=lambda x: x >= 0 and counts[x])
+            score = (majority == label) * counts[label] / max(1, len(strongest))
+            score += top.favorite[unit] == label
+            score += 10 * (name == "logits" and unit == label)
+            values = {"sparsity": top.sparsity[unit], "activity": top.active[unit]}
+            value = values.get(sort, np.nan_to_num(top.selectivity[unit], nan=-1))
+            title = CLASSES[unit] if name == "logits" else f"unit {unit}"
+            key = -score if sort == "match" else 0, -float(f"{value:.5g}")
+            if score:
+                rows.append((key, printable(f"{name}, {title}")))
+    return [title for _, title in sorted(rows, key=lambda row: row[0])]
+
+
+def test_units_of_a_class_are_listed_as_one_types(browser, visit):
+    visit(f"{CONV1}/5.html")
+    for sort in ("match", "selectivity", "sparsity", "activity"):
+        for text, label in (("dog", 1), ("CA", 0)):
+            expected = list_by_class(label, sort)
+            titles = find(browser, text, sort)
+            if text == "dog" or sort != "match":
+                assert titles == expected, (text, sort)
+            assert set(titles) == set(expected)
+    hits = browser.find_element("id", "hits").text
+    assert hits == f"{len(expected)} results"
+    conv1 = [x for x in list_by_class(1, "sparsity") if x.startswith("conv1,")]
+    assert find(browser, "conv1 dog", "sparsity") == conv1
+    assert find(browser, "log")[0] == "logits"
+    assert len(find(browser, "", "selectivity")) == 23 + 6 + 2
+    assert find(browser, "dog cat") == []
+
+
+def test_a_search_is_used_by_keys(browser, visit):
+    visit("index.html")
+    titles = find(browser, "dog")
+    field = browser.switch_to.active_element
+    assert field.get_attribute("role") == "combobox"
+
+    def active() -> str:
+        row = browser.find_element("id", field.get_attribute("aria-activedescendant"))
+        assert row.get_attribute("aria-selected") == "true" and row.is_displayed()
+        return row.find_element("css selector", "b").text
+
+    assert active() == titles[0] and field.get_attribute("aria-expanded") == "true"
+    press(browser, Keys.DOWN, Keys.DOWN, Keys.UP)
+    assert active() == titles[1]
+    press(browser, Keys.UP, Keys.UP)
+    assert active() == titles[-1]
+    press(browser, Keys.ESCAPE)
+    assert field.get_attribute("aria-expanded") == "false"
+    assert not browser.find_element("id", "panel").is_displayed()
+    press(browser, Keys.DOWN)
+    wait_for(browser, "return !byId('panel').hidden")
+    press(browser, Keys.DOWN, Keys.ENTER)
+    wait_for(browser, "return document.title.includes(', unit ')")
+    layer, unit = titles[1].split(", unit ")
+    assert place(browser) == f"{layer}/{unit}.html"
+    browser.back()
+    wait_for(browser, "return !byId('panel').hidden && byId('results').children.length")
+    assert browser.current_url.endswith("index.html#q=dog")
+
+
+def test_an_address_opens_a_unit_a_layer_or_a_search(browser, visit):
+    for address, target in {
+        "conv1/5": "conv1/5.html",
+        "conv1": "conv1/index.html",
+        f"{slug(ODD)}/2": f"{slug(ODD)}/2.html",
+    }.items():
+        visit(f"index.html#{address}")
+        wait_for(browser, f"return location.href.endsWith('{target}')")
+    visit("index.html#q=dog&sort=sparsity")
+    wait_for(browser, "return byId('results').children.length")
+    titles = [x.text for x in browser.find_elements("css selector", "#results b")]
+    assert titles == list_by_class(1, "sparsity")
+    find(browser, "cat", "activity")
+    assert browser.current_url.endswith("#q=cat&sort=activity")
+    visit(f"{CONV1}/5.html")
+    find(browser, "a b&c", "activity")
+    link = browser.find_element("id", "search-address").get_attribute("href")
+    assert link.endswith("/index.html#q=a+b%26c&sort=activity")
+
+
+def test_a_unit_s_address_is_copied(browser, visit, folder):
+    visit(f"{CONV1}/5.html#contrast=max")
+    browser.find_element("id", "copy").click()
+    wait_for(browser, "return byId('copied').textContent")
+    assert browser.find_element("id", "copied").text == "copied"
+    text = browser.find_element("id", "citation").text
+    address = f"{folder.as_uri()}/index.html#conv1/5"
+    assert text == f"A <i>small</i> network: conv1, unit 5. {address}"
+    browser.get(address)
+    wait_for(browser, "return location.href.endsWith('conv1/5.html')")
 
 
 def test_a_missing_unit_is_said_with_those_there_are(browser, visit):
     for text, message in {
-        "conv9 1": "there is no layer conv9; the layers are conv1, ",
+        "conv9 1": "no unit or class; the layers are conv1, ",
         "logits 6": "there is no unit 6; logits has the units 0 to 2",
     }.items():
         visit("index.html")
-        press(browser, "/", text, Keys.ENTER)
-        assert browser.find_element("id", "jump-error").text.startswith(message)
+        assert find(browser, text) == []
+        press(browser, Keys.ENTER)
+        assert browser.find_element("id", "hits").text.startswith(message)
+    visit("index.html#conv1/99")
+    wait_for(browser, "return byId('hits').textContent")
+    assert "conv1 has the units 0 to 23" in browser.find_element("id", "hits").text
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious(browser, visit, scheme, width):
+    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+    code = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    prefer(browser, scheme)
+    for page in (*PAGES, "index.html#q=dog"):
+        visit(page)
+        resize(browser, width, 1)
+        if "#" in page:
+            wait_for(browser, "return byId('results').children.length")
+        browser.execute_script(code)
+        violations = browser.execute_async_script(
+            "axe.run({resultTypes: ['violations']})"
+            ".then(x => arguments[0](x.violations))"
+        )
+        faults = [
+            (fault["id"], fault["nodes"][0]["html"])
+            for fault in violations
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert not faults, page
+
+
+def test_pages_are_printed_black_on_white_without_controls(browser, visit):
+    visit(f"{CONV1}/5.html")
+    prefer(browser, "dark", media="print")
+    colors = (
+        "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+    )
+    assert browser.execute_script(colors) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+    for selector in ("form", "button", ".steps"):
+        shown = browser.find_elements("css selector", selector)
+        assert shown and not any(x.is_displayed() for x in shown)
+    assert browser.find_element("class name", "overview").is_displayed()
 
 
 def test_pages_are_dark_where_the_reader_wants_it(browser, visit):
     for scheme in ("light", "dark"):
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        prefer(browser, scheme)
         for page in PAGES:
             visit(page)
             paper, ink = browser.execute_script(

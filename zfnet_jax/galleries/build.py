@@ -3,8 +3,8 @@
     index.html              the layers, with previews
     gallery.json            what the gallery holds, and where its numbers are
     pages/units.js          all units in columns, for the search
-    pages/layers/LAYER/     a page for the layer, a page and a picture for each unit, and
-                            their numbers
+    pages/layers/LAYER/     a page for the layer, a page and a picture for each unit,
+                            and their numbers
     pages/sanity/           how much such pictures depend on the network
 
 Each of these folders is made under a temporary name and then renamed. Its record.json

@@ -116,7 +116,7 @@ def _describe_classes(
 
 
 def _count_majority(search: Search, top: TopActivations, unit: int) -> tuple[int, int]:
-    """Find the class of most of a unit's strongest, and their number; -1 without one."""
+    """Find the class of most of a unit's strongest, and how many are of it."""
     labels = search.source.labels
     if labels is None or top.dead[unit]:
         return -1, 0
@@ -223,7 +223,9 @@ def _list_columns(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     keys = "active", "sparsity", "selectivity"
     values = {key: [unit[key] for unit in units] for key in keys}
     for place, key in ((0, "strongest"), (-1, "weakest")):
-        values[key] = [x["tops"][place]["activation"] if x["tops"] else 0 for x in units]
+        values[key] = [
+            x["tops"][place]["activation"] if x["tops"] else 0 for x in units
+        ]
     return {
         "name": None if is_plain else names,
         "tops": [len(unit["tops"]) for unit in units],
@@ -304,9 +306,7 @@ def write_index(
     return write_atomically(root.parent / "index.html", page)
 
 
-def _write_data(
-    root: Path, search: Search, records: Sequence[dict[str, Any]]
-) -> None:
+def _write_data(root: Path, search: Search, records: Sequence[dict[str, Any]]) -> None:
     """Write the data that all pages load, and those of the search."""
     names = [] if search.source.labels is None else search.source.class_names
     sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]

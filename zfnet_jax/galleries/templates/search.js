@@ -60,7 +60,7 @@
     return rest ? layers.filter((x) => x.name.toLowerCase().startsWith(rest)).map((x) => ({ layer: x })) : [];
   }
 
-  // Live units whose strongest activations, or whose highest mean, are of a class.
+  // Units of a class by name, or by their strongest activations or highest mean.
   function findByClass({ layer, rest }, classes, order) {
     const wanted = split(rest);
     if (!wanted.length && (rest || (!layer && order === "match"))) return [];
@@ -71,7 +71,7 @@
       for (let unit = 0; unit < x.units; unit++) {
         let score = name ? 10 * match(wanted, split(name[unit])) : 0;
         if (majority[unit] >= 0) score += (scores[majority[unit]] * majority_count[unit]) / tops[unit] + scores[favorite[unit]];
-        if (active[unit] && (score || !wanted.length)) found.push({ layer: x, unit, score });
+        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score });
       }
     }
     return sort(found, order);
