@@ -1,9 +1,14 @@
 """A gallery of a network over shapes, end to end."""
 
 import json
+import zipfile
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 from PIL import Image
 
 import zfnet_jax as zf
@@ -67,9 +72,73 @@ def test_any_model_and_photographs(photographs, measure):
         assert image.size == (7 * 2 * 4, 2 * 4) and "--columns:14;--rows:2" in page
 
 
+class NnxNet(nnx.Module):
+    def __init__(self):
+        self.conv1 = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+        self.fc = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.fc(nnx.relu(self.conv1(x)).mean((1, 2)))
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="conv1")(x))
+        return nn.Dense(2, name="fc")(x.mean((1, 2)))
+
+
+class EquinoxNet(eqx.Module):
+    conv1: eqx.nn.Conv2d = eqx.nn.Conv2d(3, 4, 3, padding=1, key=jax.random.key(0))
+    fc: eqx.nn.Linear = eqx.nn.Linear(4, 2, key=jax.random.key(1))
+
+    def __call__(self, x):
+        return self.fc(jax.nn.relu(self.conv1(x)).mean((1, 2)))
+
+
+def preprocess(pictures):
+    return np.asarray(pictures, np.float32) / 64 - 2
+
+
+SHAPE = (12, 16, 3)
+
+
+def load_nnx():
+    return zf.network(NnxNet(), SHAPE, preprocess=preprocess)
+
+
+def load_linen():
+    params = LinenNet().init(jax.random.key(0), np.zeros((1, *SHAPE)))
+    return zf.network(LinenNet().apply, SHAPE, params=params, preprocess=preprocess)
+
+
+def load_equinox():
+    return zf.network(EquinoxNet(), SHAPE, preprocess=preprocess)
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen", "equinox"])
+def test_models_of_each_library_and_classes_of_any_name(
+    photographs, measure, tmp_path, kind
+):
+    names = 'a "b" <i>&amp;', "\u202e'; alert(1)<"
+    for name, file in zip(names, sorted(photographs.iterdir()), strict=False):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '<b>"\u202e.png').write_bytes(file.read_bytes())
+    few = "--k 1 --sanity-images 0 --layers conv1 --rules deconvnet --zip".split()
+    model = f"{__name__}:load_{kind}"
+    metrics, out = measure(gallery, "--model", model, "--image", tmp_path, *few)
+    assert metrics["images"] == 2 and metrics["layers"]["conv1"]["units"] == 4
+    assert json.loads((out / "gallery.json").read_text())["classes"] == sorted(names)
+    text = (out / "pages/layers/conv1/index.html").read_text()
+    assert ">a &#34;b&#34; &lt;i&gt;&amp;amp;</option>" in text
+    assert ">\ufffd&#39;; alert(1)&lt;</option>" in text and "\u202e" not in text
+    with zipfile.ZipFile(out / "gallery.zip") as archive:
+        assert "gallery/pages/layers/conv1/units.json" in archive.namelist()
+
+
 def load_network():
     net = make_network(3)
-    net.preprocess = lambda pictures: np.asarray(pictures, np.float32) / 64 - 2
+    net.preprocess = preprocess
     return net
 
 

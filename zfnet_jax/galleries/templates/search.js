@@ -65,11 +65,12 @@
     const wanted = split(rest);
     if (!wanted.length && (rest || (!layer && order === "match"))) return [];
     const scores = classes.map((names) => Math.max(...names.map((words) => match(wanted, words))));
+    const byName = new Map(CLASSES.map((name, label) => [name, scores[label]]));
     const found = [];
     for (const x of layer ? [layer] : LAYERS) {
       const { name, active, tops, majority, majority_count, favorite } = UNITS[x.slug];
       for (let unit = 0; unit < x.units; unit++) {
-        let score = name ? 10 * match(wanted, split(name[unit])) : 0;
+        let score = name ? 10 * (byName.get(name[unit]) ?? match(wanted, split(name[unit]))) : 0;
         if (majority[unit] >= 0) score += (scores[majority[unit]] * majority_count[unit]) / tops[unit] + scores[favorite[unit]];
         if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score });
       }
