@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,15 @@ import numpy as np
 
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.files import slug, to_json, write_atomically
+from zfnet_jax.galleries.numbers import (
+    FORMAT,
+    printable,
+    write_outline,
+    write_scripts,
+    write_units,
+)
 from zfnet_jax.galleries.pictures import CONTRASTS, count_across, shrink
 from zfnet_jax.galleries.sources import Search
-from zfnet_jax.imagenet.classes import SYNONYMS
 
 # Every page holds it.
 MARK = '<meta name="generator" content="zfnet_jax">'
@@ -26,8 +31,6 @@ UNITS_AT_ONCE = 256
 _PREVIEWS, _CLASSES = 4, 20
 # Side, in pixels, of a unit's pictures among the results of a search.
 _THUMBNAIL = 72
-# Version of the format of gallery.json and units.json.
-_FORMAT = 1
 
 _KINDS = {
     "conv": "convolution",
@@ -172,85 +175,8 @@ def write_layer(
     for unit in units:
         page = _render("unit.html", unit=unit, **common)
         (part / f"{unit['unit']}.html").write_text(page, encoding="utf-8")
-    columns = to_script(_list_columns(units))
-    write_atomically(part / "units.js", f'UNITS["{record["slug"]}"] = {columns};\n')
-    numbers = {
-        "format": _FORMAT,
-        "layer": _outline(record),
-        "units": [_list_numbers(search, unit) for unit in units],
-    }
-    write_atomically(part / "units.json", json.dumps(_round(numbers, 6)))
+    write_units(part, search, record, units)
     write_atomically(part / "record.json", to_json(record))
-
-
-def _outline(record: dict[str, Any]) -> dict[str, Any]:
-    """Describe a layer for those who read the numbers."""
-    home = f"pages/layers/{record['slug']}"
-    names = "name", "kind", "rectified", "shape", "units", "dead", "active"
-    return {
-        **{name: record[name] for name in names},
-        "receptive_field": record["field"],
-        "address": f"index.html#{record['slug']}",
-        "page": f"{home}/index.html",
-        "numbers": f"{home}/units.json",
-    }
-
-
-def _list_numbers(search: Search, unit: dict[str, Any]) -> dict[str, Any]:
-    """List the numbers of a unit's page, with classes by name."""
-    names = search.source.class_names
-    tops = []
-    for top in unit["tops"]:
-        scales = np.reshape(top["scales"], (len(search.rules), len(CONTRASTS)))
-        by_rule = {
-            rule: dict(zip(CONTRASTS, row, strict=True))
-            for rule, row in zip(search.rules, scales.tolist(), strict=True)
-        }
-        tops.append({**top, "scales": by_rule})
-    by_name = {
-        key: names[unit[key]] if unit[key] >= 0 else None
-        for key in ("favorite", "majority")
-    }
-    numbers = {**unit, **by_name, "tops": tops}
-    del numbers["summary"]
-    return numbers
-
-
-def _list_columns(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """List what the page of a layer and the search show of units, by column."""
-    names = [printable(unit["name"]) for unit in units]
-    is_plain = names == [f"unit {unit}" for unit in range(len(units))]
-    keys = "active", "sparsity", "selectivity"
-    values = {key: [unit[key] for unit in units] for key in keys}
-    for place, key in ((0, "strongest"), (-1, "weakest")):
-        values[key] = [
-            x["tops"][place]["activation"] if x["tops"] else 0 for x in units
-        ]
-    return {
-        "name": None if is_plain else names,
-        "tops": [len(unit["tops"]) for unit in units],
-        **{
-            key: [unit[key] for unit in units]
-            for key in ("favorite", "majority", "majority_count")
-        },
-        **_round(values, 5),
-    }
-
-
-def _round(value: Any, digits: int) -> Any:
-    """Round every float in nested lists and mappings; NaN becomes None."""
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if np.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _round(item, digits) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_round(item, digits) for item in value]
-    return value
-
-
-def to_script(value: Any) -> str:
-    """Write a value as JavaScript that may stand anywhere, also inside of HTML."""
-    return json.dumps(value, separators=(",", ":")).replace("<", r"\u003c")
 
 
 def write_sanity(
@@ -261,7 +187,7 @@ def write_sanity(
         "sanity.html", search=search, check=record, root="../", tables=tables
     )
     (part / "index.html").write_text(page, encoding="utf-8")
-    numbers = {"format": _FORMAT, **record, "tables": tables}
+    numbers = {"format": FORMAT, **record, "tables": tables}
     write_atomically(part / "numbers.json", to_json(numbers))
     write_atomically(part / "record.json", to_json(record))
 
@@ -276,64 +202,19 @@ def write_index(
     for name in ("gallery.css", "gallery.js", "layer.js", "search.js"):
         text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
         write_atomically(root / name, text)
-    _write_data(root, search, records)
-    accuracy = getattr(search.net, "metadata", {}).get("test_accuracy")
-    source = search.source
-    outline = {
-        "format": _FORMAT,
-        "title": search.title,
-        "source": source.description,
-        "images": len(source),
-        "image_shape": search.net.image_shape,
-        "classes": None if source.labels is None else source.class_names,
-        "test_accuracy": accuracy,
-        "k": search.k,
-        "rules": search.rules,
-        "contrasts": CONTRASTS,
-        "epochs": list(search.epochs),
-        "layers": [_outline(record) for record in records],
-        "sanity": None if check is None else "pages/sanity/numbers.json",
-    }
-    write_atomically(root.parent / "gallery.json", to_json(outline))
+    sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]
+    styles = [sizes(record, _THUMBNAIL) for record in records]
+    write_scripts(root, search, records, styles)
+    write_outline(root.parent, search, records, check is not None)
     page = _render(
         "index.html",
         search=search,
         layers=records,
         check=check,
-        accuracy=accuracy,
+        accuracy=getattr(search.net, "metadata", {}).get("test_accuracy"),
         root="pages/",
     )
     return write_atomically(root.parent / "index.html", page)
-
-
-def _write_data(root: Path, search: Search, records: Sequence[dict[str, Any]]) -> None:
-    """Write the data that all pages load, and those of the search."""
-    names = [] if search.source.labels is None else search.source.class_names
-    sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]
-    layers = [
-        {
-            "name": printable(record["name"]),
-            "slug": record["slug"],
-            "units": record["units"],
-            "style": sizes(record, _THUMBNAIL),
-        }
-        for record in records
-    ]
-    classes = [printable(name) for name in names]
-    script = f"const LAYERS = {to_script(layers)}, CLASSES = {to_script(classes)};\n"
-    write_atomically(root / "layers.js", f"{script}const UNITS = {{}};\n")
-    synonyms = [SYNONYMS.get(name, "") for name in names]
-    parts = [
-        (root / "layers" / record["slug"] / "units.js").read_text(encoding="utf-8")
-        for record in records
-    ]
-    parts.append(f"const SYNONYMS = {to_script(synonyms)};\n")
-    write_atomically(root / "units.js", "".join(parts))
-
-
-def printable(text: str) -> str:
-    """Replace control characters and marks of direction."""
-    return "".join(x if x.isprintable() or x == "\n" else "\ufffd" for x in text)
 
 
 def _render(template: str, **values: Any) -> str:
