@@ -8,7 +8,7 @@
   const field = form.q;
   const panel = byId("panel");
   const list = byId("results");
-  const atMost = 100;
+  const atMost = 50;
   let rows = [];
   let active = -1;
   let loading;
@@ -66,21 +66,16 @@
     if (!wanted.length && (rest || (!layer && order === "match"))) return [];
     const scores = classes.map((names) => Math.max(...names.map((words) => match(wanted, words))));
     const byName = new Map(CLASSES.map((name, label) => [name, scores[label]]));
+    const column = { activity: "active", match: "selectivity" }[order] ?? order;
     const found = [];
     for (const x of layer ? [layer] : LAYERS) {
-      const { name, active, tops, majority, majority_count, favorite } = UNITS[x.slug];
+      const { name, active, tops, majority, majority_count, favorite, [column]: values } = UNITS[x.slug];
       for (let unit = 0; unit < x.units; unit++) {
         let score = name ? 10 * (byName.get(name[unit]) ?? match(wanted, split(name[unit]))) : 0;
         if (majority[unit] >= 0) score += (scores[majority[unit]] * majority_count[unit]) / tops[unit] + scores[favorite[unit]];
-        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score });
+        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score, value: values[unit] ?? -1 });
       }
     }
-    return sort(found, order);
-  }
-
-  function sort(found, order) {
-    const column = { activity: "active", match: "selectivity" }[order] ?? order;
-    for (const x of found) x.value = UNITS[x.layer.slug][column][x.unit] ?? -1;
     const isMatch = order === "match";
     return found.sort((a, b) => (isMatch && b.score - a.score) || b.value - a.value);
   }
