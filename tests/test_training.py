@@ -599,8 +599,7 @@ except ValueError as error:
 
 
 def test_many_devices_train_as_one(tmp_path):
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     process = start_child(ON_DEVICES, str(tmp_path), **environment)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
