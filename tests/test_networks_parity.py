@@ -115,7 +115,7 @@ def by_captum():
     """Other images than those of the stored references."""
     pytest.importorskip("torch", reason="needs the parity extra")
     pytest.importorskip("captum", reason="needs the parity extra")
-    images = networks.residual_images(5)[2:]
+    images = networks.residual_images(4)[2:]  # as many, so nothing is compiled anew
     return images, make_residual.references(images)
 
 

@@ -586,7 +586,7 @@ def save(name, epochs):
     loss = last.record["train_loss"]
     np.savez(f"{sys.argv[1]}/{name}.npz", loss=loss, **weights(last.model))
 
-for devices in (1, 2, 4, 8):
+for devices in (1, 2, 8):
     jax.device_count = lambda: devices
     save(f"batches-{devices}", run_batches())
     if devices in (1, 8):
@@ -599,14 +599,13 @@ except ValueError as error:
 
 
 def test_many_devices_train_as_one(tmp_path):
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     process = start_child(ON_DEVICES, str(tmp_path), **environment)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert output.startswith("batch size 12 does not split over 8 devices")
     for name in ("batches", "arrays"):
         one, *others = (dict(np.load(x)) for x in sorted(tmp_path.glob(f"{name}-*")))
-        assert len(others) == {"batches": 3, "arrays": 1}[name]
+        assert len(others) == {"batches": 2, "arrays": 1}[name]
         for other, (key, values) in itertools.product(others, one.items()):
             assert abs(other[key] - values).max() < 1e-5 * abs(values).max(), key

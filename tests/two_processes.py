@@ -63,11 +63,10 @@ def search(**options: Any) -> tuple[dict[str, np.ndarray], list[int]]:
 def run_both(folder: Path) -> None:
     """Run both processes, each of two virtual devices, to their end."""
     port = find_port()
-    flags = "--xla_force_host_platform_device_count=2"
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", __name__, str(index), str(port), str(folder)],
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": "2"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

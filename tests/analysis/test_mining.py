@@ -188,9 +188,8 @@ def run_child(**environment: str) -> tuple[int, list]:
 
 def test_devices_and_64_bit_mode_do_not_matter():
     """float32 images stay float32; Python's and NumPy's integers become int64."""
-    flag = "XLA_FLAGS", "--xla_force_host_platform_device_count"
-    one = run_child(**{flag[0]: f"{flag[1]}=1"})
-    four = run_child(**{flag[0]: f"{flag[1]}=4", "JAX_ENABLE_X64": "1"})
+    one = run_child(JAX_NUM_CPU_DEVICES="1")
+    four = run_child(JAX_NUM_CPU_DEVICES="4", JAX_ENABLE_X64="1")
     assert (one[0], four[0]) == (1, 4)
     assert one[1] == four[1]
 
@@ -213,9 +212,15 @@ def test_any_model_and_a_folder_of_photographs(tmp_path):
         np.testing.assert_allclose(
             top.activations, expected[..., 0], rtol=1e-4, atol=1e-5
         )
-        live = ~top.dead
-        np.testing.assert_array_equal(top.images[live, 0], expected[live, 0, 1])
-        np.testing.assert_array_equal(top.positions[live, 0], expected[live, 0, 2:])
+        # Another program rounds otherwise, and near ties may swap.
+        for unit, chosen in enumerate(top.images):
+            at = tuple(top.positions[unit].T) if maps[layer].ndim == 4 else ()
+            np.testing.assert_allclose(
+                maps[layer][chosen, *at, unit],
+                top.activations[unit],
+                rtol=1e-4,
+                atol=1e-5,
+            )
 
 
 def test_labels_are_checked(model):

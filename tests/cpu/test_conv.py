@@ -12,13 +12,14 @@ from zfnet_jax import cpu, ops
 from zfnet_jax.arch import Conv
 
 pytestmark = pytest.mark.usefixtures("compiled_well")
+AS_USERS = {"xla_cpu_use_fusion_emitters": True}
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=AS_USERS)
 def run(spec, x, kernel, grad):
     """The value and gradients, the transpose, and the same for a fixed kernel."""
     out, vjp = jax.vjp(lambda x, kernel: ops.conv(x, kernel, spec), x, kernel)

@@ -95,8 +95,7 @@ def runs(folder, tmp_path_factory) -> Path:
 
     def start(script: str, devices: int, name: str, *argv: str):
         words = ["--data-dir", str(folder), "--out", str(results / name), *OPTIONS]
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        return start_child(script, *words, *argv, XLA_FLAGS=flags)
+        return start_child(script, *words, *argv, JAX_NUM_CPU_DEVICES=str(devices))
 
     pair = ["--coordinator", f"127.0.0.1:{find_port()}", "--process-count", "2"]
     processes = [

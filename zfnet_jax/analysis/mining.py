@@ -399,7 +399,9 @@ def _peaks(
     peaks = lax.optimization_barrier(rows.max(1))
     row = lax.optimization_barrier(_first(rows, peaks))
     line = jnp.take_along_axis(maps, row[:, None, None], 1)[:, 0]
-    column = _first(lax.optimization_barrier(line), peaks)
+    line = lax.optimization_barrier(line)
+    # Its own maximum: XLA may compute the row again, and round it differently.
+    column = _first(line, line.max(1))
     return peaks, row * maps.shape[2] + column
 
 
