@@ -6,6 +6,7 @@
     pages/layers/LAYER/     a page for the layer, a page and a picture for each unit,
                             and their numbers
     pages/sanity/           how much such pictures depend on the network
+    pages/live/             the network itself, for one's own picture
 
 Each of these folders is made under a temporary name and then renamed. Its record.json
 holds a key, the digest of all that the folder was computed from: one with the right key
@@ -38,6 +39,7 @@ from zfnet_jax.arch import receptive_field
 from zfnet_jax.files import digest, slug, to_json, write_atomically
 from zfnet_jax.galleries import pages
 from zfnet_jax.galleries.checks import write_sanity
+from zfnet_jax.galleries.live import SCRIPTS, describe_network, write_live
 from zfnet_jax.galleries.pictures import (
     Twin,
     identify,
@@ -149,20 +151,20 @@ def gallery(
     progress = progress or (lambda task: lambda done, total: None)
     root = Path(folder) / "pages"
     homes = {name: root / "layers" / slug(name) for name in names}
-    new, check, result = {}, None, None
+    new, check, has_live, result = {}, None, False, None
     # Process 0 writes all; the others take part in its searches.
     is_first = jax.process_index() == 0
     gather(None)  # at the first exchange Gloo waits for only 30 s
     if is_first:
         _claim(root)
-        new, check = _prepare(root, search, homes, sanity_images, progress)
+        new, check, has_live = _prepare(root, search, homes, sanity_images, progress)
     new = broadcast(new)
     if new:
         _write_layers(root, search, new, progress)
     if is_first:
         records = {name: _read_record(homes[name]) for name in names}
         result = Gallery(
-            pages.write_index(root, search, list(records.values()), check),
+            pages.write_index(root, search, list(records.values()), check, has_live),
             {name: record["units"] for name, record in records.items()},
             {name: record["dead"] for name, record in records.items()},
         )
@@ -175,11 +177,12 @@ def _prepare(
     homes: Mapping[str, Path],
     sanity_images: int,
     progress: Callable[[str], Report],
-) -> tuple[dict[str, tuple[Path, str]], dict[str, Any] | None]:
-    """Check the network unless this was done, and find the layers that are to be made.
+) -> tuple[dict[str, tuple[Path, str]], dict[str, Any] | None, bool]:
+    """Write what is no layer's unless this was done, and find the layers to be made.
 
     Returns:
-        The folder and key of each such layer, and the record of the sanity check.
+        The folder and key of each such layer, the record of the sanity check, and
+        whether the network runs in a browser.
     """
     net, source, check = search.net, search.source, None
     inputs = digest_code(), net.digest(), source.digest(), search.rules, search.title
@@ -189,6 +192,11 @@ def _prepare(
             with _replace(root, home, key) as part:
                 write_sanity(part, search, sanity_images, progress)
         check = _read_record(home)
+    program, home = describe_network(net), root / "live"
+    key = digest(*inputs, search.k, *(pages.TEMPLATES / name for name in SCRIPTS))
+    if program is not None and _read_record(home).get("key") != key:
+        with _replace(root, home, key) as part:
+            write_live(part, search, program)
     weights = [network.digest() for network in search.epochs.values()]
     inputs += search.k, list(search.epochs), weights, search.training.digest()
     keys = {name: digest(*inputs, name) for name in homes}
@@ -197,7 +205,7 @@ def _prepare(
         for name, home in homes.items()
         if _read_record(home).get("key") != keys[name]
     }
-    return new, check
+    return new, check, program is not None
 
 
 def _write_layers(

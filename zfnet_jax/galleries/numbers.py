@@ -78,6 +78,7 @@ def write_scripts(
             "name": printable(record["name"]),
             "slug": record["slug"],
             "units": record["units"],
+            "dead": record["dead_units"],
             "style": style,
         }
         for record, style in zip(records, styles, strict=True)

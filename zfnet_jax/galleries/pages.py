@@ -22,6 +22,8 @@ from zfnet_jax.galleries.numbers import (
 from zfnet_jax.galleries.pictures import CONTRASTS, count_across, shrink
 from zfnet_jax.galleries.sources import Search
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 # Every page holds it.
 MARK = '<meta name="generator" content="zfnet_jax">'
 
@@ -154,6 +156,7 @@ def write_layer(
         "field": field,
         "units": len(units),
         "dead": len(units) - len(live),
+        "dead_units": [unit["unit"] for unit in units if unit["dead"]],
         "active": float(np.median([unit["active"] for unit in live] or [0])),
         "blocks": 1 + len(search.rules) * len(CONTRASTS),
         "across": count_across(search.k),
@@ -192,16 +195,26 @@ def write_sanity(
     write_atomically(part / "record.json", to_json(record))
 
 
+def write_live(part: Path, search: Search, layers: Sequence[dict[str, Any]]) -> None:
+    """Write the page on which the network runs, except what describes the network."""
+    engine = (TEMPLATES / "engine.js").read_text(encoding="utf-8")
+    values = {"layers": layers, "contrasts": CONTRASTS, "engine": engine}
+    page = _render("live.html", search=search, root="../", **values)
+    (part / "index.html").write_text(page, encoding="utf-8")
+    for name in ("live.css", "live.js"):
+        write_atomically(part / name, (TEMPLATES / name).read_bytes())
+
+
 def write_index(
     root: Path,
     search: Search,
     records: Sequence[dict[str, Any]],
     check: dict[str, Any] | None,
+    has_live: bool,
 ) -> Path:
     """Write the first page, and what all pages share; return its path."""
     for name in ("gallery.css", "gallery.js", "layer.js", "search.js"):
-        text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
-        write_atomically(root / name, text)
+        write_atomically(root / name, (TEMPLATES / name).read_bytes())
     sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]
     styles = [sizes(record, _THUMBNAIL) for record in records]
     write_scripts(root, search, records, styles)
@@ -211,6 +224,7 @@ def write_index(
         search=search,
         layers=records,
         check=check,
+        has_live=has_live,
         accuracy=getattr(search.net, "metadata", {}).get("test_accuracy"),
         root="pages/",
     )
@@ -231,7 +245,7 @@ def _format_percent(share: float) -> str:
 
 
 _TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,

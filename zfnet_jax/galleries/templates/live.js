@@ -1,0 +1,552 @@
+"use strict";
+
+// One's own picture: where it comes from, what is computed next, and what is shown.
+{
+  const byId = (id) => document.getElementById(id);
+  const create = (tag, values = {}, ...children) => {
+    const element = Object.assign(document.createElement(tag), values);
+    element.append(...children);
+    return element;
+  };
+  const printable = (text) => text.replace(/\p{C}/gu, "\ufffd");
+  const layers = new Map(NETWORK.layers.map((layer) => [layer.name, layer]));
+  const output = NETWORK.layers.at(-1);
+  const unitsOf = (layer) => layer.shape.at(-1);
+  const nameUnit = (layer, unit) => (layer === output ? NETWORK.classes[unit] : `unit ${unit}`);
+  const REASONS = 4; // units of a layer
+
+  // The worker, which answers one question at a time.
+
+  const worker = new Worker(URL.createObjectURL(new Blob([byId("engine").textContent], { type: "text/javascript" })));
+  const waiting = new Map();
+  let questions = 0;
+
+  function ask(question, values, transfer = []) {
+    const id = questions++;
+    worker.postMessage({ id, question, ...values }, transfer);
+    return new Promise((resolve, reject) => waiting.set(id, { resolve, reject, question }));
+  }
+
+  worker.onmessage = ({ data: { id, result, error, milliseconds } }) => {
+    const { resolve, reject, question } = waiting.get(id);
+    waiting.delete(id);
+    times[question] = milliseconds;
+    if (error === undefined) resolve(result);
+    else reject(Error(error));
+  };
+
+  const times = {};
+
+  async function load() {
+    const { examples, colors, ...network } = NETWORK;
+    await ask("start", { network });
+    for (const [index, { file, layer }] of NETWORK.files.entries()) {
+      status(`Loading the network: ${index} of ${NETWORK.files.length} files.`);
+      const text = await new Promise((resolve, reject) => {
+        window.receiveWeights = resolve;
+        const script = create("script", { src: file, onerror: () => reject(Error(`${file} is missing: write the gallery again`)) });
+        document.head.append(script);
+      });
+      await ask("receive", { name: layer, text });
+    }
+  }
+
+  // What is computed: always for the newest picture and choice, one thing after another.
+
+  const picture = byId("picture");
+  const paper = picture.getContext("2d", { willReadFrequently: true });
+  const choice = byId("choice");
+  const stale = { picture: false, point: false, reasons: false };
+  let isReady = false;
+  let isBusy = false;
+  let maps = []; // of all layers, for the picture that was computed last
+  let projection = null;
+  let unprojected = []; // reasons, each with its canvas
+
+  function nextTask() {
+    if (!isReady) return null;
+    if (stale.picture) return computeMaps;
+    if (!maps.length) return null;
+    if (stale.point) return computeProjection;
+    if (byId("why").open && stale.reasons) return computeReasons;
+    if (byId("why").open && unprojected.length) return projectReason;
+    return camera ? takeFrame : null;
+  }
+
+  async function work() {
+    if (isBusy) return;
+    isBusy = true;
+    try {
+      for (let task; (task = nextTask()); ) await task();
+    } catch (error) {
+      complain(error.message);
+    }
+    isBusy = false;
+  }
+
+  function refresh(...parts) {
+    for (const part of parts) stale[part] = true;
+    work();
+  }
+
+  async function computeMaps() {
+    stale.picture = false;
+    const pixels = paper.getImageData(0, 0, picture.width, picture.height).data;
+    maps = await ask("look", { pixels }, [pixels.buffer]);
+    stale.point = stale.reasons = true;
+    showClasses();
+    for (const [index, layer] of NETWORK.layers.entries()) drawSheet(layer, maps[index]);
+  }
+
+  async function computeProjection() {
+    stale.point = false;
+    const point = readChoice();
+    if (!point) return;
+    projection = { ...point, ...(await ask("project", point)) };
+    showProjection();
+    status(`Forward in ${times.look.toFixed()} ms, back to pixels in ${times.project.toFixed()} ms.`);
+  }
+
+  async function computeReasons() {
+    stale.reasons = false;
+    const label = byId("label").value === "" ? findFavorite() : Number(byId("label").value);
+    unprojected = showReasons(await ask("explain", { label, count: REASONS }));
+  }
+
+  async function projectReason() {
+    const { canvas, relevance, ...point } = unprojected.shift();
+    const { pixels, position } = await ask("project", { ...point, rule: choice.rule.value });
+    drawProjection(canvas, pixels, findBox(layers.get(point.name), position));
+  }
+
+  // The classes.
+
+  const findFavorite = () => maps.at(-1).indexOf(Math.max(...maps.at(-1)));
+
+  function showClasses() {
+    const logits = maps.at(-1);
+    const top = Math.max(...logits);
+    const shares = Array.from(logits, (x) => Math.exp(x - top));
+    const sum = shares.reduce((a, b) => a + b);
+    const order = [...shares.keys()].sort((a, b) => shares[b] - shares[a] || a - b).slice(0, 5);
+    const rows = order.map((label) => {
+      const bar = create("span", { className: "bar" });
+      bar.style.setProperty("--share", shares[label] / sum);
+      const name = create("th", { scope: "row", textContent: NETWORK.classes[label] });
+      return create("tr", {}, name, create("td", {}, bar, ` ${((100 * shares[label]) / sum).toFixed(1)}%`));
+    });
+    byId("classes").replaceChildren(...rows);
+  }
+
+  // The maps of a layer on one sheet, on one scale.
+
+  const sheets = new Map();
+
+  function makeSheet(layer) {
+    const [height, width] = layer.shape.length === 3 ? layer.shape : [1, 1];
+    const units = unitsOf(layer);
+    const cell = [height + 1, width + 1];
+    const columns = Math.min(units, Math.ceil(Math.sqrt((2 * units * cell[0]) / cell[1])));
+    const rows = Math.ceil(units / columns);
+    const canvas = create("canvas", { width: columns * cell[1] - 1, height: rows * cell[0] - 1 });
+    const zoom = Math.max(1, Math.min(Math.floor(800 / canvas.width), Math.floor(48 / cell[1])));
+    const mark = create("i", { hidden: true });
+    const frame = create("div", { className: "framed", tabIndex: 0 }, canvas, mark);
+    frame.setAttribute("role", "application");
+    frame.setAttribute("aria-label", `maps of ${layer.name}: arrow keys choose a unit`);
+    frame.style.setProperty("--width", `${canvas.width * zoom}px`);
+    const range = create("p", { className: "small" });
+    const sheet = { layer, height, width, cell, columns, canvas, frame, mark, range };
+    frame.addEventListener("click", (event) => clickSheet(sheet, event));
+    frame.addEventListener("keydown", (event) => moveOnSheet(sheet, event));
+    byId("layers").append(create("section", { className: "sheet-layer" }, create("h2", { textContent: layer.name }), range, frame));
+    sheets.set(layer.name, sheet);
+  }
+
+  function drawSheet(layer, values) {
+    const { height, width, cell, columns, canvas, range } = sheets.get(layer.name);
+    const units = unitsOf(layer);
+    let low = 0, high = 0;
+    for (const x of values) {
+      if (x > high) high = x;
+      if (x < low) low = x;
+    }
+    const isSigned = low < 0;
+    const peak = Math.max(high, -low) || 1;
+    const colors = NETWORK.colors[isSigned ? "PuOr_r" : "inferno"];
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(canvas.width, canvas.height);
+    for (let i = 0; i < values.length; i++) {
+      const unit = i % units;
+      const place = (i - unit) / units;
+      const x = (unit % columns) * cell[1] + (place % width);
+      const y = Math.floor(unit / columns) * cell[0] + Math.floor(place / width);
+      const share = isSigned ? (values[i] / peak + 1) / 2 : values[i] / peak;
+      image.data.set(colors[Math.round(255 * share)], 4 * (y * canvas.width + x));
+      image.data[4 * (y * canvas.width + x) + 3] = 255;
+    }
+    context.putImageData(image, 0, 0);
+    const size = layer.shape.length === 3 ? `${units} maps of ${height} × ${width}` : `${units} units`;
+    range.textContent = `${size} · ${isSigned ? `± ${format(peak)}` : `0 to ${format(high)}`}`;
+  }
+
+  const format = (x) => Number(x.toPrecision(3)).toString();
+
+  function clickSheet({ layer, height, width, cell, columns, canvas }, event) {
+    const box = canvas.getBoundingClientRect();
+    const x = Math.floor(((event.clientX - box.left) / box.width) * canvas.width);
+    const y = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
+    const unit = Math.floor(y / cell[0]) * columns + Math.floor(x / cell[1]);
+    if (unit >= unitsOf(layer)) return;
+    const isMap = layer.shape.length === 3;
+    const inside = (at, size, length) => Math.min(at % size, length - 1);
+    choose(layer, unit, isMap ? [inside(y, cell[0], height), inside(x, cell[1], width)] : null);
+  }
+
+  function moveOnSheet({ layer, columns }, event) {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const unit = choice.layer.value === layer.name ? Number(choice.unit.value) + step : 0;
+    if (unit >= 0 && unit < unitsOf(layer)) choose(layer, unit);
+  }
+
+  function markUnit({ name, unit }) {
+    for (const { mark } of sheets.values()) mark.hidden = true;
+    const { mark, cell, columns, canvas, height, width } = sheets.get(name);
+    mark.hidden = false;
+    place(mark, [Math.floor(unit / columns) * cell[0], (unit % columns) * cell[1], height, width], canvas);
+  }
+
+  // Put a frame over a part of a canvas: top, left, height, width.
+  function place(mark, box, canvas) {
+    const sides = [canvas.height, canvas.width, canvas.height, canvas.width];
+    const shares = box.map((x, i) => `${(100 * x) / sides[i]}%`);
+    [mark.style.top, mark.style.left, mark.style.height, mark.style.width] = shares;
+  }
+
+  // The chosen unit and position.
+
+  function choose(layer, unit, position = null) {
+    choice.layer.value = layer.name;
+    limitChoice();
+    choice.unit.value = unit;
+    [choice.row.value, choice.column.value] = position ?? ["", ""];
+    change();
+  }
+
+  function limitChoice() {
+    const layer = layers.get(choice.layer.value);
+    const isMap = layer.shape.length === 3;
+    choice.unit.max = unitsOf(layer) - 1;
+    choice.row.disabled = choice.column.disabled = !isMap;
+    [choice.row.max, choice.column.max] = isMap ? layer.shape.slice(0, 2).map((x) => x - 1) : [0, 0];
+  }
+
+  function readChoice() {
+    if (!choice.checkValidity()) return null;
+    const { layer, unit, row, column, rule } = choice;
+    const isPlaced = !row.disabled && row.value !== "" && column.value !== "";
+    const position = isPlaced ? [Number(row.value), Number(column.value)] : null;
+    return { name: layer.value, unit: Number(unit.value), position, rule: rule.value };
+  }
+
+  function change() {
+    const point = readChoice();
+    if (!point) return complain(explainChoice());
+    complain("");
+    markUnit(point);
+    showTops(point);
+    history.replaceState(null, "", `#${encodeURIComponent(point.name)}/${point.unit}`);
+    refresh("point");
+  }
+
+  function explainChoice() {
+    const wrong = [...choice.elements].find((x) => !x.validity.valid);
+    return `${wrong.name} ${wrong.value}: ${choice.layer.value} has ${wrong.name}s 0 to ${wrong.max}`;
+  }
+
+  function findBox({ field: { start, stride, size } }, position) {
+    const corner = [0, 1].map((axis) => start[axis] + stride[axis] * position[axis]);
+    return [...corner, ...size];
+  }
+
+  function showProjection() {
+    const { name, unit, position, activation, pixels, rule } = projection;
+    const layer = layers.get(name);
+    const where = layer.shape.length === 3 ? ` at row ${position[0]}, column ${position[1]}` : "";
+    byId("point").textContent = `${name}, ${nameUnit(layer, unit)}${where}: activation ${format(activation)}`;
+    const box = findBox(layer, position);
+    const [height, width] = NETWORK.input;
+    const source = byId("source");
+    Object.assign(source, { height, width });
+    source.getContext("2d").drawImage(picture, 0, 0, width, height);
+    place(source.nextElementSibling, box, source);
+    const patch = byId("patch");
+    Object.assign(patch, { height: box[2], width: box[3] });
+    patch.getContext("2d").drawImage(source, -box[1], -box[0]);
+    const scale = drawProjection(byId("projection"), pixels, box);
+    byId("scale").textContent = `${rule} ± ${format(scale)}`;
+  }
+
+  // Zero is mid-gray, also outside the picture.
+  function drawProjection(canvas, pixels, [top, left, rows, columns]) {
+    const [height, width, channels] = NETWORK.input;
+    const scale = measureScale(pixels);
+    Object.assign(canvas, { height: rows, width: columns });
+    const context = canvas.getContext("2d");
+    const image = context.createImageData(columns, rows);
+    image.data.fill(255);
+    for (let i = 0; i < rows * columns; i++) {
+      const y = top + Math.floor(i / columns);
+      const x = left + (i % columns);
+      const isInside = y >= 0 && y < height && x >= 0 && x < width;
+      for (let color = 0; color < 3; color++) {
+        const value = isInside && scale ? pixels[(y * width + x) * channels + (color % channels)] / scale : 0;
+        image.data[4 * i + color] = Math.round(127.5 * (1 + value)); // clamped by its type
+      }
+    }
+    context.putImageData(image, 0, 0);
+    return scale;
+  }
+
+  // A percentile of the magnitudes that are not zero, or their maximum.
+  function measureScale(pixels) {
+    const magnitudes = pixels.filter((x) => x !== 0).map(Math.abs).sort();
+    if (!magnitudes.length) return 0;
+    const share = choice.contrast.value === "max" ? 1 : Number(choice.contrast.value) / 100;
+    const rank = (magnitudes.length - 1) * share;
+    const low = magnitudes[Math.floor(rank)];
+    return low + (rank % 1) * (magnitudes[Math.ceil(rank)] - low);
+  }
+
+  // The unit's strongest activations, from its own page.
+
+  function showTops({ name, unit }) {
+    const layer = layers.get(name);
+    const page = LAYERS.find((x) => x.slug === layer.slug);
+    const tops = byId("tops");
+    if (!page) return tops.replaceChildren(create("p", { className: "small", textContent: `The gallery has no pages of ${name}.` }));
+    const home = `../layers/${layer.slug}/${unit}`;
+    const link = create("a", { href: `${home}.html`, textContent: `${name}, ${nameUnit(layer, unit)}` });
+    if (page.dead.includes(unit)) return tops.replaceChildren(create("p", {}, link, " is dead: none of the gallery's images activates it."));
+    const pair = create("div", { className: "pair" }, makeSquare("patches", home, "its strongest patches"), makeSquare("projections", home, "their projections"));
+    const blocks = 1 + NETWORK.rules.length * NETWORK.contrasts.length;
+    const [height, width] = layer.cell;
+    for (const [key, value] of Object.entries({
+      "--blocks": blocks,
+      "--width": NETWORK.across * (width + 1),
+      "--aspect": (width + 1) / (height + 1),
+      "--rule": choice.rule.selectedIndex,
+      "--contrast": choice.contrast.selectedIndex,
+      "--rendering": NETWORK.across * width > 150 ? "auto" : "pixelated",
+    })) pair.style.setProperty(key, value);
+    tops.replaceChildren(create("p", {}, "The images of the gallery that activate it most: ", link), pair);
+  }
+
+  const makeSquare = (kind, home, alt) => create("span", { className: `square ${kind}` }, create("img", { src: `${home}.webp`, alt }));
+
+  // Why this class.
+
+  function showReasons(reasons) {
+    const groups = Map.groupBy(reasons, (reason) => reason.name);
+    const parts = [...groups].map(([name, units]) => {
+      const buttons = units.map((reason) => {
+        const { unit, relevance, position } = reason;
+        reason.canvas = create("canvas", { width: 1, height: 1 });
+        const button = create("button", { type: "button" }, reason.canvas, `unit ${unit}`, create("br"), format(relevance));
+        button.setAttribute("aria-label", `${name}, unit ${unit}, relevance ${format(relevance)}`);
+        const layer = layers.get(name);
+        button.addEventListener("click", () => choose(layer, unit, layer.shape.length === 3 ? position : null));
+        return button;
+      });
+      return create("div", {}, create("h3", { textContent: name }), create("div", { className: "reasons" }, ...buttons));
+    });
+    byId("reasons").replaceChildren(...parts);
+    return reasons;
+  }
+
+  // Where pictures come from: files, the clipboard, the camera, drawing.
+
+  const fault = byId("fault");
+  const complain = (message) => (fault.textContent = message);
+  const status = (message) => (byId("status").textContent = message);
+
+  async function take(file) {
+    stopCamera();
+    complain("");
+    if (!file) return complain("That is no file: save the picture on this device, then drop or choose the file.");
+    const name = printable(file.name);
+    status(`Reading ${name}.`);
+    try {
+      setPicture(await ask("fit", { image: file }));
+      status(`${name} is shown.`);
+    } catch {
+      complain(`“${name}” cannot be read as a picture, or is too large for this browser: choose a JPEG, PNG, GIF or WebP file.`);
+      status("The picture has not changed.");
+    }
+  }
+
+  function setPicture(pixels) {
+    strokes.length = 0;
+    byId("undo").disabled = true;
+    paper.putImageData(new ImageData(pixels, picture.width, picture.height), 0, 0);
+    refresh("picture");
+  }
+
+  async function showExample({ picture: address }) {
+    stopCamera();
+    complain("");
+    const image = create("img", { src: address });
+    await image.decode();
+    setPicture(await ask("fit", { image: await createImageBitmap(image) }));
+  }
+
+  function makeExamples() {
+    const items = NETWORK.examples.map((example) => {
+      const button = create("button", { type: "button" }, create("img", { src: example.picture, alt: example.name }));
+      button.addEventListener("click", () => showExample(example));
+      return create("li", {}, button);
+    });
+    byId("examples").append(...items);
+  }
+
+  let camera = null;
+  const video = byId("video");
+
+  async function toggleCamera() {
+    if (camera) return stopCamera();
+    complain("");
+    try {
+      camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "environment" } });
+    } catch (error) {
+      return complain(`The camera cannot be used (${error.name}): allow it in the browser, or choose a file.`);
+    }
+    video.srcObject = camera;
+    await video.play();
+    byId("camera").setAttribute("aria-pressed", true);
+    refresh();
+  }
+
+  function stopCamera() {
+    camera?.getTracks().forEach((track) => track.stop());
+    camera = null;
+    byId("camera").setAttribute("aria-pressed", false);
+  }
+
+  // The next frame is taken when all of the last one is shown.
+  async function takeFrame() {
+    await new Promise(requestAnimationFrame);
+    const image = await createImageBitmap(video);
+    const pixels = await ask("fit", { image }, [image]);
+    if (camera) setPicture(pixels);
+  }
+
+  const strokes = []; // the pictures before them
+  let pen = null;
+
+  function startStroke(event) {
+    stopCamera();
+    strokes.push(paper.getImageData(0, 0, picture.width, picture.height));
+    if (strokes.length > 50) strokes.shift();
+    byId("undo").disabled = false;
+    picture.setPointerCapture(event.pointerId);
+    pen = locate(event);
+    drawStroke(event);
+  }
+
+  function drawStroke(event) {
+    if (!pen) return;
+    const end = locate(event);
+    const { color, brush } = byId("sources").elements;
+    paper.strokeStyle = color.value;
+    paper.lineCap = paper.lineJoin = "round";
+    paper.lineWidth = (Number(brush.value) / 50) * picture.width;
+    paper.beginPath();
+    paper.moveTo(...pen);
+    paper.lineTo(...end);
+    paper.stroke();
+    pen = end;
+    refresh("picture");
+  }
+
+  function locate({ clientX, clientY }) {
+    const box = picture.getBoundingClientRect();
+    return [((clientX - box.left) / box.width) * picture.width, ((clientY - box.top) / box.height) * picture.height];
+  }
+
+  function undo() {
+    paper.putImageData(strokes.pop(), 0, 0);
+    byId("undo").disabled = !strokes.length;
+    refresh("picture");
+  }
+
+  function blank() {
+    stopCamera();
+    setPicture(new Uint8ClampedArray(4 * picture.width * picture.height).fill(255));
+  }
+
+  // Listeners, and the start.
+
+  function listen() {
+    document.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      document.body.classList.add("dropping");
+    });
+    document.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+    document.addEventListener("drop", (event) => {
+      event.preventDefault();
+      document.body.classList.remove("dropping");
+      take(event.dataTransfer.files[0]);
+    });
+    document.addEventListener("paste", (event) => {
+      if (!event.target.matches?.("input, select, textarea")) take(event.clipboardData.files[0]);
+    });
+    byId("file").addEventListener("change", ({ target }) => {
+      if (target.files.length) take(target.files[0]);
+      target.value = "";
+    });
+    byId("camera").addEventListener("click", toggleCamera);
+    byId("blank").addEventListener("click", blank);
+    byId("undo").addEventListener("click", undo);
+    picture.addEventListener("pointerdown", startStroke);
+    picture.addEventListener("pointermove", drawStroke);
+    for (const end of ["pointerup", "pointercancel"]) picture.addEventListener(end, () => (pen = null));
+    choice.layer.addEventListener("input", limitChoice);
+    choice.addEventListener("input", change);
+    for (const name of ["rule", "contrast"]) choice[name].addEventListener("input", () => (stale.reasons = true));
+    choice.addEventListener("submit", (event) => event.preventDefault());
+    byId("label").addEventListener("input", () => refresh("reasons"));
+    byId("why").addEventListener("toggle", () => refresh());
+    window.addEventListener("hashchange", recall);
+  }
+
+  // The address names a layer and a unit.
+  function recall() {
+    const [name, unit] = location.hash.slice(1).split("/").map(decodeURIComponent);
+    const hidden = NETWORK.layers.filter((layer) => layer.shape.length === 3);
+    choose(layers.get(name) ?? hidden.at(-1) ?? output, Number(unit) || 0);
+  }
+
+  async function begin() {
+    [picture.height, picture.width] = NETWORK.stored;
+    picture.style.setProperty("--ratio", picture.width / picture.height);
+    NETWORK.layers.forEach(makeSheet);
+    byId("label").append(...NETWORK.classes.map((textContent, value) => create("option", { value, textContent })));
+    makeExamples();
+    listen();
+    recall();
+    try {
+      await load();
+      isReady = true;
+      if (stale.picture) work();
+      else await showExample(NETWORK.examples[0]);
+    } catch (error) {
+      complain(error.message);
+    }
+  }
+
+  window.live = { ask, read: () => ({ isBusy, maps, projection, times }) };
+  begin();
+}
