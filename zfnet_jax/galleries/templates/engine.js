@@ -372,15 +372,15 @@ function project({ name, unit, position, rule }) {
   return { pixels: backward(top, signal, rule), activation: above[place], position: [row, column] };
 }
 
-// The units of each layer that speak most for a class: activation times gradient,
-// summed over the map, and the position of the largest part.
+// The units of each layer with weights that speak most for a class: activation times
+// gradient, summed over the map, and the position of the largest part.
 function explain({ label, count }) {
   const top = program.layers.length - 1;
   const signal = new Float32Array(program.layers[top].features);
   signal[label] = 1;
   const reasons = [];
   backward(top, signal, "gradient", (layer, above, gradient) => {
-    if (layer === program.layers[top]) return;
+    if (!layer.numbers || layer === program.layers[top]) return;
     const features = layer.shape.at(-1);
     const products = above.map((x, i) => x * gradient[i]);
     const sums = new Float64Array(features);

@@ -13,7 +13,7 @@
   const output = NETWORK.layers.at(-1);
   const unitsOf = (layer) => layer.shape.at(-1);
   const nameUnit = (layer, unit) => (layer === output ? NETWORK.classes[unit] : `unit ${unit}`);
-  const REASONS = 4; // units of a layer
+  const REASONS = 6; // units of a layer
 
   // The worker, which answers one question at a time.
 
@@ -94,6 +94,7 @@
     const pixels = paper.getImageData(0, 0, picture.width, picture.height).data;
     maps = await ask("look", { pixels }, [pixels.buffer]);
     stale.point = stale.reasons = true;
+    if (choice.unit.value === "") chooseStrongest();
     showClasses();
     for (const [index, layer] of NETWORK.layers.entries()) drawSheet(layer, maps[index]);
   }
@@ -143,13 +144,14 @@
   const sheets = new Map();
 
   function makeSheet(layer) {
-    const [height, width] = layer.shape.length === 3 ? layer.shape : [1, 1];
+    const isMap = layer.shape.length === 3;
+    const [height, width] = isMap ? layer.shape : [1, 1];
     const units = unitsOf(layer);
-    const cell = [height + 1, width + 1];
+    const cell = isMap ? [height + 1, width + 1] : [1, 1];
     const columns = Math.min(units, Math.ceil(Math.sqrt((2 * units * cell[0]) / cell[1])));
     const rows = Math.ceil(units / columns);
-    const canvas = create("canvas", { width: columns * cell[1] - 1, height: rows * cell[0] - 1 });
-    const zoom = Math.max(1, Math.min(Math.floor(800 / canvas.width), Math.floor(48 / cell[1])));
+    const canvas = create("canvas", { width: columns * cell[1], height: rows * cell[0] });
+    const zoom = Math.max(1, Math.min(Math.floor(800 / canvas.width), Math.floor((isMap ? 72 : 20) / cell[1])));
     const mark = create("i", { hidden: true });
     const frame = create("div", { className: "framed", tabIndex: 0 }, canvas, mark);
     frame.setAttribute("role", "application");
@@ -236,6 +238,15 @@
     change();
   }
 
+  // Of the last convolution.
+  function chooseStrongest() {
+    const index = NETWORK.layers.findLastIndex((layer) => layer.kind === "Conv");
+    const layer = NETWORK.layers.at(index);
+    const values = maps.at(index);
+    const strongest = values.reduce((best, x, i) => (x > values[best] ? i : best), 0);
+    choose(layer, strongest % unitsOf(layer));
+  }
+
   function limitChoice() {
     const layer = layers.get(choice.layer.value);
     const isMap = layer.shape.length === 3;
@@ -285,7 +296,10 @@
     place(source.nextElementSibling, box, source);
     const patch = byId("patch");
     Object.assign(patch, { height: box[2], width: box[3] });
-    patch.getContext("2d").drawImage(source, -box[1], -box[0]);
+    const context = patch.getContext("2d");
+    context.fillStyle = "#808080";
+    context.fillRect(0, 0, box[3], box[2]);
+    context.drawImage(source, -box[1], -box[0]);
     const scale = drawProjection(byId("projection"), pixels, box);
     byId("scale").textContent = `${rule} ± ${format(scale)}`;
   }
@@ -361,7 +375,7 @@
         button.addEventListener("click", () => choose(layer, unit, layer.shape.length === 3 ? position : null));
         return button;
       });
-      return create("div", {}, create("h3", { textContent: name }), create("div", { className: "reasons" }, ...buttons));
+      return create("div", { className: "reasons" }, create("h3", { textContent: name }), ...buttons);
     });
     byId("reasons").replaceChildren(...parts);
     return reasons;
@@ -525,8 +539,7 @@
   // The address names a layer and a unit.
   function recall() {
     const [name, unit] = location.hash.slice(1).split("/").map(decodeURIComponent);
-    const hidden = NETWORK.layers.filter((layer) => layer.shape.length === 3);
-    choose(layers.get(name) ?? hidden.at(-1) ?? output, Number(unit) || 0);
+    if (layers.has(name)) choose(layers.get(name), Number(unit) || 0);
   }
 
   async function begin() {
