@@ -1,5 +1,8 @@
 """The network in headless Chromium, against the same network in Python."""
 
+import base64
+import io
+import itertools
 import json
 import shutil
 import time
@@ -17,9 +20,12 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains
 
 import zfnet_jax as zf
+from tests import reference_deconvnet as reference
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
-from zfnet_jax.data.preprocessing import Preprocessing, fit_photograph
-from zfnet_jax.galleries.live import describe_network
+from zfnet_jax.data import load_dataset
+from zfnet_jax.data.preprocessing import TORCHVISION, Preprocessing, fit_photograph
+from zfnet_jax.galleries.live import describe_network, write_live
+from zfnet_jax.galleries.sources import Search, open_source
 from zfnet_jax.networks import Network
 from zfnet_jax.viz.contrast import to_display
 
@@ -82,7 +88,7 @@ def folder(compiled_once, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
     images = preprocess(NET, PICTURES)
     options: dict[str, Any] = {"pictures": PICTURES, "k": 4, "sanity_images": 0}
-    zf.gallery(NET, images, folder, layers=["conv2", "logits"], **options)
+    zf.gallery(NET, images, folder, layers="conv2", **options)
     return folder
 
 
@@ -104,16 +110,20 @@ def browser() -> Iterator:
 @pytest.fixture
 def page(browser, folder):
     """The live page, new, with its first picture computed."""
+    open_page(browser, folder)
+    return browser
+
+
+def open_page(browser, folder: Path) -> None:
     browser.get("about:blank")
     browser.get((folder / "pages/live/index.html").as_uri())
     wait(browser)
-    return browser
 
 
 def wait(browser, condition: str = "true") -> None:
     """Wait until all is computed, and a condition holds."""
     script = "const x = live.read(); return x.maps.length && x.projection && !x.isBusy"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while not browser.execute_script(f"{script} && ({condition})"):
         assert time.monotonic() < end, say(browser)
         time.sleep(0.02)
@@ -135,10 +145,11 @@ def run(browser, picture: np.ndarray, points: list[dict[str, Any]]) -> tuple[Any
         const [rgba, points, done] = arguments;
         (async () => {
           const maps = await live.ask("look", { pixels: Uint8ClampedArray.from(rgba) });
-          const projections = [];
-          for (const point of points) projections.push(await live.ask("project", point));
-          const plain = ({ pixels, ...rest }) => ({ pixels: [...pixels], ...rest });
-          done([maps.map((x) => [...x]), projections.map(plain)]);
+          const project = async (point) => {
+            const { pixels, ...rest } = await live.ask("project", point);
+            return { pixels: [...pixels], ...rest };
+          };
+          done([maps.map((x) => [...x]), await Promise.all(points.map(project))]);
         })();
         """,
         to_rgba(picture),
@@ -154,25 +165,323 @@ def assert_close(ours: Any, reference: Any, tolerance: float = 1e-3) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_maps_and_projections_equal_those_of_python(page, index):
+def test_maps_and_projections_equal_the_definition(page, index):
     net, picture = round_weights(NET), PICTURES[index]
-    image = preprocess(net, picture[None])
+    weights = reference.weights_of(net.model)
+    image = preprocess(net, picture[None])[0]
+    steps = reference.forward(ARCH, weights, image, "logits")
     points, expected = [], []
-    for name, layer in net.layers.items():
-        middle = [layer.shape[0] // 2, layer.shape[1] - 1] if layer.receptive_field else [0, 0]
-        for rule in RULES:
-            for unit, place in ((1, None), (4, middle)):
-                points.append(
-                    {"name": name, "unit": unit, "position": place, "rule": rule}
-                )
-                expected.append(
-                    zf.project(net, image, name, unit, place, rule=rule)
-                )
+    for depth, step in enumerate(steps):
+        middle = tuple(x // 2 for x in step.out.shape[:-1]) or (0, 0)
+        for rule, (unit, place) in itertools.product(RULES, [(1, None), (4, middle)]):
+            place = place or reference.strongest(step.out, unit)
+            signal = reference.keep(step.out, unit, place)
+            norm = "backprop" if rule == "gradient" else "skip"
+            below = reference.descend(
+                steps[: depth + 1], weights, signal, rule, norm=norm
+            )
+            expected.append((place, signal.sum(), below))
+            points.append(
+                {
+                    "name": step.layer.name,
+                    "unit": unit,
+                    "position": place if unit == 4 else None,
+                    "rule": rule,
+                }
+            )
     maps, projections = run(page, picture, points)
-    for ours, reference in zip(maps, net.activations(image).values(), strict=True):
-        assert_close(ours, reference)
-    for ours, reference in zip(projections, expected, strict=True):
-        assert ours["position"] == reference.positions[0].tolist()
-        assert_close([ours["activation"]], reference.activations)
-        assert_close(ours["pixels"], reference.pixels)
-    assert sum(np.abs(x.pixels).max() > 0 for x in expected) > len(expected) / 2
+    for ours, step in zip(maps, steps, strict=True):
+        assert_close(ours, step.out)
+    for ours, (place, activation, pixels) in zip(projections, expected, strict=True):
+        assert ours["position"] == list(place)
+        assert_close(ours["activation"], activation)
+        assert_close(ours["pixels"], pixels)
+    assert sum(pixels.any() for *_, pixels in expected) > len(expected) / 2
+
+
+@needs_browser
+def test_the_shipped_network_computes_what_python_does(browser, tmp_path):
+    net = zf.load("zfnet32-cifar10")
+    pictures = load_dataset("shapes", "test", limit=2).images
+    images = preprocess(net, pictures)
+    source = open_source(net, images, pictures=pictures)
+    search = Search(net, source, 9, RULES, {}, source, "shipped")
+    home = tmp_path / "pages" / "live"
+    home.mkdir(parents=True)
+    write_live(home, search, describe_network(net) or {})
+    (home.parent / "layers.js").write_text("const LAYERS = [];")
+    open_page(browser, tmp_path)
+    maps = net.activations(images[1:], "conv5")["conv5"][0]
+    row, column, unit = map(int, np.unravel_index(maps.argmax(), maps.shape))
+    points = [
+        {"name": "conv5", "unit": unit, "position": [row, column], "rule": RULES[0]},
+        {"name": "logits", "unit": 7, "position": [0, 0], "rule": "gradient"},
+    ]
+    maps, projections = run(browser, pictures[1], points)
+    logits = net(images)[1]
+    assert_close(maps[-1], logits, 5e-3)
+    for point, ours in zip(points, projections, strict=True):
+        name, unit, position, rule = point.values()
+        exact = zf.project(net, images[1:], name, unit, position, rule=rule)
+        assert_close(ours["activation"], exact.activations[0], 1e-2)
+        assert np.corrcoef(ours["pixels"], exact.pixels.ravel())[0, 1] > 0.999
+
+
+def drop(browser, name: str, content: bytes) -> None:
+    """Drop a file on the page."""
+    browser.execute_script(
+        """
+        const [name, text] = arguments;
+        const bytes = Uint8Array.from(atob(text), (x) => x.charCodeAt(0));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([bytes], name));
+        const options = { dataTransfer, bubbles: true, cancelable: true };
+        document.querySelector("main").dispatchEvent(new DragEvent("drop", options));
+        """,
+        name,
+        base64.b64encode(content).decode(),
+    )
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, kind, **options)
+    return content.getvalue()
+
+
+def read_canvas(browser, name: str) -> np.ndarray:
+    height, width, pixels = browser.execute_script(
+        """
+        const canvas = document.getElementById(arguments[0]);
+        const { height, width } = canvas;
+        const image = canvas.getContext("2d").getImageData(0, 0, width, height);
+        return [height, width, [...image.data]];
+        """,
+        name,
+    )
+    return np.reshape(pixels, (height, width, 4))[..., :3]
+
+
+def wait_for(browser, name: str, text: str) -> str:
+    """Wait until an element's text holds another."""
+    end = time.monotonic() + 20
+    while text not in (shown := browser.find_element("id", name).text):
+        assert time.monotonic() < end, shown
+        time.sleep(0.02)
+    wait(browser)
+    return shown
+
+
+def take(browser, name: str, content: bytes) -> None:
+    browser.execute_script("document.getElementById('status').textContent = ''")
+    drop(browser, name, content)
+    wait_for(browser, "status", "Forward in")
+
+
+@needs_browser
+def test_a_dropped_picture_becomes_what_python_makes_of_it(page):
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(0, 256, (9, 12, 3), np.uint8)
+    large = np.asarray(Image.fromarray(coarse).resize((301, 200)))
+    expected = fit_photograph(large, (HEIGHT, WIDTH))
+    for name, pixels, shown in (
+        ("exact.png", PICTURES[5], PICTURES[5]),
+        ("large.png", large, expected),
+    ):
+        take(page, name, encode(pixels))
+        np.testing.assert_array_equal(read_canvas(page, "picture"), shown)
+        maps = page.execute_script("return live.read().maps.map((x) => [...x])")
+        net = round_weights(NET)
+        assert_close(maps[-1], net(preprocess(net, shown[None]))[0])
+        assert page.find_element("id", "fault").text == ""
+
+
+@needs_browser
+def test_a_click_projects_the_unit_at_that_place(page):
+    height, width, units = NET.layer("conv2").shape
+    sheet = page.find_elements("css selector", "#layers .framed")[3]
+    columns = page.execute_script(
+        "return arguments[0].querySelector('canvas').width", sheet
+    ) // (width + 1)
+    size, (unit, row, column) = sheet.size, (7, 2, 1)
+    assert unit < units and row < height and column < width
+    x = (unit % columns * (width + 1) + column + 0.5) / (columns * (width + 1))
+    rows = -(-units // columns) * (height + 1)
+    y = (unit // columns * (height + 1) + row + 0.5) / rows
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", sheet)
+    corner = (
+        x * size["width"] - size["width"] / 2,
+        y * size["height"] - size["height"] / 2,
+    )
+    mouse = ActionChains(page).move_to_element_with_offset(sheet, *map(round, corner))
+    mouse.click().perform()
+    wait(page, "x.projection.unit == 7")
+    shown = page.execute_script("return live.read().projection")
+    assert (shown["name"], shown["position"]) == ("conv2", [row, column])
+    assert f"conv2, unit 7 at row {row}, column {column}" in page.page_source
+    net = round_weights(NET)
+    first = preprocess(net, PICTURES[:1])
+    for rule in ("deconvnet", "gradient"):
+        choose(page, "rule", rule)
+        wait(page, f"x.projection.rule == '{rule}'")
+        one = zf.project(net, first, "conv2", 7, (row, column), rule=rule, crop=True)
+        pixels = np.rint(255 * to_display(one.pixels[0]))
+        assert np.abs(read_canvas(page, "projection") - pixels).max() <= 1
+    assert page.current_url.endswith("#conv2/7")
+    link = page.find_element("css selector", "#tops a").get_attribute("href")
+    assert link.endswith("/pages/layers/conv2/7.html")
+
+
+def choose(browser, name: str, value: str) -> None:
+    browser.execute_script(
+        "const c = document.getElementById('choice').elements[arguments[0]];"
+        "c.value = arguments[1];"
+        "c.dispatchEvent(new Event('input', {bubbles: true}));",
+        name,
+        value,
+    )
+
+
+@needs_browser
+def test_reasons_are_activation_times_gradient(page):
+    page.find_element("css selector", "#why summary").click()
+    page.execute_script(
+        "const c = document.getElementById('label'); c.value = 3;"
+        "c.dispatchEvent(new Event('input'));"
+    )
+    wait(page, "document.querySelectorAll('.reasons button').length")
+    net = round_weights(NET)
+    image = preprocess(net, PICTURES[:1])[0]
+    weights = reference.weights_of(net.model)
+    steps = reference.forward(ARCH, weights, image, "logits")
+    names = [step.layer.name for step in steps]
+    for name in ("conv1", "conv2", "fc3"):
+        depth = names.index(name) + 1
+        signal = np.zeros(5)
+        signal[3] = 1
+        for end in range(len(steps), depth, -1):
+            part = [steps[end - 1]]
+            signal = reference.descend(
+                part, weights, signal, "gradient", norm="backprop"
+            )
+        products = (signal * steps[depth - 1].out).reshape(-1, signal.shape[-1])
+        sums = products.sum(0)
+        best = [unit for unit in np.argsort(-sums)[:6] if sums[unit] > 0]
+        expected = [f"{name}, unit {x}, relevance {sums[x]:.3g}" for x in best]
+        buttons = page.find_elements("css selector", f"[aria-label^='{name}, ']")
+        assert [x.get_attribute("aria-label") for x in buttons] == expected
+    buttons[0].click()
+    wait(page, f"x.projection.name == 'fc3' && x.projection.unit == {best[0]}")
+
+
+@needs_browser
+def test_drawing_and_the_camera_change_the_maps_at_once(page):
+    picture = page.find_element("id", "picture")
+    page.find_element("id", "blank").click()
+    wait(page)
+    before = page.execute_script("return [...live.read().maps.at(-1)]")
+    pen = ActionChains(page).move_to_element(picture).click_and_hold()
+    pen.move_by_offset(40, 30).release().perform()
+    wait(page)
+    shown = read_canvas(page, "picture")
+    assert (shown == 255).mean() > 0.5 and shown.min() < 60
+    after = page.execute_script("return [...live.read().maps.at(-1)]")
+    net = round_weights(NET)
+    assert_close(after, net(preprocess(net, shown[None].astype(np.uint8)))[0])
+    page.find_element("id", "undo").click()
+    wait(page)
+    assert page.execute_script("return [...live.read().maps.at(-1)]") == before
+    page.find_element("id", "camera").click()
+    end = time.monotonic() + 30
+    while (read_canvas(page, "picture") == 255).all():
+        assert time.monotonic() < end, say(page)
+    page.find_element("id", "camera").click()
+    wait(page)
+
+
+@needs_browser
+def test_anything_dropped_is_shown_or_refused_in_one_line(page):
+    take(page, "before.png", encode(PICTURES[4]))
+    kept = read_canvas(page, "picture")
+    for name, content in {
+        f"{MARKUP}.png": b"no picture",
+        "notes\u202e.txt": b"text",
+        "empty.jpg": b"",
+        "cut.png": encode(PICTURES[0])[:80],
+    }.items():
+        drop(page, name, content)
+        shown = name.replace("\u202e", "\ufffd")
+        message = wait_for(page, "fault", shown)
+        assert message.startswith(f"“{shown}” cannot be read as a picture")
+        assert "choose a JPEG, PNG, GIF or WebP" in message and "\n" not in message
+        np.testing.assert_array_equal(read_canvas(page, "picture"), kept)
+    red, blue = np.zeros((2, 20, 30, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    frames = [Image.fromarray(blue)]
+    take(page, "moving.gif", encode(red, "GIF", save_all=True, append_images=frames))
+    np.testing.assert_array_equal(read_canvas(page, "picture")[0, 0], [255, 0, 0])
+    assert page.find_element("id", "fault").text == ""
+    choose(page, "unit", "99")
+    wait_for(page, "fault", "unit 99: conv2 has units 0 to 9")
+
+
+@needs_browser
+def test_a_photograph_of_100_megapixels_does_not_freeze_the_page(page):
+    content = io.BytesIO()
+    Image.new("1", (10_000, 10_000), 1).save(content, "PNG")
+    page.execute_script(
+        """
+        window.longest = 0;
+        let last = performance.now();
+        setInterval(() => {
+          window.longest = Math.max(window.longest, performance.now() - last);
+          last = performance.now();
+        }, 20);
+        """
+    )
+    drop(page, "huge.png", content.getvalue())
+    end = time.monotonic() + 20
+    while (read_canvas(page, "picture") != 255).any():
+        assert time.monotonic() < end, say(page)
+        time.sleep(0.1)
+    wait(page)
+    assert page.execute_script("return window.longest") < 1000
+
+
+@needs_browser
+def test_the_page_asks_for_nothing_else_and_reports_no_error(browser, folder):
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # what earlier pages left
+    open_page(browser, folder)
+    for layer in ("conv1", "conv2", "logits"):
+        choose(browser, "layer", layer)
+        wait(browser, f"x.projection.name == '{layer}'")
+    assert browser.get_log("browser") == []
+    logs = [json.loads(x["message"]) for x in browser.get_log("performance")]
+    asked = {
+        log["message"]["params"]["request"]["url"]
+        for log in logs
+        if log["message"]["method"] == "Network.requestWillBeSent"
+    }
+    allowed = f"{folder.as_uri()}/", "data:", "blob:", "about:"
+    assert len(asked) > 8 and all(url.startswith(allowed) for url in asked)
+
+
+def test_only_chains_of_known_layers_and_preprocessing_run_in_a_browser():
+    program = describe_network(NET)
+    assert program is not None and len(program["layers"]) == len(ARCH.layers)
+    for preprocess, is_line in (
+        (None, False),
+        (TORCHVISION, True),
+        (lambda x: x / np.float32(255) - 0.5, True),
+        (lambda x: np.sqrt(x.astype(np.float32)), False),
+        (Preprocessing(MEAN[:8, :7], 0.1, size=(HEIGHT, WIDTH)), True),
+    ):
+        net = zf.network(NET.model, preprocess=preprocess)
+        assert (describe_network(net) is not None) == is_line
+
+    def function(x):
+        return jax.nn.relu(x.mean((1, 2)) @ jnp.ones((3, 4)))
+
+    net = zf.network(function, (HEIGHT, WIDTH, 3), preprocess=TORCHVISION)
+    assert describe_network(net) is None

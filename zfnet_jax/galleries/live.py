@@ -77,7 +77,7 @@ def describe_network(net: Network) -> dict[str, Any] | None:
 
 
 def _measure_preprocessing(net: Network) -> dict[str, Any] | None:
-    """Measure the line from each pixel to the network's input; None if there is none."""
+    """Measure the line from a pixel to the network's input; None if there is none."""
     if net.preprocess is None:
         return None
     height, width, channels = stored_shape(net.image_shape, net.preprocess)

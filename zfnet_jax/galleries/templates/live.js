@@ -94,7 +94,7 @@
     const pixels = paper.getImageData(0, 0, picture.width, picture.height).data;
     maps = await ask("look", { pixels }, [pixels.buffer]);
     stale.point = stale.reasons = true;
-    if (choice.unit.value === "") chooseStrongest();
+    if (choice.unit.value === "") chooseStrongest(NETWORK.layers.findLast((layer) => layer.kind === "Conv") ?? output);
     showClasses();
     for (const [index, layer] of NETWORK.layers.entries()) drawSheet(layer, maps[index]);
   }
@@ -238,11 +238,8 @@
     change();
   }
 
-  // Of the last convolution.
-  function chooseStrongest() {
-    const index = NETWORK.layers.findLastIndex((layer) => layer.kind === "Conv");
-    const layer = NETWORK.layers.at(index);
-    const values = maps.at(index);
+  function chooseStrongest(layer) {
+    const values = maps[NETWORK.layers.indexOf(layer)];
     const strongest = values.reduce((best, x, i) => (x > values[best] ? i : best), 0);
     choose(layer, strongest % unitsOf(layer));
   }
@@ -527,8 +524,7 @@
     picture.addEventListener("pointerdown", startStroke);
     picture.addEventListener("pointermove", drawStroke);
     for (const end of ["pointerup", "pointercancel"]) picture.addEventListener(end, () => (pen = null));
-    choice.layer.addEventListener("input", limitChoice);
-    choice.addEventListener("input", change);
+    choice.addEventListener("input", ({ target }) => (target.name === "layer" && maps.length ? chooseStrongest(layers.get(target.value)) : change()));
     for (const name of ["rule", "contrast"]) choice[name].addEventListener("input", () => (stale.reasons = true));
     choice.addEventListener("submit", (event) => event.preventDefault());
     byId("label").addEventListener("input", () => refresh("reasons"));
