@@ -1,0 +1,123 @@
+"""Record the live page of a gallery as a GIF of 20 seconds.
+
+    python docs/record_live.py results/gallery docs/figures/live.gif
+
+The folder is that of a gallery, written by `python -m experiments.gallery`. It needs
+Chromium and selenium.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+
+# Milliseconds of a frame; size in CSS pixels, and screen pixels to one of these.
+_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 780), 0.6, 96
+
+
+def record(folder: Path, target: Path) -> None:
+    """Play the scenes in headless Chromium, and save a frame after each step."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for argument in ("headless=new", "no-sandbox", "hide-scrollbars"):
+        options.add_argument(f"--{argument}")
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    frames: list[Image.Image] = []
+    lengths: list[int] = []
+    with webdriver.Chrome(options, service) as browser:
+        width, height = _SIZE
+        size = {"width": width, "height": height, "deviceScaleFactor": _DOTS}
+        metrics = {**size, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get((folder / "pages/live/index.html").resolve().as_uri())
+        for count in play(browser):
+            wait(browser)
+            frames.append(Image.open(io.BytesIO(browser.get_screenshot_as_png())))
+            lengths.append(count * _FRAME)
+    palette = frames[len(frames) // 2].convert("RGB").quantize(_COLORS)
+    images = [
+        x.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+        for x in frames
+    ]
+    images[0].save(
+        target, save_all=True, append_images=images[1:], duration=lengths, loop=0
+    )
+    print(f"{target}: {sum(lengths) / 1000:g} s, {target.stat().st_size:,} bytes")
+
+
+def play(browser: webdriver.Chrome) -> Iterator[int]:
+    """Play the scenes; yield after each step how many frames it is shown."""
+    examples = browser.find_elements("css selector", "#examples button")
+    sheets = browser.find_elements("css selector", "#layers .framed")
+    yield 6
+    for place in (0.3, 0.55, 0.8):
+        click(browser, sheets[0], place)
+        yield 4
+    for sheet in sheets[2:7:2]:
+        scroll(browser, sheet)
+        yield 2
+        for place in (0.25, 0.6):
+            click(browser, sheet, place)
+            yield 4
+    for rule in ("guided", "gradient", "deconvnet"):
+        set_rule(browser, rule)
+        yield 3
+    for example in examples[1:4]:
+        example.click()
+        yield 4
+    yield from draw(browser)
+    scroll(browser, browser.find_element("id", "why"))
+    browser.find_element("css selector", "#why summary").click()
+    yield 8
+
+
+def wait(browser: webdriver.Chrome) -> None:
+    """Wait until all that is shown belongs to the picture."""
+    script = "const x = live.read(); return x.projection && !x.isBusy"
+    while not browser.execute_script(script):
+        time.sleep(0.02)
+
+
+def click(browser: webdriver.Chrome, sheet, place: float) -> None:
+    """Click into the maps of a layer, at a share of their width."""
+    x = (place - 0.5) * sheet.size["width"]
+    ActionChains(browser).move_to_element_with_offset(sheet, x, 8).click().perform()
+
+
+def scroll(browser: webdriver.Chrome, element) -> None:
+    """Bring an element to the middle of the window."""
+    script = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+    browser.execute_script(script, element)
+
+
+def set_rule(browser: webdriver.Chrome, rule: str) -> None:
+    """Choose a backward rule."""
+    browser.execute_script(
+        "const c = document.getElementById('choice').rule; c.value = arguments[0];"
+        "c.dispatchEvent(new Event('input', {bubbles: true}))",
+        rule,
+    )
+
+
+def draw(browser: webdriver.Chrome) -> Iterator[int]:
+    """Draw a line across the picture."""
+    picture = browser.find_element("id", "picture")
+    start = ActionChains(browser, 0).move_to_element_with_offset(picture, -80, -60)
+    start.click_and_hold().perform()
+    for _ in range(8):
+        ActionChains(browser, 0).move_by_offset(20, 14).perform()
+        yield 1
+    ActionChains(browser).release().perform()
+    yield 3
+
+
+if __name__ == "__main__":
+    record(Path(sys.argv[1]), Path(sys.argv[2]))
