@@ -130,7 +130,7 @@ def wait(browser, condition: str = "true") -> None:
 
 
 def say(browser) -> list[str]:
-    return [browser.find_element("id", name).text for name in ("fault", "status")]
+    return [browser.find_element("id", name).text for name in ("fault", "times")]
 
 
 def to_rgba(pixels: np.ndarray) -> list[int]:
@@ -279,9 +279,8 @@ def wait_for(browser, name: str, text: str) -> str:
 
 
 def take(browser, name: str, content: bytes) -> None:
-    browser.execute_script("document.getElementById('status').textContent = ''")
     drop(browser, name, content)
-    wait_for(browser, "status", "Forward in")
+    wait_for(browser, "status", f"{name} is shown.")
 
 
 @needs_browser

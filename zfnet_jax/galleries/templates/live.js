@@ -105,7 +105,7 @@
     if (!point) return;
     projection = { ...point, ...(await ask("project", point)) };
     showProjection();
-    status(`Forward in ${times.look.toFixed()} ms, back to pixels in ${times.project.toFixed()} ms.`);
+    byId("times").textContent = `Forward in ${times.look.toFixed()} ms, back to pixels in ${times.project.toFixed()} ms.`;
   }
 
   async function computeReasons() {
@@ -395,7 +395,7 @@
       status(`${name} is shown.`);
     } catch {
       complain(`“${name}” cannot be read as a picture, or is too large for this browser: choose a JPEG, PNG, GIF or WebP file.`);
-      status("The picture has not changed.");
+      status("");
     }
   }
 
@@ -549,6 +549,7 @@
     try {
       await load();
       isReady = true;
+      status("");
       if (stale.picture) work();
       else await showExample(NETWORK.examples[0]);
     } catch (error) {
