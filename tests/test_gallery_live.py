@@ -485,6 +485,10 @@ def test_only_chains_of_known_layers_and_preprocessing_run_in_a_browser():
         net = zf.network(NET.model, preprocess=preprocess)
         assert (describe_network(net) is not None) == is_line
 
+    huge = zf.ConvNet(ARCH, rngs=nnx.Rngs(1))
+    huge.conv1.bias[...] = jnp.full(6, 1e5)
+    assert describe_network(zf.network(huge, preprocess=NET.preprocess)) is None
+
     def function(x):
         return jax.nn.relu(x.mean((1, 2)) @ jnp.ones((3, 4)))
 

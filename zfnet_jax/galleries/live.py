@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -49,7 +51,8 @@ def describe_network(net: Network) -> dict[str, Any] | None:
     if not net.is_convnet or not has_colors or net.parameters > _LARGEST:
         return None
     preprocessing = _measure_preprocessing(net)
-    if preprocessing is None:
+    peak = max(jnp.abs(x).max() for x in jax.tree.leaves(nnx.state(net.model)))
+    if preprocessing is None or not peak <= np.finfo(np.float16).max:
         return None
     layers, kernels = [], net.model.arch.kernel_shapes()
     for layer, _, shape in net.model.arch.walk():

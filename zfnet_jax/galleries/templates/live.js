@@ -284,7 +284,7 @@
     const { name, unit, position, activation, pixels, rule } = projection;
     const layer = layers.get(name);
     const where = layer.shape.length === 3 ? ` at row ${position[0]}, column ${position[1]}` : "";
-    byId("point").textContent = `${name}, ${nameUnit(layer, unit)}${where}: activation ${format(activation)}`;
+    byId("point").textContent = `${name}, ${nameUnit(layer, unit)}${where}: activation ${format(activation)}${activation ? "" : ", so nothing to project"}`;
     const box = findBox(layer, position);
     const [height, width] = NETWORK.input;
     const source = byId("source");
