@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 
 # Milliseconds of a frame; size in CSS pixels, and screen pixels to one of these.
-_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 780), 0.6, 96
+_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 780), 0.6, 128
 
 
 def record(folder: Path, target: Path) -> None:
@@ -42,11 +43,10 @@ def record(folder: Path, target: Path) -> None:
             wait(browser)
             frames.append(Image.open(io.BytesIO(browser.get_screenshot_as_png())))
             lengths.append(count * _FRAME)
-    palette = frames[len(frames) // 2].convert("RGB").quantize(_COLORS)
-    images = [
-        x.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
-        for x in frames
-    ]
+    frames = [frame.convert("RGB") for frame in frames]
+    palette = Image.fromarray(np.concatenate(frames[::4])).quantize(_COLORS)
+    still = Image.Dither.NONE
+    images = [frame.quantize(palette=palette, dither=still) for frame in frames]
     images[0].save(
         target, save_all=True, append_images=images[1:], duration=lengths, loop=0
     )
@@ -68,11 +68,13 @@ def play(browser: webdriver.Chrome) -> Iterator[int]:
             click(browser, sheet, place)
             yield 4
     for rule in ("guided", "gradient", "deconvnet"):
-        set_rule(browser, rule)
+        choose(browser, "rule", rule)
         yield 3
-    for example in examples[1:4]:
+    for example, layer in zip(examples[1:4], ("conv3", "conv4", "conv5"), strict=True):
         example.click()
-        yield 4
+        yield 2
+        choose(browser, "layer", layer)
+        yield 2
     yield from draw(browser)
     scroll(browser, browser.find_element("id", "why"))
     browser.find_element("css selector", "#why summary").click()
@@ -98,12 +100,13 @@ def scroll(browser: webdriver.Chrome, element) -> None:
     browser.execute_script(script, element)
 
 
-def set_rule(browser: webdriver.Chrome, rule: str) -> None:
-    """Choose a backward rule."""
+def choose(browser: webdriver.Chrome, name: str, value: str) -> None:
+    """Choose a layer, whose strongest unit is shown then, or a backward rule."""
     browser.execute_script(
-        "const c = document.getElementById('choice').rule; c.value = arguments[0];"
-        "c.dispatchEvent(new Event('input', {bubbles: true}))",
-        rule,
+        "const c = document.getElementById('choice')[arguments[0]];"
+        "c.value = arguments[1]; c.dispatchEvent(new Event('input', {bubbles: true}))",
+        name,
+        value,
     )
 
 
