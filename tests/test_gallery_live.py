@@ -472,6 +472,22 @@ def test_the_page_asks_for_nothing_else_and_reports_no_error(browser, folder):
     assert len(asked) > 8 and all(url.startswith(allowed) for url in asked)
 
 
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, scheme):
+    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page.find_element("css selector", "#why summary").click()
+    wait(page, "document.querySelector('.reasons')")
+    page.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text("utf-8"))
+    faults = page.execute_async_script(
+        "axe.run({resultTypes: ['violations']}).then(x => arguments[0](x.violations"
+        ".map(x => [x.impact, x.id, x.nodes[0].html])))"
+    )
+    assert not [fault for fault in faults if fault[0] in ("serious", "critical")]
+
+
 def test_only_chains_of_known_layers_and_preprocessing_run_in_a_browser():
     program = describe_network(NET)
     assert program is not None and len(program["layers"]) == len(ARCH.layers)

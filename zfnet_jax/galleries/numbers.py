@@ -40,7 +40,11 @@ def write_units(
 
 
 def write_outline(
-    folder: Path, search: Search, records: Sequence[dict[str, Any]], has_check: bool
+    folder: Path,
+    search: Search,
+    records: Sequence[dict[str, Any]],
+    has_check: bool,
+    has_live: bool,
 ) -> None:
     """Write what the gallery holds."""
     source = search.source
@@ -58,6 +62,7 @@ def write_outline(
         "epochs": list(search.epochs),
         "layers": [_outline(record) for record in records],
         "sanity": "pages/sanity/numbers.json" if has_check else None,
+        "live": "pages/live/index.html" if has_live else None,
     }
     write_atomically(folder / "gallery.json", to_json(outline))
 

@@ -218,7 +218,7 @@ def write_index(
     sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]
     styles = [sizes(record, _THUMBNAIL) for record in records]
     write_scripts(root, search, records, styles)
-    write_outline(root.parent, search, records, check is not None)
+    write_outline(root.parent, search, records, check is not None, has_live)
     page = _render(
         "index.html",
         search=search,

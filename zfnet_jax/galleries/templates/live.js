@@ -266,7 +266,7 @@
     complain("");
     markUnit(point);
     showTops(point);
-    history.replaceState(null, "", `#${encodeURIComponent(point.name)}/${point.unit}`);
+    history.replaceState(null, "", `#${layers.get(point.name).slug}/${point.unit}`);
     refresh("point");
   }
 
@@ -534,8 +534,9 @@
 
   // The address names a layer and a unit.
   function recall() {
-    const [name, unit] = location.hash.slice(1).split("/").map(decodeURIComponent);
-    if (layers.has(name)) choose(layers.get(name), Number(unit) || 0);
+    const [slug, unit] = location.hash.slice(1).split("/");
+    const layer = NETWORK.layers.find((x) => x.slug === slug);
+    if (layer) choose(layer, Number(unit) || 0);
   }
 
   async function begin() {
