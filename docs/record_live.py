@@ -44,7 +44,9 @@ def record(folder: Path, target: Path) -> None:
             frames.append(Image.open(io.BytesIO(browser.get_screenshot_as_png())))
             lengths.append(count * _FRAME)
     frames = [frame.convert("RGB") for frame in frames]
-    palette = Image.fromarray(np.concatenate(frames[::4])).quantize(_COLORS)
+    palette = Image.fromarray(
+        np.concatenate([np.asarray(x) for x in frames[::4]])
+    ).quantize(_COLORS)
     still = Image.Dither.NONE
     images = [frame.quantize(palette=palette, dither=still) for frame in frames]
     images[0].save(
