@@ -96,7 +96,8 @@ def browser() -> Iterator:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     devices = "use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"
-    for argument in ("headless=new", "no-sandbox", *devices):
+    still = "force-prefers-reduced-motion"
+    for argument in ("headless=new", "no-sandbox", still, *devices):
         options.add_argument(f"--{argument}")
     logs = {"browser": "ALL", "performance": "ALL"}
     options.set_capability("goog:loggingPrefs", logs)
