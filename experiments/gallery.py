@@ -2,13 +2,16 @@
 
     python -m experiments.gallery
     python -m experiments.gallery --run results/train_cifar10
+    python -m experiments.gallery --run results/train_cifar10 --compare 5
 
 Searches images for the strongest activations of every unit of every layer (Fig. 2 of
 the paper), projects them to pixels by three backward rules, and writes static pages:
 open index.html. One page measures on a few images how much such pictures depend on the
 network, as `experiments.sanity` does on many. With --run, the network is that of a
 training run; if the run kept the weights of several epochs, each unit's page shows how
-the unit developed (Fig. 4).
+the unit developed (Fig. 4). The units most similar to each are named too, and each
+layer has a map of its units. With --compare, the units of another network, or of
+another epoch, are set beside those that respond to the same images.
 
 Expected with the shipped weights over the 10,000 test images of CIFAR-10: two to three
 minutes on two CPU cores. A second run into the same folder computes only the layers
@@ -20,16 +23,18 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import zfnet_jax as zf
 from experiments.evolution import list_epochs
 from experiments.harness import Metrics, Positive, UserError, main
-from experiments.inputs import SharedRun
+from experiments.inputs import Images, SharedRun
 from experiments.progress import say
 from zfnet_jax.analysis.sanity import RULES
 from zfnet_jax.files import DataNotFoundError
 from zfnet_jax.galleries import zip_gallery
+from zfnet_jax.galleries.likeness import Layout
+from zfnet_jax.networks import Network
 from zfnet_jax.relu_rules import Rule
 
 
@@ -44,6 +49,8 @@ def gallery(
     evolution_limit: Positive = 10_000,
     sanity_images: int = 16,
     zip: bool = False,
+    layout: Layout = "pca",
+    compare: str | None = None,
 ) -> Metrics:
     """Write pages on which every unit of a network can be explored.
 
@@ -59,8 +66,11 @@ def gallery(
         sanity_images: Images for the page on how much pictures depend on the network;
             fewer than 2 leave it out.
         zip: Also write the pages as one file, gallery.zip.
+        layout: Layout of the maps of similar units; umap needs the extra of that name.
+        compare: Another network whose units are matched with these: a name or file as
+            for --weights, module:function as for --model, or with --run a kept epoch.
     """
-    epochs = None
+    epochs, files = None, {}
     if run is not None:
         files = find_epochs(session, run)
         networks = {
@@ -80,6 +90,8 @@ def gallery(
         rules=rules or RULES,
         epochs=epochs,
         sanity_images=sanity_images,
+        layout=layout,
+        compare=open_other(session, compare, files, limit, split),
         title=f"Units of {session.network_name}",
         progress=session.progress,
     )
@@ -109,6 +121,35 @@ def find_epochs(session: SharedRun, folder: Path) -> dict[int, Path]:
     except DataNotFoundError as error:
         say(f"without evolution: {error}")
         return {}
+
+
+def open_other(
+    session: SharedRun,
+    name: str | None,
+    epochs: dict[int, Path],
+    limit: int | None,
+    split: Literal["train", "test"],
+) -> tuple[str, Network, Images] | None:
+    """Open the network of --compare, and the images for it."""
+    if name is None:
+        return None
+    change: dict[str, Any] = {"weights": name}
+    if name.isdecimal():
+        if int(name) not in epochs:
+            kept = ", ".join(map(str, epochs)) or "none"
+            raise UserError(f"--compare {name}: the kept epochs of --run are {kept}")
+        change = {"weights": str(epochs[int(name)])}
+    elif ":" in name:
+        change = {"model": name, "weights": None}
+    if session.image is None:
+        change["dataset"] = session.dataset_name
+    other = dataclasses.replace(session, **change)
+    images = other.images(limit, split)
+    session.digests["compared"] = other.digests
+    title = f"epoch {name}" if name.isdecimal() else other.network_name
+    if title == session.network_name:
+        title = Path(name).name
+    return title, other.net, images
 
 
 if __name__ == "__main__":

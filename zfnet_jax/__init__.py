@@ -34,6 +34,7 @@ from zfnet_jax.weights import load, load_weights, save
 
 if TYPE_CHECKING:
     from zfnet_jax import viz as viz
+    from zfnet_jax.analysis.likeness import likeness
     from zfnet_jax.analysis.transfer import transfer
     from zfnet_jax.galleries import gallery
     from zfnet_jax.recipes import FAST, PAPER
@@ -63,6 +64,7 @@ __all__ = [
     "gallery",
     "insertion",
     "invariance",
+    "likeness",
     "load",
     "load_weights",
     "network",
@@ -83,6 +85,7 @@ _LAZY = {
     "FAST": "recipes",
     "PAPER": "recipes",
     "gallery": "galleries",
+    "likeness": "analysis.likeness",
     "train": "training",
     "transfer": "analysis.transfer",
 }

@@ -7,6 +7,8 @@
                             and their numbers
     pages/sanity/           how much such pictures depend on the network
     pages/live/             the network itself, for one's own picture
+    pages/likeness/         which units are alike, and a map of each layer
+    pages/compare/          which units of another network they match
 
 Each of these folders is made under a temporary name and then renamed. Its record.json
 holds a key, the digest of all that the folder was computed from: one with the right key
@@ -33,12 +35,14 @@ import numpy as np
 from jaxtyping import Array
 
 from zfnet_jax.analysis.evolution import Evolution, evolution
+from zfnet_jax.analysis.likeness import Likeness, import_umap, likeness
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.analysis.sanity import RULES
 from zfnet_jax.arch import receptive_field
 from zfnet_jax.files import digest, slug, to_json, write_atomically
 from zfnet_jax.galleries import pages
 from zfnet_jax.galleries.checks import write_sanity
+from zfnet_jax.galleries.likeness import Layout, write_comparison, write_likeness
 from zfnet_jax.galleries.live import SCRIPTS, describe_network, write_live
 from zfnet_jax.galleries.pictures import (
     Twin,
@@ -49,8 +53,10 @@ from zfnet_jax.galleries.pictures import (
     write_pictures,
 )
 from zfnet_jax.galleries.sources import (
+    Other,
     Search,
     digest_code,
+    open_other,
     open_source,
 )
 from zfnet_jax.networks import Network, as_network
@@ -59,6 +65,8 @@ from zfnet_jax.projections import BATCH_SIZE
 from zfnet_jax.relu_rules import Rule
 
 Report = Callable[[int, int], None]
+# Another network, the key of its pages, and its search where they are to be written.
+Comparison = tuple[Other, str, dict[str, TopActivations] | None]
 
 # Units that are projected together: fewer where their projections take more bytes.
 _TOGETHER, _BYTES = 16, 1 << 27
@@ -93,6 +101,8 @@ def gallery(
     rules: Sequence[Rule] = RULES,
     epochs: tuple[Mapping[int, Network | Any], Any] | None = None,
     sanity_images: int = 16,
+    layout: Layout = "pca",
+    compare: tuple[str, Network | Any, Any] | None = None,
     title: str = "Units of a network",
     progress: Callable[[str], Report] | None = None,
 ) -> Gallery:
@@ -119,6 +129,9 @@ def gallery(
         epochs: Networks by epoch of training, and the images to search: the arguments
             of `zf.evolution`.
         sanity_images: Images of the sanity check; fewer than 2 leave it out.
+        layout: Layout of the maps of similar units, as in `Likeness.map`.
+        compare: Another network whose units are matched with these: its name, the
+            network, and the same images preprocessed for it.
         title: Title of the pages.
         progress: Called with the name of each task; the result is called with the work
             done and its total.
@@ -151,30 +164,46 @@ def gallery(
     progress = progress or (lambda task: lambda done, total: None)
     root = Path(folder) / "pages"
     homes = {name: root / "layers" / slug(name) for name in names}
-    new, check, has_live, result = {}, None, False, None
+    other = None if compare is None else open_other(*compare, source)
+    if layout == "umap":
+        import_umap()  # what is missing is said at once
+    new, check, has_live, inputs, result = {}, None, False, "", None
     # Process 0 writes all; the others take part in its searches.
     is_first = jax.process_index() == 0
     gather(None)  # at the first exchange Gloo waits for only 30 s
     if is_first:
         _claim(root)
-        new, check, has_live = _prepare(root, search, homes, sanity_images, progress)
+        inputs = _digest_inputs(search)
+        new, check, has_live = _prepare(
+            root, search, homes, inputs, sanity_images, progress
+        )
     new = broadcast(new)
     if new:
         _write_layers(root, search, new, progress)
+    comparison = other and _search_other(root, search, names, other, inputs, progress)
     if is_first:
         records = {name: _read_record(homes[name]) for name in names}
+        rows = list(records.values())
+        _write_likeness(root, search, rows, inputs, layout, comparison, progress)
         result = Gallery(
-            pages.write_index(root, search, list(records.values()), check, has_live),
+            pages.write_index(root, search, rows, check, has_live, other),
             {name: record["units"] for name, record in records.items()},
             {name: record["dead"] for name, record in records.items()},
         )
     return broadcast(result)
 
 
+def _digest_inputs(search: Search) -> str:
+    """Compute the digest of what all folders depend on."""
+    net, source = search.net.digest(), search.source.digest()
+    return digest(digest_code(), net, source, search.rules, search.title)
+
+
 def _prepare(
     root: Path,
     search: Search,
     homes: Mapping[str, Path],
+    inputs: str,
     sanity_images: int,
     progress: Callable[[str], Report],
 ) -> tuple[dict[str, tuple[Path, str]], dict[str, Any] | None, bool]:
@@ -185,21 +214,20 @@ def _prepare(
         whether the network runs in a browser.
     """
     net, source, check = search.net, search.source, None
-    inputs = digest_code(), net.digest(), source.digest(), search.rules, search.title
     if min(len(source), sanity_images) > 1 and len(net.layers[net.output].shape) == 1:
-        home, key = root / "sanity", digest(*inputs, sanity_images)
+        home, key = root / "sanity", digest(inputs, sanity_images)
         if _read_record(home).get("key") != key:
             with _replace(root, home, key) as part:
                 write_sanity(part, search, sanity_images, progress)
         check = _read_record(home)
     program, home = describe_network(net), root / "live"
-    key = digest(*inputs, search.k, *(pages.TEMPLATES / name for name in SCRIPTS))
+    key = digest(inputs, search.k, *(pages.TEMPLATES / name for name in SCRIPTS))
     if program is not None and _read_record(home).get("key") != key:
         with _replace(root, home, key) as part:
             write_live(part, search, program)
     weights = [network.digest() for network in search.epochs.values()]
-    inputs += search.k, list(search.epochs), weights, search.training.digest()
-    keys = {name: digest(*inputs, name) for name in homes}
+    training = list(search.epochs), weights, search.training.digest()
+    keys = {name: digest(inputs, search.k, *training, name) for name in homes}
     new = {
         name: (home, keys[name])
         for name, home in homes.items()
@@ -259,6 +287,56 @@ def _write_layers(
                 file = home / f"{unit['unit']}.webp"
                 twins[identify(search, tops[name], unit["unit"])] = file, unit["tops"]
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _search_other(
+    root: Path,
+    search: Search,
+    names: Sequence[str],
+    other: Other,
+    inputs: str,
+    progress: Callable[[str], Report],
+) -> Comparison:
+    """Search the images with another network, unless this was done."""
+    is_new, key = None, ""
+    if jax.process_index() == 0:
+        key = digest(inputs, search.k, names, other.name, other.net.digest())
+        key = digest(key, other.source.digest())
+        is_new = _read_record(root / "compare").get("key") != key
+    tops = None
+    if broadcast(is_new):
+        report, images = progress(f"searching {other.name}"), other.source.images
+        tops = top_activations(other.net, images, k=search.k, progress=report)
+    return other, key, tops
+
+
+def _write_likeness(
+    root: Path,
+    search: Search,
+    layers: Sequence[dict[str, Any]],
+    inputs: str,
+    layout: Layout,
+    comparison: Comparison | None,
+    progress: Callable[[str], Report],
+) -> None:
+    """Write which units are alike and which match, unless this was done."""
+    names = [layer["name"] for layer in layers]
+
+    @functools.cache
+    def compare_own() -> Likeness:
+        images = search.source.images
+        return likeness(search.net, images, names, progress=progress("comparing"))
+
+    home, key = root / "likeness", digest(inputs, search.k, names, layout)
+    if _read_record(home).get("key") != key:
+        with _replace(root, home, key) as part:
+            write_likeness(part, search, compare_own(), layers, layout)
+    other, key, tops = comparison or (None, "", None)
+    if other and tops:
+        with _replace(root, root / "compare", key) as part:
+            report = progress(f"comparing {other.name}")
+            theirs = likeness(other.net, other.source.images, progress=report)
+            write_comparison(part, search, other, compare_own(), theirs, tops, layers)
 
 
 def _split(

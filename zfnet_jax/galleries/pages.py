@@ -20,12 +20,15 @@ from zfnet_jax.galleries.numbers import (
     write_units,
 )
 from zfnet_jax.galleries.pictures import CONTRASTS, count_across, shrink
-from zfnet_jax.galleries.sources import Search
+from zfnet_jax.galleries.sources import Other, Search
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 # Every page holds it.
 MARK = '<meta name="generator" content="zfnet_jax">'
+
+# Files that pages share.
+_SHARED = "gallery.css", "gallery.js", "layer.js", "likeness.js", "map.js", "search.js"
 
 # Units of a layer's page that are shown together.
 UNITS_AT_ONCE = 256
@@ -173,10 +176,10 @@ def write_layer(
         "contrasts": CONTRASTS,
         "root": "../../",
     }
-    page = _render("layer.html", at_once=UNITS_AT_ONCE, **common)
+    page = render("layer.html", at_once=UNITS_AT_ONCE, **common)
     (part / "index.html").write_text(page, encoding="utf-8")
     for unit in units:
-        page = _render("unit.html", unit=unit, **common)
+        page = render("unit.html", unit=unit, **common)
         (part / f"{unit['unit']}.html").write_text(page, encoding="utf-8")
     write_units(part, search, record, units)
     write_atomically(part / "record.json", to_json(record))
@@ -186,9 +189,7 @@ def write_sanity(
     part: Path, search: Search, record: dict[str, Any], tables: dict[str, Any]
 ) -> None:
     """Write the page of the sanity check and its record."""
-    page = _render(
-        "sanity.html", search=search, check=record, root="../", tables=tables
-    )
+    page = render("sanity.html", search=search, check=record, root="../", tables=tables)
     (part / "index.html").write_text(page, encoding="utf-8")
     numbers = {"format": FORMAT, **record, "tables": tables}
     write_atomically(part / "numbers.json", to_json(numbers))
@@ -211,27 +212,30 @@ def write_index(
     records: Sequence[dict[str, Any]],
     check: dict[str, Any] | None,
     has_live: bool,
+    other: Other | None,
 ) -> Path:
     """Write the first page, and what all pages share; return its path."""
-    for name in ("gallery.css", "gallery.js", "layer.js", "search.js"):
+    for name in _SHARED:
         write_atomically(root / name, (TEMPLATES / name).read_bytes())
     sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]
     styles = [sizes(record, _THUMBNAIL) for record in records]
     write_scripts(root, search, records, styles)
     write_outline(root.parent, search, records, check is not None, has_live)
-    page = _render(
+    page = render(
         "index.html",
         search=search,
         layers=records,
         check=check,
         has_live=has_live,
+        other=other,
         accuracy=getattr(search.net, "metadata", {}).get("test_accuracy"),
         root="pages/",
     )
     return write_atomically(root.parent / "index.html", page)
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """Fill in a template."""
     return _TEMPLATES.get_template(template).render(**values)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, UInt8
 
 from zfnet_jax.data.images import digest_images
 from zfnet_jax.files import digest
-from zfnet_jax.networks import Network
+from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule
 
 
@@ -134,6 +134,32 @@ class Search:
         if layer == self.net.output and names is not None:
             return names[unit]
         return f"unit {unit}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Other:
+    """Another network to compare with.
+
+    Attributes:
+        name: Its name on the pages.
+        net: The network.
+        source: The same images, preprocessed for it.
+    """
+
+    name: str
+    net: Network
+    source: Source
+
+
+def open_other(name: str, model: Network | Any, images: Any, source: Source) -> Other:
+    """Check another network and its images."""
+    net, images = as_network(model, images)
+    if len(images) != len(source):
+        raise ValueError(
+            f"{name} is compared over {len(images)} images, not the gallery's "
+            f"{len(source)}"
+        )
+    return Other(name, net, open_source(net, images))
 
 
 def digest_code() -> str:
