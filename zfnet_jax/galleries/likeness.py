@@ -154,11 +154,11 @@ def _describe_layer(net: Network, record: dict[str, Any]) -> dict[str, Any]:
 def _list_neighbors(
     neighbors: Neighbors, names: Sequence[str]
 ) -> list[list[int | float]]:
-    """List layer, unit and cosine of the neighbors of each unit, one after another."""
+    """List layer, unit and cosine of each unit's neighbors above 0, one after another."""
     places = np.array([names.index(name) for name in neighbors.layers] or [0])
     table = []
     for row in range(len(neighbors.units)):
-        known = neighbors.units[row] >= 0
+        known = neighbors.cosines[row] > 0
         columns = (
             places[neighbors.places[row, known]].tolist(),
             neighbors.units[row, known].tolist(),

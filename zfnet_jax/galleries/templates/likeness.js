@@ -55,27 +55,26 @@ if (similar) {
 // Two networks: which unit is which.
 
 const matches = byId("matches");
-const orders2 = {
+const sortings = {
   unit: (row) => row.unit,
   least: (row) => row.cosine ?? Infinity,
   most: (row) => -(row.cosine ?? -Infinity),
 };
 const AT_ONCE = 64;
 
-function showPair([place, unit, cosine], row) {
+function showPair([place, unit, cosine], index) {
   const layer = MATCHES.layers[place];
   const name = `${layer.name === MATCHES.own.name ? "" : `${layer.name}, `}${nameUnit(layer, unit)}`;
-  const text = `${name} · cosine ${cosine.toFixed(2)}`;
+  const text = `${index ? "closer: " : ""}${name} · cosine ${cosine.toFixed(2)}`;
   const picture = drawPatches(layer, unit, `../${layer.slug}/`);
-  row.append(make("figure", {}, picture, make("figcaption", { textContent: text })));
+  return make("figure", {}, picture, make("figcaption", { textContent: text }));
 }
 
 function showRow({ unit, pairs }) {
   const row = make("li", { className: "row" });
   row.dataset.unit = unit;
   row.append(linkUnit(MATCHES.own, unit));
-  row.append(make("span", { className: "arrow", textContent: "→" }));
-  for (const pair of pairs) showPair(pair, row);
+  row.append(make("span", { className: "arrow", textContent: "→" }), ...pairs.map(showPair));
   return row;
 }
 
@@ -89,7 +88,7 @@ if (matches) {
     more.hidden = matches.children.length === rows.length;
   };
   const arrange = () => {
-    const by = orders2[sort.value];
+    const by = sortings[sort.value];
     rows.sort((a, b) => by(a) - by(b) || a.unit - b.unit);
     matches.replaceChildren();
     extend();

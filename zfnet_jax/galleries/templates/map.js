@@ -8,7 +8,7 @@ const OWN = LIKENESS.layers[LIKENESS.own];
 const placed = LIKENESS.points.flatMap((point, unit) => (point ? [unit] : []));
 const groupOf = new Map(LIKENESS.groups.flatMap((group) => group.map((unit) => [unit, group])));
 // Sides of a patch on the screen; how near a pointer must be; patches at most.
-const [SIDE, REACH, MOST, EDGE] = [34, 24, 200, 28];
+const [SIDE, REACH, MOST, EDGE] = [34, 24, 400, 28];
 
 // The center of the view, and pixels to a unit of length.
 const view = { x: 0, y: 0, scale: 1 };
@@ -121,7 +121,7 @@ function paintUnit(unit, hasPatches, color) {
     pen.rect(x - radius, y - radius, SIDE, SIDE);
   } else {
     pen.arc(x, y, radius, 0, 2 * Math.PI);
-    pen.fillStyle = color.bar;
+    pen.fillStyle = groupOf.has(unit) ? color.mark : color.bar;
     pen.fill();
   }
   pen.strokeStyle = groupOf.has(unit) ? color.mark : color.paper;
@@ -291,7 +291,7 @@ new ResizeObserver(() => {
   canvas.width = size.width * devicePixelRatio;
   canvas.height = size.height * devicePixelRatio;
   if (isFirst || view.scale === whole) showAll();
-  draw();
+  paint();
 }).observe(canvas);
 
 const start = Number(new URLSearchParams(location.hash.slice(1)).get("unit") ?? NaN);
