@@ -98,7 +98,7 @@ def display(x: np.ndarray, percentile: float) -> tuple[np.ndarray, float]:
 
 def test_every_link_leads_to_a_file_of_the_folder(folder):
     pages = list(folder.rglob("*.html"))
-    assert len(pages) == 2 + sum(1 + NET.layer(name).shape[-1] for name in LAYERS)
+    assert len(pages) == 2 + sum(2 + NET.layer(name).shape[-1] for name in LAYERS)
     reached = {folder / "index.html"}
     for file in pages:
         page = Page(file)

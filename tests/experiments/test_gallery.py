@@ -24,7 +24,8 @@ FEW = ["--limit", "40", "--evolution-limit", "30", "--k", "4", "--sanity-images"
 
 @pytest.fixture(scope="module")
 def finished(compiled_once, trained, measure):
-    return measure(gallery, *FEW, "--run", trained, "--layers", "conv2", "logits")
+    options = "--run", trained, "--layers", "conv2", "logits", "--compare", "1"
+    return measure(gallery, *FEW, *options)
 
 
 def test_metrics_count_units(finished, weights):
@@ -49,6 +50,10 @@ def test_pages_say_what_they_are_of(finished):
     digests = json.loads((out / "manifest.json").read_text())["digests"]
     assert {"weights", "data", "training data"} <= set(digests)
     assert digests["data"] != digests["training data"]
+    assert digests["compared"]["weights"] != digests["weights"]
+    text = (out / "pages/compare/index.html").read_text()
+    assert "Units of small, compared with epoch 1" in text and "to 40 images" in text
+    assert str(out) not in text
 
 
 def test_without_kept_epochs_there_is_no_evolution(trained, measure, tmp_path, capsys):
@@ -148,6 +153,8 @@ def load_network():
         (3, ["--run", "nowhere"], "--run nowhere: there is no such folder"),
         (2, ["--weights", "zfnet32-cifar10"], "--run has its own weights"),
         (2, ["--layers", "conv9"], "no layer 'conv9'"),
+        (2, ["--compare", "7"], "--compare 7: the kept epochs of --run are 1, 2, 5"),
+        (3, ["--compare", "nowhere.safetensors"], "nowhere.safetensors"),
     ],
 )
 def test_bad_input_is_one_line(code, argv, message, trained, refuse):

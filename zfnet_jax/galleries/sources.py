@@ -159,7 +159,11 @@ def open_other(name: str, model: Network | Any, images: Any, source: Source) -> 
             f"{name} is compared over {len(images)} images, not the gallery's "
             f"{len(source)}"
         )
-    return Other(name, net, open_source(net, images))
+    pictures = None
+    if not hasattr(images, "pictures"):
+        shape = source.read_pictures([0]).shape[1:3]
+        pictures = source.pictures if shape == net.image_shape[:2] else None
+    return Other(name, net, open_source(net, images, pictures=pictures))
 
 
 def digest_code() -> str:
