@@ -91,6 +91,7 @@ TOOLS = {
         net, x, 0, "rotate", [0.0, 40.0], layers=list(net.layers)
     ),
     "correspondence": lambda net, x: zf.correspondence(net, x, BOXES, draws=2),
+    "likeness": lambda net, x: dict(enumerate(zf.likeness(net, x).directions.values())),
     "probe": probe,
     "transfer": lambda net, x: zf.transfer(
         net, x, LABELS % 2, per_class=[1], draws=2, layer=name(net, "fc3")

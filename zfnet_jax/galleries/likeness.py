@@ -63,7 +63,6 @@ def write_likeness(
         }
         write_data(part / f"{record['slug']}.js", "LIKENESS", data)
         live = np.isfinite(points[:, 0])
-        whole = like.directions[name][live].var(0).sum()
         page = pages.render(
             "map.html",
             search=search,
@@ -75,7 +74,7 @@ def write_likeness(
             groups=groups,
             hidden=int((~live).sum()),
             layout=layout,
-            share=float(points[live].var(0).sum() / whole) if whole else 1,
+            share=_explain(points[live], like.directions[name][live]),
         )
         (part / f"{record['slug']}.html").write_text(page, encoding="utf-8")
     write_atomically(part / "record.json", to_json({"images": len(like.images)}))
@@ -172,6 +171,13 @@ def _list_points(points: np.ndarray) -> list[list[float] | None]:
     """List coordinates from -1 to 1."""
     scaled = points.astype(float) / (np.nanmax(np.abs(points), initial=0) or 1)
     return [None if np.isnan(point[0]) else point.tolist() for point in scaled.round(4)]
+
+
+def _explain(points: np.ndarray, directions: np.ndarray) -> float:
+    """Compute the share of the variance that a plane holds."""
+    if len(points) < 2:
+        return 1.0
+    return float(points.var(0).sum() / max(directions.var(0).sum(), 1e-12))
 
 
 def _list_matches(
