@@ -174,6 +174,29 @@ def test_pages_load_whole_and_ask_for_nothing_else(browser, visit, folder):
 
 
 @in_browser
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious(browser, visit, scheme, width):
+    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
+    code = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    for page in (MAP, UNIT, *COMPARED):
+        visit(page)
+        resize(browser, width, 1)
+        browser.execute_script(code)
+        violations = browser.execute_async_script(
+            "axe.run({resultTypes: ['violations']})"
+            ".then(x => arguments[0](x.violations))"
+        )
+        faults = [
+            (fault["id"], fault["nodes"][0]["html"])
+            for fault in violations
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert not faults, page
+
+
+@in_browser
 def test_a_unit_s_page_leads_to_similar_units(browser, visit, like):
     visit(UNIT)
     for elsewhere, name in ((False, "within"), (True, "elsewhere")):

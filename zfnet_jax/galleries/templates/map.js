@@ -7,8 +7,9 @@ const pen = canvas.getContext("2d");
 const OWN = LIKENESS.layers[LIKENESS.own];
 const placed = LIKENESS.points.flatMap((point, unit) => (point ? [unit] : []));
 const groupOf = new Map(LIKENESS.groups.flatMap((group) => group.map((unit) => [unit, group])));
-// Sides of a patch on the screen; how near a pointer must be; patches at most.
+// The side of a patch on the screen, the reach of the pointer, patches at most, the margin.
 const [SIDE, REACH, MOST, EDGE] = [34, 24, 400, 28];
+const DOT = placed.length > 1000 ? 3 : 4;
 
 // The center of the view, and pixels to a unit of length.
 const view = { x: 0, y: 0, scale: 1 };
@@ -114,7 +115,7 @@ function paintUnit(unit, hasPatches, color) {
   pen.globalAlpha = lit && !lit.includes(unit) ? 0.15 : 1;
   if (hasPatches && !patches.has(unit)) loadPatch(unit);
   const patch = hasPatches && patches.get(unit);
-  const radius = patch ? SIDE / 2 : 4;
+  const radius = patch ? SIDE / 2 : DOT;
   pen.beginPath();
   if (patch) {
     pen.drawImage(patch, x - radius, y - radius, SIDE, SIDE);
@@ -133,7 +134,7 @@ function paintUnit(unit, hasPatches, color) {
 
 function ring(x, y, radius, color) {
   pen.beginPath();
-  pen.arc(x, y, radius * (radius > 4 ? 1.5 : 1) + 4, 0, 2 * Math.PI);
+  pen.arc(x, y, radius * (radius > DOT ? 1.5 : 1) + 4, 0, 2 * Math.PI);
   pen.strokeStyle = color.ink;
   pen.lineWidth = 3;
   pen.stroke();
