@@ -244,11 +244,13 @@ def test_the_map_is_explored_with_the_mouse(browser, visit):
     ActionChains(browser).drag_and_drop_by_offset(canvas, 40, 30).perform()
     moved = np.subtract(evaluate(browser, "toScreen(5)"), before)
     np.testing.assert_allclose(moved, [40, 30], atol=1)
-    assert browser.current_url.partition("#")[0].endswith(MAP)
+    assert browser.current_url.endswith(MAP)
     browser.find_element("id", "all").click()
     np.testing.assert_allclose(evaluate(browser, "placed.map(toScreen)"), points)
     point(browser, 5).click().perform()
     assert browser.current_url.endswith("layers/conv1/5.html")
+    browser.back()
+    assert browser.current_url.endswith(f"{MAP}#unit=5")
 
 
 @in_browser

@@ -81,8 +81,11 @@ def test_a_gallery_of_two_processes_is_that_of_one(folder, tmp_path):
     ours, theirs = folder / "gallery", tmp_path
     files = [{x.relative_to(f) for x in f.rglob("*")} for f in (ours, theirs)]
     assert files[0] == files[1] and Path("pages/layers/logits/2.webp") in files[0]
-    record = Path("pages/layers/logits/record.json")
-    assert (ours / record).read_text() == (theirs / record).read_text()
+    for name in ("layers/logits/record.json", "compare/logits/matches.js"):
+        one, other = (
+            (folder / "pages" / name).read_text() for folder in (ours, theirs)
+        )
+        assert one == other
 
 
 def test_predictions_of_two_processes_are_those_of_one(folder, tmp_path):

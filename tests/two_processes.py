@@ -79,9 +79,10 @@ def run_both(folder: Path) -> None:
 
 def build_logits(folder: Path) -> None:
     """Build the gallery of a classifier."""
-    from tests.gallery_case import build  # it computes at once
+    from tests.gallery_case import IMAGES, YOUNG, build  # it computes at once
 
-    build(folder, layers="logits", rules=["gradient"], epochs=None, sanity_images=0)
+    options = {"layers": "logits", "rules": ["gradient"], "epochs": None}
+    build(folder, **options, sanity_images=0, compare=("young", YOUNG, IMAGES))
 
 
 def run_predict(folder: Path, out: Path, *options: object) -> None:

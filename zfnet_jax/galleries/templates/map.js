@@ -160,10 +160,14 @@ function describe(unit) {
   const group = groupOf.get(unit);
   const alike = group ? ` · near duplicate of ${group.length - 1} other${group.length > 2 ? "s" : ""}` : "";
   byId("picked").replaceChildren(link, make("p", { className: "small", textContent: near + alike }));
-  history.replaceState(null, "", `#unit=${unit}`);
 }
 
-const open = () => picked !== null && (location.href = `${folderOf(OWN)}${picked}.html`);
+// On the way back the unit is still picked.
+function open() {
+  if (picked === null) return;
+  history.replaceState(null, "", `#unit=${picked}`);
+  location.href = `${folderOf(OWN)}${picked}.html`;
+}
 
 function findNear(x, y) {
   let [best, least] = [null, REACH];
