@@ -309,7 +309,7 @@ def test_two_networks_are_side_by_side(browser, visit):
 
     assert len(list_units()) == UNITS - 1
     first = browser.find_element("css selector", "#matches li")
-    assert "unit 0\n→\nunit 0 · cosine 1.00" in first.text
+    assert "unit 0\n→\nunit 0\ncosine 1.00" in first.text
     choose(browser, order="least")
     # Of the same units one has taken the match.
     assert sorted(SOURCES[list_units()[:3]]) == [0, 10, 10]

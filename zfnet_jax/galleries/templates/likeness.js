@@ -65,9 +65,8 @@ const AT_ONCE = 64;
 function showPair([place, unit, cosine], index) {
   const layer = MATCHES.layers[place];
   const name = `${layer.name === MATCHES.own.name ? "" : `${layer.name}, `}${nameUnit(layer, unit)}`;
-  const text = `${index ? "closer: " : ""}${name} · cosine ${cosine.toFixed(2)}`;
-  const picture = drawPatches(layer, unit, `../${layer.slug}/`);
-  return make("figure", {}, picture, make("figcaption", { textContent: text }));
+  const text = make("figcaption", {}, index ? `closer: ${name}` : name, make("br"), `cosine ${cosine.toFixed(2)}`);
+  return make("figure", {}, drawPatches(layer, unit, `../${layer.slug}/`), text);
 }
 
 function showRow({ unit, pairs }) {
