@@ -104,7 +104,7 @@ class Likeness:
             Neighbors with the leading axis of this layer's units.
         """
         if not elsewhere:
-            return self._search(layer, self, (layer,), k)
+            return self._search(layer, self, (layer,), k, is_same=True)
         names = tuple(name for name in self.directions if name != layer)
         return self._search(layer, self, names, k)
 
@@ -166,22 +166,25 @@ class Likeness:
         if not np.array_equal(self.images, other.images):
             raise ValueError("the two networks saw different images")
         own = self.directions[layer]
-        units, cosines = (
-            np.full(len(own), -1, np.int32),
-            np.full(len(own), np.nan, "f4"),
-        )
+        units = np.full(len(own), -1, np.int32)
+        cosines = np.full(len(own), np.nan, np.float32)
         theirs = other.directions.get(layer, own[:0])
         live, candidates = (np.flatnonzero(_is_live(x)) for x in (own, theirs))
         table = np.clip(own[live] @ theirs[candidates].T, -1, 1)
         rows, columns = scipy.optimize.linear_sum_assignment(table, maximize=True)
         units[live[rows]] = candidates[columns]
         cosines[live[rows]] = table[rows, columns]
-        return Match(
-            units, cosines, self._search(layer, other, tuple(other.directions), 1)
-        )
+        best = self._search(layer, other, tuple(other.directions), 1)
+        return Match(units, cosines, best)
 
     def _search(
-        self, layer: str, other: Likeness, names: tuple[str, ...], k: int
+        self,
+        layer: str,
+        other: Likeness,
+        names: tuple[str, ...],
+        k: int,
+        *,
+        is_same: bool = False,
     ) -> Neighbors:
         """Find the most similar units in some layers of this or another network."""
         own = self.directions[layer]
@@ -192,7 +195,6 @@ class Likeness:
             [np.arange(len(part), dtype=np.int32) for part in parts]
         )
         hidden = ~_is_live(columns)
-        is_same = other is self and names == (layer,)
         if not is_same and names:
             hidden |= np.concatenate([other.copies[name] for name in names])
         chosen, cosines = _take_best(own, columns, hidden, k, is_same)
