@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from zfnet_jax.analysis.likeness import Likeness, Match, Neighbors
 from zfnet_jax.analysis.mining import TopActivations
 from zfnet_jax.files import slug, to_json, write_atomically
 from zfnet_jax.galleries import pages
+from zfnet_jax.galleries.numbers import printable, to_script
 from zfnet_jax.galleries.pictures import count_across, save_mosaic, shrink
 from zfnet_jax.galleries.sources import Other, Search
 from zfnet_jax.networks import Network
@@ -136,8 +136,7 @@ def write_comparison(
 
 def write_data(path: Path, name: str, data: Any) -> None:
     """Write a script that holds data: pages may not read other files."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    write_atomically(path, f"const {name} = {text};\n")
+    write_atomically(path, f"const {name} = {to_script(data)};\n")
 
 
 def _describe_layer(net: Network, record: dict[str, Any]) -> dict[str, Any]:
@@ -145,8 +144,8 @@ def _describe_layer(net: Network, record: dict[str, Any]) -> dict[str, Any]:
     names = net.class_names if record["name"] == net.output else None
     shown = {key: record[key] for key in ("slug", "across", "cell", "blocks")}
     return shown | {
-        "name": pages.printable(record["name"]),
-        "names": names and [pages.printable(name) for name in names],
+        "name": printable(record["name"]),
+        "names": names and [printable(name) for name in names],
     }
 
 

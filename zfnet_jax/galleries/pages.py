@@ -200,7 +200,7 @@ def write_live(part: Path, search: Search, layers: Sequence[dict[str, Any]]) -> 
     """Write the page on which the network runs, except what describes the network."""
     engine = (TEMPLATES / "engine.js").read_text(encoding="utf-8")
     values = {"layers": layers, "contrasts": CONTRASTS, "engine": engine}
-    page = _render("live.html", search=search, root="../", **values)
+    page = render("live.html", search=search, root="../", **values)
     (part / "index.html").write_text(page, encoding="utf-8")
     for name in ("live.css", "live.js"):
         write_atomically(part / name, (TEMPLATES / name).read_bytes())
