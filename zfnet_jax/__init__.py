@@ -9,6 +9,7 @@ from zfnet_jax.analysis.invariance import invariance
 from zfnet_jax.analysis.mining import top_activations
 from zfnet_jax.analysis.occlusion import occlusion
 from zfnet_jax.analysis.probe import probe
+from zfnet_jax.analysis.relevance import relevance
 from zfnet_jax.analysis.sanity import sanity
 from zfnet_jax.arch import (
     ALEXNET,
@@ -72,6 +73,7 @@ __all__ = [
     "probe",
     "project",
     "receptive_field",
+    "relevance",
     "sanity",
     "save",
     "top_activations",

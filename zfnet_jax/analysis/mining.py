@@ -303,7 +303,7 @@ def _search(
     whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
     weights, best = jax.device_put((net, state.best), whole)
     layers, step, last_save = tuple(best), _GROUP * mesh.size, time.monotonic()
-    for start, part in _read_parts(net, images, state.done, batch_size, step):
+    for start, part in read_parts(net, images, state.done, batch_size, step):
         group = jax.make_array_from_process_local_data(split, part)
         labels = classes[start : start + step]
         span = np.int32(start), np.int32(len(labels))
@@ -323,7 +323,7 @@ def _search(
     return state
 
 
-def _read_parts(
+def read_parts(
     net: Network, images: Any, start: int, batch_size: int, step: int
 ) -> Iterator[tuple[int, Float[np.ndarray, "b h w c"]]]:
     """Yield each group's first image, and the part that this process reads of it.
@@ -359,7 +359,7 @@ def _merge(
 
     def search_part(net: Network, images: Array) -> dict[str, tuple[Array, Array]]:
         features = net.features(images, layers)
-        return {name: _peaks(maps) for name, maps in features.items()}
+        return {name: find_peaks(maps) for name, maps in features.items()}
 
     # Not `check_vma`: it puts operations into the program that layers are read from.
     peaks = jax.shard_map(
@@ -369,21 +369,34 @@ def _merge(
         out_specs=_SPLIT,
         check_vma=False,
     )(net, batch)
-    order = jnp.arange(len(batch), dtype=jnp.int32)
-    merged = {}
-    for name, (activations, places) in peaks.items():
-        activations = jnp.where(order[:, None] < count, activations, -jnp.inf).T
-        images = jnp.broadcast_to(start + order, activations.shape)
-        # Earlier images come first, so that `top_k` prefers them on a tie.
-        pairs = zip(best[name], (activations, images, places.T), strict=True)
-        joined = [jnp.concatenate(pair, 1) for pair in pairs]
-        _, chosen = lax.top_k(joined[0], best[name][0].shape[1])
-        merged[name] = tuple(jnp.take_along_axis(x, chosen, 1) for x in joined)
+    merged = {
+        name: merge_best(best[name], *pair, start, count)
+        for name, pair in peaks.items()
+    }
     values = {name: activations for name, (activations, _) in peaks.items()}
     return lax.with_sharding_constraint((merged, values), NamedSharding(mesh, _WHOLE))
 
 
-def _peaks(
+def merge_best(
+    best: Best,
+    values: Float32[Array, "n u"],
+    places: Int32[Array, "n u"],
+    start: Array,
+    count: Array,
+) -> Best:
+    """Merge the values of `count` images, from number `start` on, into the best."""
+    order = jnp.arange(len(values), dtype=jnp.int32)
+    values = jnp.where(order[:, None] < count, values, -jnp.inf).T
+    images = jnp.broadcast_to(start + order, values.shape)
+    # Earlier images come first, so that `top_k` prefers them on a tie.
+    pairs = zip(best, (values, images, places.T), strict=True)
+    joined = [jnp.concatenate(pair, 1) for pair in pairs]
+    _, chosen = lax.top_k(joined[0], best[0].shape[1])
+    activations, images, places = (jnp.take_along_axis(x, chosen, 1) for x in joined)
+    return activations, images, places
+
+
+def find_peaks(
     maps: Float[Array, "n ..."],
 ) -> tuple[Float32[Array, "n u"], Int32[Array, "n u"]]:
     """Each unit's strongest activation, and its first place in row-major order.
