@@ -7,11 +7,12 @@
 Searches images for the strongest activations of every unit of every layer (Fig. 2 of
 the paper), projects them to pixels by three backward rules, and writes static pages:
 open index.html. One page measures on a few images how much such pictures depend on the
-network, as `experiments.sanity` does on many. With --run, the network is that of a
-training run; if the run kept the weights of several epochs, each unit's page shows how
-the unit developed (Fig. 4). The units most similar to each are named too, and each
-layer has a map of its units. With --compare, the units of another network, or of
-another epoch, are set beside those that respond to the same images.
+network, as `experiments.sanity` does on many. A page for each class shows which units
+speak for it. With --run, the network is that of a training run; if the run kept the
+weights of several epochs, each unit's page shows how the unit developed (Fig. 4). The
+units most similar to each are named too, and each layer has a map of its units. With
+--compare, the units of another network, or of another epoch, are set beside those that
+respond to the same images.
 
 Expected with the shipped weights over the 10,000 test images of CIFAR-10: two to three
 minutes on two CPU cores. A second run into the same folder computes only the layers

@@ -262,14 +262,13 @@ def top_relevance(
     step = _GROUP * mesh.size
     for start, part in read_parts(net, images, 0, batch_size, step):
         group = jax.make_array_from_process_local_data(split, part)
-        given = classes[start : start + step]
-        span = np.int32(start), np.int32(len(given))
-        best, found = _merge(
-            weights, group, np.resize(given, step), *span, best, names, mesh
-        )
-        classes[start : start + step] = search.add(start, len(given), found)
+        count = min(step, total - start)
+        targets = np.resize(classes[start : start + count], step)
+        span = np.int32(start), np.int32(count)
+        best, batch = _merge(weights, group, targets, *span, best, names, mesh)
+        classes[start : start + count] = search.add(start, count, batch)
         if progress is not None:
-            progress(start + len(given), total)
+            progress(start + count, total)
     return {
         name: search.summarize(net, name, jax.device_get(best[name]), classes)
         for name in names

@@ -5,6 +5,7 @@
     pages/units.js          all units in columns, for the search
     pages/layers/LAYER/     a page for the layer, a page and a picture for each unit,
                             and their numbers
+    pages/classes/          which units speak for each class
     pages/sanity/           how much such pictures depend on the network
     pages/live/             the network itself, for one's own picture
     pages/likeness/         which units are alike, and a map of each layer
@@ -52,6 +53,7 @@ from zfnet_jax.galleries.pictures import (
     write_images,
     write_pictures,
 )
+from zfnet_jax.galleries.relevance import search_classes, write_classes
 from zfnet_jax.galleries.sources import (
     Other,
     Search,
@@ -108,9 +110,10 @@ def gallery(
 ) -> Gallery:
     """Write a gallery of static pages, to be explored in a browser without a server.
 
-    It shows each unit's strongest activations, their patches and projections, and how
-    much such pictures depend on the network. Layers that the folder already holds,
-    computed from the same inputs, are kept; a search that was killed goes on.
+    It shows each unit's strongest activations, their patches and projections, which
+    units speak for each class, and how much such pictures depend on the network. Layers
+    that the folder already holds, computed from the same inputs, are kept; a search
+    that was killed goes on.
 
     Under `jax.distributed` all processes call it with the same arguments. They share
     the search; process 0 projects and writes.
@@ -167,26 +170,30 @@ def gallery(
     other = None if compare is None else open_other(*compare, source)
     if layout == "umap":
         import_umap()  # what is missing is said at once
-    new, check, has_live, inputs, result = {}, None, False, "", None
+    new, key, check, has_live = {}, "", None, False
+    inputs, result = "", None
     # Process 0 writes all; the others take part in its searches.
     is_first = jax.process_index() == 0
     gather(None)  # at the first exchange Gloo waits for only 30 s
     if is_first:
         _claim(root)
         inputs = _digest_inputs(search)
-        new, check, has_live = _prepare(
+        new, key, check, has_live = _prepare(
             root, search, homes, inputs, sanity_images, progress
         )
-    new = broadcast(new)
+    new, key = broadcast((new, key))
     if new:
         _write_layers(root, search, new, progress)
+    if key:
+        _write_classes(root, search, homes, key, progress)
     comparison = other and _search_other(root, search, names, other, inputs, progress)
     if is_first:
         records = {name: _read_record(homes[name]) for name in names}
         rows = list(records.values())
         _write_likeness(root, search, rows, inputs, layout, comparison, progress)
+        classes = _read_record(root / "classes")["classes"]
         result = Gallery(
-            pages.write_index(root, search, rows, check, has_live, other),
+            pages.write_index(root, search, rows, check, has_live, classes, other),
             {name: record["units"] for name, record in records.items()},
             {name: record["dead"] for name, record in records.items()},
         )
@@ -206,12 +213,12 @@ def _prepare(
     inputs: str,
     sanity_images: int,
     progress: Callable[[str], Report],
-) -> tuple[dict[str, tuple[Path, str]], dict[str, Any] | None, bool]:
-    """Write what is no layer's unless this was done, and find the layers to be made.
+) -> tuple[dict[str, tuple[Path, str]], str, dict[str, Any] | None, bool]:
+    """Write what is no layer's unless this was done, and find what is to be made.
 
     Returns:
-        The folder and key of each such layer, the record of the sanity check, and
-        whether the network runs in a browser.
+        The folder and key of each such layer, the key of the classes if they are to be
+        made, the record of the sanity check, and whether the network runs in a browser.
     """
     net, source, check = search.net, search.source, None
     if min(len(source), sanity_images) > 1 and len(net.layers[net.output].shape) == 1:
@@ -225,6 +232,8 @@ def _prepare(
     if program is not None and _read_record(home).get("key") != key:
         with _replace(root, home, key) as part:
             write_live(part, search, program)
+    classes = digest(inputs, search.k, list(homes))
+    is_old = _read_record(root / "classes").get("key") != classes
     weights = [network.digest() for network in search.epochs.values()]
     training = list(search.epochs), weights, search.training.digest()
     keys = {name: digest(inputs, search.k, *training, name) for name in homes}
@@ -233,7 +242,7 @@ def _prepare(
         for name, home in homes.items()
         if _read_record(home).get("key") != keys[name]
     }
-    return new, check, program is not None
+    return new, classes if is_old else "", check, program is not None
 
 
 def _write_layers(
@@ -337,6 +346,21 @@ def _write_likeness(
             report = progress(f"comparing {other.name}")
             theirs = likeness(other.net, other.source.images, progress=report)
             write_comparison(part, search, other, compare_own(), theirs, tops, layers)
+
+
+def _write_classes(
+    root: Path,
+    search: Search,
+    homes: Mapping[str, Path],
+    key: str,
+    progress: Callable[[str], Report],
+) -> None:
+    """Search what units speak for, and write the pages of classes."""
+    tops = search_classes(search, list(homes), progress("attributing"))
+    if jax.process_index() == 0:
+        records = [_read_record(home) for home in homes.values()]
+        with _replace(root, root / "classes", key) as part:
+            write_classes(part, search, records, tops, progress("explaining"))
 
 
 def _split(

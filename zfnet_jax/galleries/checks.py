@@ -36,9 +36,8 @@ def write_sanity(
     images = np.asarray(source.images[np.arange(min(count, len(source)))])
     count, shown = len(images), min(_SHOWN, len(images))
     targets = np.asarray(net(images)).argmax(-1)
-    names = net.class_names or tuple(f"class {x}" for x in range(net.num_classes))
-    if source.labels is not None and source.class_names == names:
-        targets = source.labels[:count]
+    if search.labels is not None:
+        targets = search.labels[:count]
     options: Any = {"rules": search.rules, "shown": shown}
     report = progress("randomizing")
     randomized = sanity(net, images, targets, **options, progress=report)
@@ -53,7 +52,7 @@ def write_sanity(
     tables = {}
     for name, result in (("randomized", randomized), ("controls", replaced)):
         save_pictures(part / f"{name}.webp", result)
-        tables[name] = tabulate(result, [names[x] for x in targets[:shown]])
+        tables[name] = tabulate(result, [search.classes[x] for x in targets[:shown]])
     rule = search.rules[0]
     above = randomized.similarity[rule].signed[:, randomized.columns.index(layer) - 1]
     means = replaced.similarity[rule].signed.mean(0)

@@ -28,7 +28,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 MARK = '<meta name="generator" content="zfnet_jax">'
 
 # Files that pages share.
-_SHARED = "gallery.css", "gallery.js", "layer.js", "likeness.js", "map.js", "search.js"
+_SHARED = (
+    *("gallery.css", "gallery.js", "layer.js", "likeness.js", "map.js"),
+    *("relevance.js", "search.js"),
+)
 
 # Units of a layer's page that are shown together.
 UNITS_AT_ONCE = 256
@@ -212,13 +215,13 @@ def write_index(
     records: Sequence[dict[str, Any]],
     check: dict[str, Any] | None,
     has_live: bool,
+    classes: int,
     other: Other | None,
 ) -> Path:
     """Write the first page, and what all pages share; return its path."""
     for name in _SHARED:
         write_atomically(root / name, (TEMPLATES / name).read_bytes())
-    sizes = _TEMPLATES.get_template("macros.html").module.sizes  # pyright: ignore[reportAttributeAccessIssue]
-    styles = [sizes(record, _THUMBNAIL) for record in records]
+    styles = [style_squares(record, _THUMBNAIL) for record in records]
     write_scripts(root, search, records, styles)
     write_outline(root.parent, search, records, check is not None, has_live)
     page = render(
@@ -228,10 +231,17 @@ def write_index(
         check=check,
         has_live=has_live,
         other=other,
+        classes=classes,
         accuracy=getattr(search.net, "metadata", {}).get("test_accuracy"),
         root="pages/",
     )
     return write_atomically(root.parent / "index.html", page)
+
+
+def style_squares(record: dict[str, Any], room: int) -> str:
+    """Give the sizes of a layer's squares, as a style for those that a script makes."""
+    macros = vars(_TEMPLATES.get_template("macros.html").module)
+    return str(macros["sizes"](record, room))
 
 
 def render(template: str, **values: Any) -> str:

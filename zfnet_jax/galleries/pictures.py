@@ -128,7 +128,7 @@ def write_images(
             shutil.copyfile(saved[index], path)
         else:
             picture = source.read_pictures([index])[0]
-            _save(path, picture, max(picture.shape))
+            _save(path, picture, max(picture.shape) <= _EXACT)
 
 
 def save_mosaic(
@@ -136,8 +136,12 @@ def save_mosaic(
     cells: Mapping[tuple[int, int], UInt8[np.ndarray, "h w 3"]],
     rows: int,
     columns: int,
+    exact: int = _EXACT,
 ) -> None:
-    """Save pictures by row and column, each with a transparent edge below and right."""
+    """Save pictures by row and column, each with a transparent edge below and right.
+
+    Those of sides up to `exact` are saved without loss.
+    """
     height, width = shrink(next(iter(cells.values())).shape[:2])
     canvas = np.zeros((rows, height + 1, columns, width + 1, 4), np.uint8)
     for (row, column), cell in cells.items():
@@ -147,12 +151,12 @@ def save_mosaic(
         canvas[row, :height, column, :width, :3] = cell
         canvas[row, :height, column, :width, 3] = 255
     whole = canvas.reshape(rows * (height + 1), columns * (width + 1), 4)
-    _save(path, whole, max(height, width))
+    _save(path, whole, max(height, width) <= exact)
 
 
-def shrink(size: Sequence[int]) -> tuple[int, int]:
+def shrink(size: Sequence[int], largest: int = _LARGEST) -> tuple[int, int]:
     """Find the height and width at which a picture of some size is saved."""
-    share = min(1, _LARGEST / max(size))
+    share = min(1, largest / max(size))
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
 
 
@@ -167,7 +171,8 @@ def to_color(shown: Shaped[np.ndarray, "*n h w c"]) -> UInt8[np.ndarray, "*n h w
     return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
 
 
-def _save(path: Path, pixels: UInt8[np.ndarray, "h w c"], side: int) -> None:
+def _save(path: Path, pixels: UInt8[np.ndarray, "h w c"], is_exact: bool) -> None:
     # The fastest method: stronger ones gain only a tenth.
-    exact = {"lossless": True, "quality": 0} if side <= _EXACT else {"quality": 90}
-    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "WEBP", method=0, **exact)
+    options = {"lossless": True, "quality": 0} if is_exact else {"quality": 90}
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(path, "WEBP", method=0, **options)

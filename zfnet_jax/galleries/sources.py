@@ -128,6 +128,18 @@ class Search:
     training: Source
     title: str
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the network's classes."""
+        count = self.net.num_classes
+        return self.net.class_names or tuple(f"class {x}" for x in range(count))
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"] | None:
+        """The network's class of each image; None if it is not known."""
+        has_same = self.source.class_names == self.classes
+        return self.source.labels if has_same else None
+
     def name_unit(self, layer: str, unit: int) -> str:
         """Name a unit: by its class in the classifier, else by its number."""
         names = self.net.class_names
