@@ -331,10 +331,10 @@ def test_a_layer_is_made_again_for_other_inputs(folder, tmp_path, monkeypatch, c
     out, written = tmp_path / "copy", []
     shutil.copytree(folder, out)
 
-    def spy(root, search, homes, progress):
-        written.extend(homes)
+    def spy(build, tops, *others):
+        written.extend(tops)
 
-    monkeypatch.setattr(building, "_write_layers", spy)
+    monkeypatch.setattr(building._Build, "_write_found", spy)
     build(out)
     assert not written
     build(out, sanity_images=0, **change)

@@ -172,7 +172,7 @@ def test_a_model_is_given_as_module_and_function(measure, refuse):
 def test_the_list_of_commands_is_complete():
     files = {path.stem for path in (ROOT / "experiments").glob("*.py")}
     parts = {"__init__", "__main__", "distributed", "harness", "inputs", "mini"}
-    parts |= {"prediction_rows", "progress", "tensorboard"}
+    parts |= {"prediction_rows", "progress", "roll_call", "tensorboard"}
     assert set(list_commands()) == files - parts
     assert all(list_commands().values())
 

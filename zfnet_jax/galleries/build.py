@@ -11,22 +11,18 @@
     pages/likeness/         which units are alike, and a map of each layer
     pages/compare/          which units of another network they match
 
-Each of these folders is made under a temporary name and then renamed. Its record.json
-holds a key, the digest of all that the folder was computed from: one with the right key
-is complete, and is kept.
+Each of these folders is kept while all that it was computed from is the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,9 +36,10 @@ from zfnet_jax.analysis.likeness import Likeness, import_umap, likeness
 from zfnet_jax.analysis.mining import TopActivations, top_activations
 from zfnet_jax.analysis.sanity import RULES
 from zfnet_jax.arch import receptive_field
-from zfnet_jax.files import digest, slug, to_json, write_atomically
+from zfnet_jax.files import digest, slug
 from zfnet_jax.galleries import pages
 from zfnet_jax.galleries.checks import write_sanity
+from zfnet_jax.galleries.folders import Folders
 from zfnet_jax.galleries.likeness import Layout, write_comparison, write_likeness
 from zfnet_jax.galleries.live import SCRIPTS, describe_network, write_live
 from zfnet_jax.galleries.pictures import (
@@ -67,8 +64,6 @@ from zfnet_jax.projections import BATCH_SIZE
 from zfnet_jax.relu_rules import Rule
 
 Report = Callable[[int, int], None]
-# Another network, the key of its pages, and its search where they are to be written.
-Comparison = tuple[Other, str, dict[str, TopActivations] | None]
 
 # Units that are projected together: fewer where their projections take more bytes.
 _TOGETHER, _BYTES = 16, 1 << 27
@@ -165,39 +160,30 @@ def gallery(
     k = min(k, len(source))
     search = Search(net, source, k, tuple(rules), networks, training, title)
     progress = progress or (lambda task: lambda done, total: None)
-    root = Path(folder) / "pages"
-    homes = {name: root / "layers" / slug(name) for name in names}
     other = None if compare is None else open_other(*compare, source)
     if layout == "umap":
         import_umap()  # what is missing is said at once
-    new, key, check, has_live = {}, "", None, False
-    inputs, result = "", None
-    # Process 0 writes all; the others take part in its searches.
-    is_first = jax.process_index() == 0
+    root, inputs = Path(folder) / "pages", None
     gather(None)  # at the first exchange Gloo waits for only 30 s
-    if is_first:
+    if jax.process_index() == 0:
         _claim(root)
         inputs = _digest_inputs(search)
-        new, key, check, has_live = _prepare(
-            root, search, homes, inputs, sanity_images, progress
-        )
-    new, key = broadcast((new, key))
-    if new:
-        _write_layers(root, search, new, progress)
-    if key:
-        _write_classes(root, search, homes, key, progress)
-    comparison = other and _search_other(root, search, names, other, inputs, progress)
-    if is_first:
-        records = {name: _read_record(homes[name]) for name in names}
-        rows = list(records.values())
-        _write_likeness(root, search, rows, inputs, layout, comparison, progress)
-        classes = _read_record(root / "classes")["classes"]
-        result = Gallery(
-            pages.write_index(root, search, rows, check, has_live, classes, other),
-            {name: record["units"] for name, record in records.items()},
-            {name: record["dead"] for name, record in records.items()},
-        )
-    return broadcast(result)
+    build = _Build(search, Folders(root, broadcast(inputs)), names, progress)
+    build.write_sanity(sanity_images)
+    build.write_live()
+    build.write_layers()
+    build.write_classes()
+    build.write_likeness(layout)
+    build.write_comparison(other)
+    return build.finish(other)
+
+
+def _claim(root: Path) -> None:
+    """Make the folder of the pages; refuse to replace a page of something else."""
+    page = root.parent / "index.html"
+    if page.exists() and pages.MARK not in page.read_text(errors="replace"):
+        raise ValueError(f"{page} is not a gallery's: choose another folder")
+    root.mkdir(parents=True, exist_ok=True)
 
 
 def _digest_inputs(search: Search) -> str:
@@ -206,161 +192,170 @@ def _digest_inputs(search: Search) -> str:
     return digest(digest_code(), net, source, search.rules, search.title)
 
 
-def _prepare(
-    root: Path,
-    search: Search,
-    homes: Mapping[str, Path],
-    inputs: str,
-    sanity_images: int,
-    progress: Callable[[str], Report],
-) -> tuple[dict[str, tuple[Path, str]], str, dict[str, Any] | None, bool]:
-    """Write what is no layer's unless this was done, and find what is to be made.
+@dataclasses.dataclass(frozen=True)
+class _Build:
+    """The parts of a gallery, each written unless it is there.
 
-    Returns:
-        The folder and key of each such layer, the key of the classes if they are to be
-        made, the record of the sanity check, and whether the network runs in a browser.
+    All processes call each method: they share the searches, and process 0 writes.
     """
-    net, source, check = search.net, search.source, None
-    if min(len(source), sanity_images) > 1 and len(net.layers[net.output].shape) == 1:
-        home, key = root / "sanity", digest(inputs, sanity_images)
-        if _read_record(home).get("key") != key:
-            with _replace(root, home, key) as part:
-                write_sanity(part, search, sanity_images, progress)
-        check = _read_record(home)
-    program, home = describe_network(net), root / "live"
-    key = digest(inputs, search.k, *(pages.TEMPLATES / name for name in SCRIPTS))
-    if program is not None and _read_record(home).get("key") != key:
-        with _replace(root, home, key) as part:
-            write_live(part, search, program)
-    classes = digest(inputs, search.k, list(homes))
-    is_old = _read_record(root / "classes").get("key") != classes
-    weights = [network.digest() for network in search.epochs.values()]
-    training = list(search.epochs), weights, search.training.digest()
-    keys = {name: digest(inputs, search.k, *training, name) for name in homes}
-    new = {
-        name: (home, keys[name])
-        for name, home in homes.items()
-        if _read_record(home).get("key") != keys[name]
-    }
-    return new, classes if is_old else "", check, program is not None
+
+    search: Search
+    folders: Folders
+    names: Sequence[str]
+    progress: Callable[[str], Report]
+
+    @property
+    def is_first(self) -> bool:
+        return jax.process_index() == 0
+
+    def write_sanity(self, count: int) -> None:
+        net, source = self.search.net, self.search.source
+        if min(len(source), count) < 2 or len(net.layers[net.output].shape) != 1:
+            self.folders.remove("sanity")
+        elif self.folders.is_new("sanity", count) and self.is_first:
+            with self.folders.replace("sanity", count) as part:
+                write_sanity(part, self.search, count, self.progress)
+
+    def write_live(self) -> None:
+        network = describe_network(self.search.net)
+        inputs = self.search.k, *(pages.TEMPLATES / name for name in SCRIPTS)
+        if network is None:
+            self.folders.remove("live")
+        elif self.folders.is_new("live", *inputs) and self.is_first:
+            with self.folders.replace("live", *inputs) as part:
+                write_live(part, self.search, network)
+
+    def write_layers(self) -> None:
+        """Search some layers in one pass, then write one after the other."""
+        search, partial = self.search, self.folders.root / ".search"
+        weights = [network.digest() for network in search.epochs.values()]
+        training = list(search.epochs), weights, search.training.digest()
+        inputs = search.k, *training
+        new = [
+            name
+            for name in self.names
+            if self.folders.is_new(_home(name), *inputs, name)
+        ]
+        if not new:
+            return
+        images, labels = search.source.images, search.source.labels
+        report = self.progress("searching")
+        tops = top_activations(
+            search.net,
+            images,
+            new,
+            k=search.k,
+            labels=labels,
+            partial=partial,
+            progress=report,
+        )
+        courses = {}
+        if search.epochs:
+            report, training = self.progress("following"), search.training.images
+            courses = evolution(search.epochs, training, new, progress=report)
+        if self.is_first:
+            self._write_found(tops, courses, inputs)
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _write_found(
+        self,
+        tops: Mapping[str, TopActivations],
+        courses: Mapping[str, Evolution],
+        inputs: Sequence[Any],
+    ) -> None:
+        search, names, report = self.search, list(tops), self.progress("projecting")
+        done, total = 0, sum(len(top.dead) for top in tops.values())
+        saved: dict[int, Path] = {}
+        twins: dict[tuple[Any, ...], Twin] = {}
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+            for name, following in itertools.zip_longest(names, names[1:]):
+                if following:  # Its programs are compiled in the meantime.
+                    some = min(-(-BATCH_SIZE // search.k), len(tops[following].dead))
+                    pool.submit(project_units, search, tops[following], range(some))
+                top, home = tops[name], self.folders.root / _home(name)
+                with self.folders.replace(_home(name), *inputs, name) as part:
+                    units = pages.describe_units(search, top)
+                    write = functools.partial(
+                        _write_units, part, search, top, courses.get(name), twins
+                    )
+                    for count in pool.map(write, _split(search, name, units)):
+                        done += count
+                        report(done, total)
+                    images = {x["image"] for unit in units for x in unit["tops"]}
+                    write_images(part, search.source, images, saved)
+                    pages.write_layer(part, search, name, units)
+                saved |= {index: home / "images" / f"{index}.webp" for index in images}
+                for unit in (unit for unit in units if unit["tops"]):
+                    file = home / f"{unit['unit']}.webp"
+                    twins[identify(search, top, unit["unit"])] = file, unit["tops"]
+
+    def write_classes(self) -> None:
+        inputs = self.search.k, self.names
+        if not self.folders.is_new("classes", *inputs):
+            return
+        tops = search_classes(self.search, self.names, self.progress("attributing"))
+        if self.is_first:
+            report = self.progress("explaining")
+            with self.folders.replace("classes", *inputs) as part:
+                write_classes(part, self.search, self.read_layers(), tops, report)
+
+    def write_likeness(self, layout: Layout) -> None:
+        inputs = self.search.k, self.names, layout
+        if self.folders.is_new("likeness", *inputs) and self.is_first:
+            with self.folders.replace("likeness", *inputs) as part:
+                own, records = self.own_likeness, self.read_layers()
+                write_likeness(part, self.search, own, records, layout)
+
+    def write_comparison(self, other: Other | None) -> None:
+        """Search the images with another network, and match the units of both."""
+        if other is None:
+            self.folders.remove("compare")
+            return
+        compared = other.name, other.net.digest(), other.source.digest()
+        inputs = self.search.k, self.names, *compared
+        if not self.folders.is_new("compare", *inputs):
+            return
+        net, images = other.net, other.source.images
+        report = self.progress(f"searching {other.name}")
+        tops = top_activations(net, images, k=self.search.k, progress=report)
+        if self.is_first:
+            report = self.progress(f"comparing {other.name}")
+            theirs = likeness(net, images, progress=report)
+            with self.folders.replace("compare", *inputs) as part:
+                both, records = (self.own_likeness, theirs), self.read_layers()
+                write_comparison(part, self.search, other, *both, tops, records)
+
+    def finish(self, other: Other | None) -> Gallery:
+        """Write the first page, and tell all processes what there is."""
+        result = None
+        if self.is_first:
+            records = self.read_layers()
+            parts = {
+                "sanity": self.folders.read("sanity"),
+                "live": self.folders.read("live"),
+                "class_pages": self.folders.read("classes")["classes"],
+                "compare": self.folders.read("compare"),
+            }
+            root = self.folders.root
+            result = Gallery(
+                pages.write_index(root, self.search, records, parts, other),
+                {record["name"]: record["units"] for record in records},
+                {record["name"]: record["dead"] for record in records},
+            )
+        return broadcast(result)
+
+    @functools.cached_property
+    def own_likeness(self) -> Likeness:
+        report = self.progress("comparing")
+        images = self.search.source.images
+        return likeness(self.search.net, images, self.names, progress=report)
+
+    def read_layers(self) -> list[dict[str, Any]]:
+        return [self.folders.read(_home(name)) for name in self.names]
 
 
-def _write_layers(
-    root: Path,
-    search: Search,
-    homes: Mapping[str, tuple[Path, str]],
-    progress: Callable[[str], Report],
-) -> None:
-    """Search some layers in one pass, then write one after the other."""
-    net, source, names = search.net, search.source, list(homes)
-    partial = root / ".search"
-    tops = top_activations(
-        net,
-        source.images,
-        names,
-        k=search.k,
-        labels=source.labels,
-        partial=partial,
-        progress=progress("searching"),
-    )
-    courses = {}
-    if search.epochs:
-        report = progress("following")
-        training = search.training.images
-        courses = evolution(search.epochs, training, names, progress=report)
-    if jax.process_index() != 0:
-        return
-    report = progress("projecting")
-    done, total = 0, sum(len(top.dead) for top in tops.values())
-    saved: dict[int, Path] = {}
-    twins: dict[tuple[Any, ...], Twin] = {}
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-        for name, following in itertools.zip_longest(names, names[1:]):
-            if following:  # Its programs are compiled in the meantime.
-                some = min(-(-BATCH_SIZE // search.k), len(tops[following].dead))
-                pool.submit(project_units, search, tops[following], range(some))
-            home, key = homes[name]
-            with _replace(root, home, key) as part:
-                units = pages.describe_units(search, tops[name])
-                write = functools.partial(
-                    _write_units, part, search, tops[name], courses.get(name), twins
-                )
-                for count in pool.map(write, _split(search, name, units)):
-                    done += count
-                    report(done, total)
-                images = {x["image"] for unit in units for x in unit["tops"]}
-                write_images(part, source, images, saved)
-                pages.write_layer(part, search, name, units)
-            saved |= {index: home / "images" / f"{index}.webp" for index in images}
-            for unit in (unit for unit in units if unit["tops"]):
-                file = home / f"{unit['unit']}.webp"
-                twins[identify(search, tops[name], unit["unit"])] = file, unit["tops"]
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _search_other(
-    root: Path,
-    search: Search,
-    names: Sequence[str],
-    other: Other,
-    inputs: str,
-    progress: Callable[[str], Report],
-) -> Comparison:
-    """Search the images with another network, unless this was done."""
-    is_new, key = None, ""
-    if jax.process_index() == 0:
-        key = digest(inputs, search.k, names, other.name, other.net.digest())
-        key = digest(key, other.source.digest())
-        is_new = _read_record(root / "compare").get("key") != key
-    tops = None
-    if broadcast(is_new):
-        report, images = progress(f"searching {other.name}"), other.source.images
-        tops = top_activations(other.net, images, k=search.k, progress=report)
-    return other, key, tops
-
-
-def _write_likeness(
-    root: Path,
-    search: Search,
-    layers: Sequence[dict[str, Any]],
-    inputs: str,
-    layout: Layout,
-    comparison: Comparison | None,
-    progress: Callable[[str], Report],
-) -> None:
-    """Write which units are alike and which match, unless this was done."""
-    names = [layer["name"] for layer in layers]
-
-    @functools.cache
-    def compare_own() -> Likeness:
-        images = search.source.images
-        return likeness(search.net, images, names, progress=progress("comparing"))
-
-    home, key = root / "likeness", digest(inputs, search.k, names, layout)
-    if _read_record(home).get("key") != key:
-        with _replace(root, home, key) as part:
-            write_likeness(part, search, compare_own(), layers, layout)
-    other, key, tops = comparison or (None, "", None)
-    if other and tops:
-        with _replace(root, root / "compare", key) as part:
-            report = progress(f"comparing {other.name}")
-            theirs = likeness(other.net, other.source.images, progress=report)
-            write_comparison(part, search, other, compare_own(), theirs, tops, layers)
-
-
-def _write_classes(
-    root: Path,
-    search: Search,
-    homes: Mapping[str, Path],
-    key: str,
-    progress: Callable[[str], Report],
-) -> None:
-    """Search what units speak for, and write the pages of classes."""
-    tops = search_classes(search, list(homes), progress("attributing"))
-    if jax.process_index() == 0:
-        records = [_read_record(home) for home in homes.values()]
-        with _replace(root, root / "classes", key) as part:
-            write_classes(part, search, records, tops, progress("explaining"))
+def _home(layer: str) -> str:
+    return f"layers/{slug(layer)}"
 
 
 def _split(
@@ -388,36 +383,3 @@ def _write_units(
     if course is not None:
         write_course(part, search, course, units)
     return len(units)
-
-
-def _claim(root: Path) -> None:
-    """Make the folder of the pages; refuse to replace a page of something else."""
-    page = root.parent / "index.html"
-    if page.exists() and pages.MARK not in page.read_text(errors="replace"):
-        raise ValueError(f"{page} is not a gallery's: choose another folder")
-    root.mkdir(parents=True, exist_ok=True)
-
-
-def _read_record(home: Path) -> dict[str, Any]:
-    file = home / "record.json"
-    return json.loads(file.read_bytes()) if file.exists() else {}
-
-
-@contextlib.contextmanager
-def _replace(root: Path, home: Path, key: str) -> Iterator[Path]:
-    """Make a folder under another name, and rename it once it is complete."""
-    part, old = root / ".part", root / ".old"
-    for folder in (part, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    part.mkdir()
-    try:
-        yield part
-        record = json.loads((part / "record.json").read_bytes())
-        write_atomically(part / "record.json", to_json(record | {"key": key}))
-        home.parent.mkdir(exist_ok=True)
-        if home.exists():
-            home.rename(old)
-        part.rename(home)
-    finally:
-        for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ these, so scripts hold what they need.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ from zfnet_jax.imagenet.classes import SYNONYMS
 
 # Version of the JSON files.
 FORMAT = 1
+# What to read of each folder beside those of layers.
+_PARTS = {
+    "sanity": "pages/sanity/numbers.json",
+    "live": "pages/live/index.html",
+    "class_pages": "pages/classes/index.html",
+    "compare": "pages/compare/index.html",
+}
 
 
 def write_units(
@@ -43,10 +50,9 @@ def write_outline(
     folder: Path,
     search: Search,
     records: Sequence[dict[str, Any]],
-    has_check: bool,
-    has_live: bool,
+    parts: Mapping[str, Any],
 ) -> None:
-    """Write what the gallery holds."""
+    """Write what the gallery holds; `parts` tell which other folders there are."""
     source = search.source
     outline = {
         "format": FORMAT,
@@ -61,8 +67,7 @@ def write_outline(
         "contrasts": CONTRASTS,
         "epochs": list(search.epochs),
         "layers": [_outline(record) for record in records],
-        "sanity": "pages/sanity/numbers.json" if has_check else None,
-        "live": "pages/live/index.html" if has_live else None,
+        **{name: path if parts[name] else None for name, path in _PARTS.items()},
     }
     write_atomically(folder / "gallery.json", to_json(outline))
 
@@ -110,6 +115,7 @@ def _outline(record: dict[str, Any]) -> dict[str, Any]:
         "address": f"index.html#{record['slug']}",
         "page": f"{home}/index.html",
         "numbers": f"{home}/units.json",
+        "map": f"pages/likeness/{record['slug']}.html",
     }
 
 

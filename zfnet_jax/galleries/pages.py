@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,25 +213,26 @@ def write_index(
     root: Path,
     search: Search,
     records: Sequence[dict[str, Any]],
-    check: dict[str, Any] | None,
-    has_live: bool,
-    classes: int,
+    parts: Mapping[str, Any],
     other: Other | None,
 ) -> Path:
-    """Write the first page, and what all pages share; return its path."""
+    """Write the first page, and what all pages share; return its path.
+
+    `parts` tell of each other folder what it holds, nothing if it is missing.
+    """
     for name in _SHARED:
         write_atomically(root / name, (TEMPLATES / name).read_bytes())
     styles = [style_squares(record, _THUMBNAIL) for record in records]
     write_scripts(root, search, records, styles)
-    write_outline(root.parent, search, records, check is not None, has_live)
+    write_outline(root.parent, search, records, parts)
     page = render(
         "index.html",
         search=search,
         layers=records,
-        check=check,
-        has_live=has_live,
+        check=parts["sanity"],
+        has_live=bool(parts["live"]),
+        classes=parts["class_pages"],
         other=other,
-        classes=classes,
         accuracy=getattr(search.net, "metadata", {}).get("test_accuracy"),
         root="pages/",
     )
