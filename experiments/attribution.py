@@ -10,13 +10,13 @@ the table holds how often its most important pixel lies on the object, or close 
 and the areas under its insertion and deletion curves, all with standard errors.
 `zfnet_jax.metrics` defines them.
 
-Expected with the weights of `experiments.quickstart`, over 195 of 200 shapes, in one to
+Expected with the weights of `experiments.quickstart`, over 197 of 200 shapes, in one to
 three minutes on two CPU cores (2 pixels: close enough for a map that shows outlines):
 
-    on the object: saliency 46%, guided 36%, deconvnet 31%, random 24%, center 70%
-    within 2 pixels: saliency 92%, guided 100%, deconvnet 100%, random 34%, center 84%
-    insertion (more is better): 0.529, 0.615, 0.603, random 0.277, center 0.679
-    deletion (less is better): 0.195, 0.200, 0.195, random 0.273, center 0.223
+    on the object: saliency 44%, guided 29%, deconvnet 35%, random 18%, center 70%
+    within 2 pixels: saliency 82%, guided 100%, deconvnet 100%, random 31%, center 84%
+    insertion (more is better): 0.453, 0.554, 0.533, random 0.242, center 0.601
+    deletion (less is better): 0.190, 0.190, 0.192, random 0.243, center 0.192
 
 The center does well because shapes are large and lie near it, and because insertion
 favors orders that bring a whole patch over those that bring scattered pixels.
