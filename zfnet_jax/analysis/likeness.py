@@ -367,7 +367,7 @@ def import_umap() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImportWarning)  # a part needs TensorFlow
-            import umap
+            import umap  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             'maps by UMAP need umap-learn: pip install "zfnet_jax[umap]"'
