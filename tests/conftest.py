@@ -1,7 +1,8 @@
 """Settings and fixtures of all tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import jax
@@ -50,3 +51,27 @@ def compiled_well(compiled_once) -> Iterator[None]:
     jax.config.update(FAST, False)
     yield
     jax.config.update(FAST, True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    from tests.browser import start
+
+    with start() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, folder) -> Callable[[str], None]:
+    """Open a page of a folder as new, at the size of a desktop."""
+    from tests.browser import prefer, resize
+
+    resize(browser, 1280)
+    prefer(browser, "light")
+
+    def open_page(page: str) -> None:
+        browser.get("about:blank")
+        browser.get(f"{folder.as_uri()}/{page}")
+
+    return open_page

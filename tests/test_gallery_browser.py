@@ -1,17 +1,24 @@
 """The gallery as a person uses it, in headless Chromium."""
 
-import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from selenium import webdriver
-from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.browser import (
+    choose,
+    find_faults,
+    forget,
+    has_all_pictures,
+    list_requests,
+    needs_browser,
+    prefer,
+    press,
+    resize,
+)
 from tests.gallery_case import (
     AT_ONCE,
     CLASSES,
@@ -27,14 +34,7 @@ from tests.gallery_case import (
 from zfnet_jax.files import slug
 from zfnet_jax.galleries.pages import printable
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.usefixtures("compiled_once"),
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="needs Chromium: Debian's packages chromium and chromium-driver",
-    ),
-]
+pytestmark = [pytest.mark.usefixtures("compiled_once"), needs_browser]
 
 CONV1, LOGITS = "pages/layers/conv1", "pages/layers/logits"
 PAGES = (
@@ -53,60 +53,6 @@ def folder(compiled_once, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gallery")
     build(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in ("headless=new", "no-sandbox", "force-prefers-reduced-motion"):
-        options.add_argument(f"--{argument}")
-    logs = {"browser": "ALL", "performance": "ALL"}
-    options.set_capability("goog:loggingPrefs", logs)
-    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(browser, folder):
-    """Open a page as new, at the size of a desktop."""
-    resize(browser, 1280, 1)
-    prefer(browser, "light")
-
-    def open_page(page: str) -> None:
-        browser.get("about:blank")
-        browser.get(f"{folder.as_uri()}/{page}")
-
-    return open_page
-
-
-def resize(browser, width: int, dots: int) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": dots}
-    metrics = {**size, "mobile": width < 700}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def prefer(browser, scheme: str, media: str = "") -> None:
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    emulated = {"features": [feature], "media": media}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
-
-
-def press(browser, *keys: str) -> None:
-    for key in keys:
-        ActionChains(browser).send_keys(key).perform()
-
-
-def choose(browser, **values: str) -> None:
-    """Set controls as a person does, with the event that follows."""
-    for name, value in values.items():
-        browser.execute_script(
-            "const c = document.querySelector(`main [name=${arguments[0]}]`);"
-            "c.value = arguments[1];"
-            "c.dispatchEvent(new Event('input', {bubbles: true}));",
-            name,
-            value,
-        )
 
 
 def list_shown(browser) -> list[int]:
@@ -140,23 +86,13 @@ def locate(browser, selector: str) -> list:
 
 
 def test_pages_load_whole_and_ask_for_nothing_else(browser, visit, folder):
-    for log in ("browser", "performance"):
-        browser.get_log(log)  # what earlier pages left
+    forget(browser)
     for page in PAGES:
         visit(page)
-        assert browser.execute_script(
-            "document.querySelectorAll('img').forEach(x => x.loading = 'eager');"
-            "return Promise.all([...document.images].map(x => x.decode()))"
-            ".then(() => [...document.images].every(x => x.naturalWidth > 0))",
-        ), page
+        assert has_all_pictures(browser), page
     assert find(browser, "cat")
     assert browser.get_log("browser") == []
-    logs = [json.loads(x["message"]) for x in browser.get_log("performance")]
-    asked = {
-        log["message"]["params"]["request"]["url"]
-        for log in logs
-        if log["message"]["method"] == "Network.requestWillBeSent"
-    }
+    asked = list_requests(browser)
     assert any(url.endswith(".webp") for url in asked)
     home = folder.as_uri()
     assert all(url.startswith((f"{home}/", "data:", "about:")) for url in asked)
@@ -460,25 +396,13 @@ def test_a_missing_unit_is_said_with_those_there_are(browser, visit):
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_axe_finds_nothing_serious(browser, visit, scheme, width):
-    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
-    code = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     prefer(browser, scheme)
     for page in (*PAGES, "index.html#q=dog"):
         visit(page)
-        resize(browser, width, 1)
+        resize(browser, width)
         if "#" in page:
             wait_for(browser, "return byId('results').children.length")
-        browser.execute_script(code)
-        violations = browser.execute_async_script(
-            "axe.run({resultTypes: ['violations']})"
-            ".then(x => arguments[0](x.violations))"
-        )
-        faults = [
-            (fault["id"], fault["nodes"][0]["html"])
-            for fault in violations
-            if fault["impact"] in ("serious", "critical")
-        ]
-        assert not faults, page
+        assert not find_faults(browser), page
 
 
 def test_pages_are_printed_black_on_white_without_controls(browser, visit):

@@ -10,6 +10,17 @@ from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 
 import zfnet_jax as zf
+from tests.browser import (
+    choose,
+    find_faults,
+    forget,
+    has_all_pictures,
+    list_requests,
+    needs_browser,
+    prefer,
+    press,
+    resize,
+)
 from tests.gallery_case import (
     COUNT,
     DEAD,
@@ -23,17 +34,11 @@ from tests.gallery_case import (
     YOUNG,
     K,
 )
-from tests.test_gallery_browser import CHROMIUM, DRIVER, browser, choose, press, resize
 from zfnet_jax.files import slug
 from zfnet_jax.galleries import build as building
 from zfnet_jax.viz.patches import cut_patches
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-in_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs Chromium, as test_gallery_browser does"
-)
-__all__ = ["browser"]
-
 # Units 0 and 1 are the same, and so are 10, 11 and 12.
 SOURCES = np.array([*range(UNITS)])
 SOURCES[[1, 11, 12]] = 0, 10, 10
@@ -59,16 +64,6 @@ def folder(compiled_once, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def like(compiled_once):
     return zf.likeness(TWINS, IMAGES, LAYERS)
-
-
-@pytest.fixture
-def visit(browser, folder):
-    def open_page(page: str) -> None:
-        resize(browser, 1280, 1)
-        browser.get("about:blank")
-        browser.get((folder / page).as_uri())
-
-    return open_page
 
 
 def read(path: Path):
@@ -142,61 +137,38 @@ def test_another_number_of_images_is_refused(tmp_path):
         build(tmp_path, compare=("young", YOUNG, IMAGES[:9]))
 
 
-@in_browser
+@needs_browser
 def test_pages_load_whole_and_ask_for_nothing_else(browser, visit, folder):
-    for log in ("browser", "performance"):
-        browser.get_log(log)
+    forget(browser)
     pages = "index.html", MAP, UNIT, f"pages/layers/conv1/{DEAD}.html", *COMPARED
     odd = f"pages/likeness/{slug(ODD)}.html", f"pages/compare/{slug(ODD)}/index.html"
     for page in (*pages, *odd):
         visit(page)
         for width in (1280, 390):
-            resize(browser, width, 1)
+            resize(browser, width)
             overflow = evaluate(browser, "document.documentElement.scrollWidth")
             assert overflow <= width, page
-        assert browser.execute_script(
-            "document.querySelectorAll('img').forEach(x => x.loading = 'eager');"
-            "return Promise.all([...document.images].map(x => x.decode()))"
-            ".then(() => [...document.images].every(x => x.naturalWidth > 0))",
-        ), page
+        assert has_all_pictures(browser), page
         bold = "[...document.querySelectorAll('b')].map(x => x.textContent)"
         assert "\ufffdother" not in evaluate(browser, bold)
     assert browser.get_log("browser") == []
-    logs = [json.loads(x["message"])["message"] for x in browser.get_log("performance")]
-    asked = [
-        log["params"]["request"]["url"]
-        for log in logs
-        if log["method"] == "Network.requestWillBeSent"
-    ]
+    asked = list_requests(browser)
     assert any(url.endswith("compare/conv1/matches.js") for url in asked)
     home = folder.as_uri()
     assert all(url.startswith((f"{home}/", "data:", "about:")) for url in asked)
 
 
-@in_browser
+@needs_browser
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_axe_finds_nothing_serious(browser, visit, scheme, width):
-    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
-    code = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    prefer(browser, scheme)
     for page in (MAP, UNIT, *COMPARED):
         visit(page)
-        resize(browser, width, 1)
-        browser.execute_script(code)
-        violations = browser.execute_async_script(
-            "axe.run({resultTypes: ['violations']})"
-            ".then(x => arguments[0](x.violations))"
-        )
-        faults = [
-            (fault["id"], fault["nodes"][0]["html"])
-            for fault in violations
-            if fault["impact"] in ("serious", "critical")
-        ]
-        assert not faults, page
+        resize(browser, width)
+        assert not find_faults(browser), page
 
 
-@in_browser
+@needs_browser
 def test_a_unit_s_page_leads_to_similar_units(browser, visit, like):
     visit(UNIT)
     for elsewhere, name in ((False, "within"), (True, "elsewhere")):
@@ -224,7 +196,7 @@ def point(browser, unit: int) -> ActionChains:
     )
 
 
-@in_browser
+@needs_browser
 def test_the_map_is_explored_with_the_mouse(browser, visit):
     visit(MAP)
     assert len(evaluate(browser, "placed")) == UNITS - 1
@@ -253,7 +225,7 @@ def test_the_map_is_explored_with_the_mouse(browser, visit):
     assert browser.current_url.endswith(f"{MAP}#unit=5")
 
 
-@in_browser
+@needs_browser
 def test_the_map_is_explored_with_keys(browser, visit, folder):
     visit(MAP)
     browser.execute_script("byId('map').focus()")
@@ -277,7 +249,7 @@ def test_the_map_is_explored_with_keys(browser, visit, folder):
     assert browser.current_url.partition("#")[0].endswith("layers/conv1/index.html")
 
 
-@in_browser
+@needs_browser
 def test_patches_are_drawn_and_groups_light_up(browser, visit):
     visit(MAP)
     for _ in range(50):
@@ -298,7 +270,7 @@ def test_patches_are_drawn_and_groups_light_up(browser, visit):
     assert evaluate(browser, "lit") == [10, 11, 12]
 
 
-@in_browser
+@needs_browser
 def test_two_networks_are_side_by_side(browser, visit):
     visit(COMPARED[1])
 

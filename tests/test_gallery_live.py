@@ -2,10 +2,7 @@
 
 import base64
 import io
-import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,18 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver import ActionChains
 
 import zfnet_jax as zf
 from tests import reference_deconvnet as reference
+from tests.browser import (
+    find_faults,
+    forget,
+    list_requests,
+    needs_browser,
+    prefer,
+    resize,
+)
 from zfnet_jax.arch import Architecture, ContrastNorm, Conv, Dense, MaxPool
 from zfnet_jax.data import load_dataset
 from zfnet_jax.data.preprocessing import TORCHVISION, Preprocessing, fit_photograph
@@ -28,11 +32,6 @@ from zfnet_jax.galleries.sources import Search, open_source
 from zfnet_jax.networks import Network
 from zfnet_jax.viz.contrast import to_display
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER),
-    reason="needs Chromium: Debian's packages chromium and chromium-driver",
-)
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 RULES = ("deconvnet", "guided", "gradient")
@@ -91,25 +90,11 @@ def folder(compiled_once, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    devices = "use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"
-    still = "force-prefers-reduced-motion"
-    for argument in ("headless=new", "no-sandbox", still, *devices):
-        options.add_argument(f"--{argument}")
-    logs = {"browser": "ALL", "performance": "ALL"}
-    options.set_capability("goog:loggingPrefs", logs)
-    with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as browser:
-        browser.set_window_size(1280, 900)
-        browser.set_script_timeout(60)
-        yield browser
-
-
 @pytest.fixture
 def page(browser, folder):
     """The live page, new, with its first picture computed."""
+    resize(browser, 1280)
+    prefer(browser, "light")
     open_page(browser, folder)
     return browser
 
@@ -452,19 +437,13 @@ def test_a_photograph_of_100_megapixels_does_not_freeze_the_page(page):
 
 @needs_browser
 def test_the_page_asks_for_nothing_else_and_reports_no_error(browser, folder):
-    for log in ("browser", "performance"):
-        browser.get_log(log)  # what earlier pages left
+    forget(browser)
     open_page(browser, folder)
     for layer in ("conv1", "conv2", "logits"):
         choose(browser, "layer", layer)
         wait(browser, f"x.projection.name == '{layer}'")
     assert browser.get_log("browser") == []
-    logs = [json.loads(x["message"]) for x in browser.get_log("performance")]
-    asked = {
-        log["message"]["params"]["request"]["url"]
-        for log in logs
-        if log["message"]["method"] == "Network.requestWillBeSent"
-    }
+    asked = list_requests(browser)
     allowed = f"{folder.as_uri()}/", "data:", "blob:", "about:"
     assert len(asked) > 8 and all(url.startswith(allowed) for url in asked)
 
@@ -472,17 +451,10 @@ def test_the_page_asks_for_nothing_else_and_reports_no_error(browser, folder):
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(page, scheme):
-    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python")
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    prefer(page, scheme)
     page.find_element("css selector", "#why summary").click()
     wait(page, "document.querySelector('.reasons')")
-    page.execute_script((Path(axe.__file__).parent / "axe.min.js").read_text("utf-8"))
-    faults = page.execute_async_script(
-        "axe.run({resultTypes: ['violations']}).then(x => arguments[0](x.violations"
-        ".map(x => [x.impact, x.id, x.nodes[0].html])))"
-    )
-    assert not [fault for fault in faults if fault[0] in ("serious", "critical")]
+    assert not find_faults(page)
 
 
 def test_only_chains_of_known_layers_and_preprocessing_run_in_a_browser():

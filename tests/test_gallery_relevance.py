@@ -9,6 +9,14 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
+from tests.browser import (
+    find_faults,
+    forget,
+    list_requests,
+    needs_browser,
+    prefer,
+    resize,
+)
 from tests.gallery_case import (
     CLASSES,
     COUNT,
@@ -24,14 +32,13 @@ from tests.gallery_case import (
     build,
 )
 from tests.test_gallery import CELL, Page, display, read_cells
-from tests.test_gallery_browser import browser, pytestmark, resize, visit
 from zfnet_jax.analysis.relevance import MOST, relevance, top_relevance
 from zfnet_jax.files import slug
 from zfnet_jax.galleries import reasons
 from zfnet_jax.galleries.pages import printable
 from zfnet_jax.viz.patches import cut_patches
 
-__all__ = ["browser", "pytestmark", "visit"]  # fixtures and marks
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 QUICK = {"epochs": None, "sanity_images": 0}
 NAMES = [printable(name) for name in CLASSES]
@@ -172,21 +179,22 @@ def texts(browser, selector: str) -> list[str]:
     )
 
 
+@needs_browser
 def test_class_pages_in_the_browser(browser, visit, folder):
-    browser.get_log("browser")
+    forget(browser)
     visit("index.html")
     browser.find_element("link text", "Which units speak for each class").click()
     assert texts(browser, "#classes a") == NAMES
     browser.find_element("css selector", "#find-class input").send_keys("DO")
     assert texts(browser, "#classes a") == ["dog"]
     assert browser.current_url.endswith("#find=DO")
-    assert texts(browser, "#matches") == ["1 of 3 classes"]
+    assert texts(browser, "#class-count") == ["1 of 3 classes"]
     browser.find_element("link text", "dog").click()
     top = read_class(folder, 1)
     shown = texts(browser, "#speakers li a")
     assert shown == [f"unit {x[0]}" for layer in top for x in layer["units"]]
     for width in (390, 1280):
-        resize(browser, width, 1)
+        resize(browser, width)
         script = "return document.documentElement.scrollWidth"
         assert browser.execute_script(script) <= width
     assert browser.execute_script(
@@ -197,8 +205,12 @@ def test_class_pages_in_the_browser(browser, visit, folder):
     browser.find_element("css selector", "#speakers li a").click()
     assert browser.title.startswith(printable(ODD))
     assert browser.get_log("browser") == []
+    asked, home = list_requests(browser), folder.as_uri()
+    assert any(url.endswith("pages/classes/1.html") for url in asked)
+    assert all(url.startswith((f"{home}/", "data:", "about:")) for url in asked)
 
 
+@needs_browser
 def test_a_unit_s_page_shows_its_classes(browser, visit, folder):
     browser.get_log("browser")
     for name, units in {"conv1": [0, RARE, DEAD], "logits": [1, 2]}.items():
@@ -213,3 +225,14 @@ def test_a_unit_s_page_shows_its_classes(browser, visit, folder):
             pictures = len(browser.find_elements("css selector", "#relevance img"))
             assert pictures == 2 * bool(images)
     assert browser.get_log("browser") == []
+
+
+@needs_browser
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious(browser, visit, scheme, width):
+    prefer(browser, scheme)
+    classes = "pages/classes/index.html", "pages/classes/1.html"
+    for page in (*classes, "pages/layers/conv1/0.html"):
+        visit(page)
+        resize(browser, width)
+        assert not find_faults(browser), page

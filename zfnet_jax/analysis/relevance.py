@@ -154,7 +154,7 @@ def _map_relevance(
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TopRelevance:
-    """How much the units of a layer speak for the classes of images.
+    """Relevance of the units of a layer for the classes of images.
 
     Attributes:
         layer: Name of the layer.
@@ -325,7 +325,7 @@ def _merge(
 
 
 class _Search:
-    """What a search keeps beside the best images of each unit.
+    """Sums and examples that a search keeps beside the best images of each unit.
 
     Attributes:
         sizes: [classes], number of images.

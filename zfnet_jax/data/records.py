@@ -32,7 +32,7 @@ _REMEDY = "remove the folder and prepare the images again"
 
 
 class Shard(NamedTuple):
-    """What is known of a shard.
+    """Digests by which a shard is recognized.
 
     Attributes:
         digest: Its sha256, in hex.

@@ -45,7 +45,7 @@
     const wanted = form.find.value.trim().toLowerCase();
     for (const row of rows) row.hidden = !row.querySelector("a").textContent.toLowerCase().includes(wanted);
     const total = rows.filter((row) => !row.hidden).length;
-    document.getElementById("matches").textContent = `${total.toLocaleString("en")} of ${rows.length.toLocaleString("en")} class${rows.length === 1 ? "" : "es"}`;
+    document.getElementById("class-count").textContent = `${total.toLocaleString("en")} of ${rows.length.toLocaleString("en")} class${rows.length === 1 ? "" : "es"}`;
     const hash = wanted ? `#${new URLSearchParams({ find: form.find.value })}` : "";
     history.replaceState(null, "", hash || location.pathname);
   }
