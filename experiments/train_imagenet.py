@@ -4,7 +4,7 @@
 
 FOLDER has train/CLASS/*.JPEG and val/CLASS/*.JPEG, records of
 experiments.prepare_images, or the imagenet2012 of tensorflow-datasets. A batch is split
-over all devices; docs/scaling.md has the commands for several hosts.
+over all devices; docs/howto/cluster.md has the commands for several hosts.
 
 The recipe of the paper (section 3) lowers the learning rate when the error on the
 validation images stalls. Its result there: 38.4% top-1 and 16.5% top-5 error, by ten
