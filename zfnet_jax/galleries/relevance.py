@@ -37,7 +37,7 @@ _ROOM = 120
 
 
 def search_classes(
-    search: Search, layers: Sequence[str], report: Report
+    search: Search, layers: Sequence[str], partial: Path, report: Report
 ) -> dict[str, TopRelevance]:
     """Search the images for what units speak for; empty if the network has no logits.
 
@@ -55,6 +55,7 @@ def search_classes(
         k=search.k,
         labels=labels,
         examples=IMAGES,
+        partial=partial,
         progress=report,
     )
 
