@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 from selenium.webdriver import ActionChains
+from selenium.webdriver.support.wait import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(
@@ -67,6 +68,25 @@ def choose(browser, **values: str) -> None:
             name,
             value,
         )
+
+
+def wait_for(browser, script: str) -> None:
+    WebDriverWait(browser, 20, 0.02).until(lambda x: x.execute_script(script))
+
+
+def find(browser, text: str, sort: str = "match") -> list[str]:
+    """Search, and list the titles of the results."""
+    browser.execute_script(
+        "const form = byId('search'); form.q.focus(); form.q.value = arguments[0];"
+        "form.sort.value = arguments[1];"
+        "form.q.dispatchEvent(new Event('input', {bubbles: true}));",
+        text,
+        sort,
+    )
+    wait_for(browser, "return byId('results').ariaBusy === 'false'")
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#results b')].map(x => x.textContent)"
+    )
 
 
 def has_all_pictures(browser) -> bool:

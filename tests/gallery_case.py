@@ -1,6 +1,7 @@
 """A small gallery of a network with every special case."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def model(params, x):
     return convolve(x, params[ODD]).mean((1, 2)) @ params["logits"]["kernel"]
 
 
-def make_network(seed: int) -> Network:
+def make_network(seed: int, class_names: Sequence[str] = CLASSES) -> Network:
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -62,7 +63,7 @@ def make_network(seed: int) -> Network:
     peaks = np.sort(convolve(IMAGES, params["conv1"]).max((1, 2)), 0)
     params["conv1"]["bias"][DEAD] = -1e6
     params["conv1"]["bias"][RARE] = -(peaks[-3, RARE] + peaks[-2, RARE]) / 2
-    return zf.network(model, (SIDE, SIDE, 3), params=params, class_names=CLASSES)
+    return zf.network(model, (SIDE, SIDE, 3), params=params, class_names=class_names)
 
 
 NET, YOUNG = make_network(1), make_network(2)

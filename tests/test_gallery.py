@@ -32,7 +32,7 @@ from tests.gallery_case import (
     build,
     search,
 )
-from zfnet_jax.analysis import mining
+from zfnet_jax.analysis import mining, search_state
 from zfnet_jax.analysis.sanity import controls
 from zfnet_jax.files import slug
 from zfnet_jax.galleries import build as building
@@ -366,7 +366,7 @@ def test_a_search_that_was_killed_goes_on(folder, tmp_path, monkeypatch):
         if done == total:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(mining, "_SAVE_EVERY", 0)
+    monkeypatch.setattr(search_state, "_SAVE_EVERY", 0)
     options = {"layers": "logits", "epochs": None, "sanity_images": 0}
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, progress=lambda task: kill, **options)

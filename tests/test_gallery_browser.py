@@ -1,15 +1,17 @@
 """The gallery as a person uses it, in headless Chromium."""
 
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from selenium.webdriver import Keys
-from selenium.webdriver.support.wait import WebDriverWait
 
+import zfnet_jax as zf
 from tests.browser import (
     choose,
+    find,
     find_faults,
     forget,
     has_all_pictures,
@@ -18,17 +20,20 @@ from tests.browser import (
     prefer,
     press,
     resize,
+    wait_for,
 )
 from tests.gallery_case import (
     AT_ONCE,
     CLASSES,
     DEAD,
+    IMAGES,
     LABELS,
     ODD,
     SIDE,
     UNITS,
     K,
     build,
+    make_network,
     search,
 )
 from zfnet_jax.files import slug
@@ -261,26 +266,6 @@ def test_any_unit_is_reached_from_any_page(browser, visit):
         wait_for(browser, f"return location.href.endsWith('{target}')")
 
 
-def wait_for(browser, script: str) -> None:
-    WebDriverWait(browser, 20, 0.02).until(lambda x: x.execute_script(script))
-
-
-def find(browser, text: str, sort: str = "match") -> list[str]:
-    """Search, and list the titles of the results."""
-    browser.execute_script(
-        "const form = byId('search'); form.q.focus(); form.q.value = arguments[0];"
-        "form.sort.value = arguments[1];"
-        "form.q.dispatchEvent(new Event('input', {bubbles: true}));",
-        text,
-        sort,
-    )
-    wait_for(browser, "return typeof SYNONYMS === 'object'")
-    return browser.execute_async_script(
-        "setTimeout(() => arguments[0]("
-        "[...document.querySelectorAll('#results b')].map(x => x.textContent)), 20)"
-    )
-
-
 def list_by_class(label: int, sort: str) -> list[str]:
     """Sort the units of a class by the definition."""
     rows = []
@@ -316,6 +301,27 @@ def test_units_of_a_class_are_listed_as_one_types(browser, visit):
     assert find(browser, "log")[0] == "logits"
     assert len(find(browser, "", "selectivity")) == 23 + 6 + 2
     assert find(browser, "dog cat") == []
+
+
+def test_broader_terms_find_classes(browser, tmp_path):
+    names = ("beagle", "robin", "golden retriever")
+    net, options = make_network(1, names), {"labels": LABELS, "k": K}
+    layers = ["conv1", "logits"]
+    zf.gallery(net, IMAGES, tmp_path, layers=layers, sanity_images=0, **options)
+    browser.get((tmp_path / "index.html").as_uri())
+    beagle, robin, retriever = (find(browser, name) for name in names)
+    assert find(browser, "bird") == robin
+    assert {*find(browser, "DOG")} == {*beagle, *retriever} != {*robin}
+    dogs = ["logits, beagle", "logits, golden retriever"]
+    assert sorted(find(browser, "logits dog")) == dogs
+    assert {*find(browser, "vertebr")} == {*beagle, *robin, *retriever}
+    terms = json.loads((tmp_path / "gallery.json").read_text())["class_terms"]
+    assert terms["beagle"][:3] == ["hound", "hunting dog", "dog"]
+    assert terms["robin"][0] == "American robin" and terms.keys() == {*names}
+    browser.get((tmp_path / "pages/classes/index.html").as_uri())
+    browser.find_element("css selector", "#find-class input").send_keys("dog")
+    shown = browser.find_elements("css selector", "#classes li:not([hidden]) a")
+    assert [x.text for x in shown] == ["beagle", "golden retriever"]
 
 
 def test_a_search_is_used_by_keys(browser, visit):

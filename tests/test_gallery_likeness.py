@@ -12,6 +12,7 @@ from selenium.webdriver import ActionChains, Keys
 import zfnet_jax as zf
 from tests.browser import (
     choose,
+    find,
     find_faults,
     forget,
     has_all_pictures,
@@ -20,8 +21,10 @@ from tests.browser import (
     prefer,
     press,
     resize,
+    wait_for,
 )
 from tests.gallery_case import (
+    CLASSES,
     COUNT,
     DEAD,
     IMAGES,
@@ -36,6 +39,7 @@ from tests.gallery_case import (
 )
 from zfnet_jax.files import slug
 from zfnet_jax.galleries import build as building
+from zfnet_jax.galleries.numbers import printable
 from zfnet_jax.viz.patches import cut_patches
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -184,6 +188,80 @@ def test_a_unit_s_page_leads_to_similar_units(browser, visit, like):
     assert first.text.split("\n") == ["unit 1", "1.00"]
     browser.find_element("link text", "Map of conv1").click()
     assert "unit 0" in browser.find_element("id", "picked").text
+
+
+def correlate(layer: str, unit: int) -> dict[str, float]:
+    """Brute force: the cosine of each other unit, in float64, by its title."""
+    features = TWINS.activations(IMAGES, LAYERS)
+    responses = {
+        name: x.max(tuple(range(1, x.ndim - 1))).astype(float)
+        for name, x in features.items()
+    }
+    own = responses[layer][:, unit]
+    return {
+        name_unit(name, i): np.corrcoef(own, column)[0, 1]
+        for name, columns in responses.items()
+        for i, column in enumerate(columns.T)
+        if (name, i) != (layer, unit) and column.max() > 0
+    }
+
+
+def name_unit(layer: str, unit: int) -> str:
+    name = CLASSES[unit] if layer == "logits" else f"unit {unit}"
+    return printable(f"{layer}, {name}")
+
+
+@needs_browser
+@pytest.mark.parametrize(("layer", "unit"), [("conv1", 5), ("logits", 2)])
+def test_units_like_a_unit_are_searched(browser, visit, layer, unit):
+    visit(f"pages/layers/{layer}/{unit}.html")
+    browser.find_element("id", "like").click()
+    wait_for(browser, "return byId('results').children.length")
+    assert evaluate(browser, "byId('search').q.value") == f"like {layer}/{unit}"
+    cosines = correlate(layer, unit)
+    ranking = sorted((x for x in cosines if cosines[x] > 0), key=lambda x: -cosines[x])
+    own = [x for x in ranking if x.startswith(f"{layer}, ")]
+    elsewhere = [x for x in ranking if x not in own]
+    nearest = sorted((cosines[x] for x in own[:8] + elsewhere[:8]), reverse=True)
+    titles = find(browser, f"like {layer} {unit}")
+    # By cosine, since some units are the same.
+    np.testing.assert_allclose([cosines[x] for x in titles], nearest, atol=1e-3)
+    assert len({*titles}) == len(nearest)
+    hits = evaluate(browser, "byId('hits').textContent")
+    assert hits == f"{len(nearest)} units like {name_unit(layer, unit)}"
+    texts = "[...document.querySelectorAll('#results .small')].map(x => x.textContent)"
+    shown = [float(text.split()[1]) for text in evaluate(browser, texts)]
+    np.testing.assert_allclose(shown, nearest, atol=6e-3)
+    by_sparsity = find(browser, f"like {layer}/{unit}", "sparsity")
+    assert {*by_sparsity} == {*titles}
+    top = zf.top_activations(TWINS, IMAGES, "conv1", k=K)["conv1"]
+    values = {name_unit("conv1", i): x for i, x in enumerate(top.sparsity.tolist())}
+    sparsity = [values[x] for x in by_sparsity if x in values]
+    assert len(sparsity) > 3 and sparsity == sorted(sparsity, reverse=True)
+
+
+@needs_browser
+def test_likes_that_cannot_be_searched_are_explained(browser, visit, folder):
+    visit(UNIT)
+    assert find(browser, "like 5") == find(browser, "like conv1/unit 5") != []
+    for text, message in {
+        "like conv1/99": "there is no unit 99; conv1 has the units 0 to 23",
+        "like conv1/7": "no unit responds to the same images as conv1, unit 7",
+        "like": "“like” takes a layer and a unit: like conv1/3",
+        "like dog": "“like” takes a layer and a unit: like conv1/3",
+    }.items():
+        assert find(browser, text) == []
+        assert browser.find_element("id", "hits").text == message
+    likeness = folder / "pages/likeness"
+    likeness.rename(folder / "hidden")
+    try:
+        visit("index.html")
+        assert find(browser, "like conv1/5") == []
+        hits = browser.find_element("id", "hits").text
+        assert hits == "this gallery does not hold which units are alike"
+    finally:
+        (folder / "hidden").rename(likeness)
+        forget(browser)
 
 
 def point(browser, unit: int) -> ActionChains:

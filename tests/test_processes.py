@@ -16,7 +16,7 @@ from tests.two_processes import (
     run_predict,
     search,
 )
-from zfnet_jax.analysis import mining
+from zfnet_jax.analysis import search_state
 from zfnet_jax.data import make_shapes
 
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
     damaged = (folder / "photographs/3.png").read_bytes()[:500]
     (folder / "photographs/3.png").write_bytes(damaged)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(mining, "_SAVE_EVERY", 0)
+        patch.setattr(search_state, "_SAVE_EVERY", 0)
         search(partial=folder / "partial", progress=kill_at(STEP + 32))
     run_both(folder)
     return folder
@@ -110,7 +110,7 @@ def test_predictions_of_two_processes_are_those_of_one(folder, tmp_path):
 
 
 def test_a_search_that_was_killed_reads_only_what_is_left(tmp_path, alone, monkeypatch):
-    monkeypatch.setattr(mining, "_SAVE_EVERY", 0)
+    monkeypatch.setattr(search_state, "_SAVE_EVERY", 0)
     for stop in (64, 224):
         with pytest.raises(Killed):
             search(partial=tmp_path, batch_size=32, progress=kill_at(stop))

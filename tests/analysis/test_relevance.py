@@ -13,6 +13,7 @@ import pytest
 import zfnet_jax as zf
 from tests.networks import MIXED, TINY, as_function, random_model
 from tests.references.deconvnet_cases import draw_state
+from zfnet_jax.analysis import search_state
 from zfnet_jax.analysis.relevance import MOST, TopRelevance, relevance, top_relevance
 
 COUNT, EXAMPLES = 70, 2
@@ -115,6 +116,28 @@ def images() -> np.ndarray:
 
 def search(net, images, labels, layers, k) -> dict[str, TopRelevance]:
     return top_relevance(net, images, layers, k=k, labels=labels, examples=EXAMPLES)
+
+
+def test_a_search_that_was_killed_goes_on(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(search_state, "_SAVE_EVERY", 0)
+    net, stops = zf.network(random_model(TINY)), [16, 48]
+
+    def search_on(done: int, total: int) -> None:
+        parts.append(done)
+        if done in stops:
+            stops.remove(done)
+            raise KeyboardInterrupt
+
+    parts: list[int] = []
+    options = {"k": 5, "examples": EXAMPLES, "partial": tmp_path, "batch_size": 16}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            top_relevance(net, images, LAYERS, progress=search_on, **options)
+    result = top_relevance(net, images, LAYERS, progress=search_on, **options)
+    assert parts == [16, 32, 48, 64, COUNT]
+    for name, expected in search(net, images, None, LAYERS, 5).items():
+        for field, value in vars(expected).items():
+            np.testing.assert_array_equal(vars(result[name])[field], value, field)
 
 
 @pytest.mark.parametrize(("k", "has_labels"), [(5, True), (100, False)])

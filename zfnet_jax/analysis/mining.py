@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,12 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 
 from zfnet_jax.analysis.search_state import (
     Best,
+    SearchFile,
     SearchState,
-    find_file,
-    load_state,
-    save_state,
     start_search,
 )
 from zfnet_jax.layers import Layer
 from zfnet_jax.networks import ImageSource, Network, as_network
-from zfnet_jax.processes import broadcast, gather
 from zfnet_jax.projections import Projections, project_by_rules
 from zfnet_jax.relu_rules import Rule, check_rule
 from zfnet_jax.windows import Points
@@ -40,8 +36,6 @@ from zfnet_jax.windows import Points
 # Images that go through the network together, whatever the batch size and the number of
 # devices: rounding depends on it.
 _GROUP = 32
-# Seconds between two savings of a search.
-_SAVE_EVERY = 60
 _WHOLE, _SPLIT = PartitionSpec(), PartitionSpec("images")
 
 
@@ -255,14 +249,9 @@ def top_activations(
     classes = _check_labels(labels, total) if has_labels else np.zeros(total, int)
     outputs = net.num_classes if has_labels else 1
     images_by_class = np.bincount(classes, minlength=outputs)
-    state = start_search(net, names, min(k, total), len(images_by_class))
-    file = saved = None
-    if partial is not None:
-        gather(None)  # at the first exchange Gloo waits for only 30 s
-        if jax.process_index() == 0:
-            file = find_file(partial, net, images, k, images_by_class, classes)
-            saved = load_state(file, names)
-        state = broadcast(saved) or state
+    file = SearchFile(partial, net, images, k, images_by_class, classes)
+    start = start_search(net, names, min(k, total), len(images_by_class))
+    state = file.resume(start)
     state = _search(net, images, classes, state, batch_size, file, progress)
     return {
         name: _summarize(
@@ -295,15 +284,15 @@ def _search(
     classes: Int[np.ndarray, " n"],
     state: SearchState,
     batch_size: int,
-    file: Path | None,
+    file: SearchFile,
     progress: Callable[[int, int], None] | None,
 ) -> SearchState:
     """Search the images from a state on; keep the state in a file every minute."""
     mesh = Mesh(np.array(jax.devices()), ("images",), (AxisType.Auto,))
     whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
     weights, best = jax.device_put((net, state.best), whole)
-    layers, step, last_save = tuple(best), _GROUP * mesh.size, time.monotonic()
-    for start, part in read_parts(net, images, state.done, batch_size, step):
+    layers, step, done = tuple(best), _GROUP * mesh.size, int(state.done)
+    for start, part in read_parts(net, images, done, batch_size, step):
         group = jax.make_array_from_process_local_data(split, part)
         labels = classes[start : start + step]
         span = np.int32(start), np.int32(len(labels))
@@ -315,9 +304,7 @@ def _search(
             terms = np.stack([positive, positive**2], 1)
             np.add.at(state.powers[name][None], np.zeros_like(labels), terms)
         state = SearchState(start + len(labels), best, state.sums, state.powers)
-        if file is not None and time.monotonic() - last_save >= _SAVE_EVERY:
-            save_state(file, state)
-            last_save = time.monotonic()
+        file.save(state)
         if progress is not None:
             progress(state.done, len(images))
     return state

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from zfnet_jax import deconvnet
 from zfnet_jax.analysis.mining import find_peaks, merge_best, read_parts
-from zfnet_jax.analysis.search_state import Best
+from zfnet_jax.analysis.search_state import Best, SearchFile
 from zfnet_jax.attribution import Targets
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import with_relu_rule
@@ -208,6 +209,7 @@ def top_relevance(
     labels: Targets | None = None,
     examples: int = 3,
     batch_size: int = 256,
+    partial: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, TopRelevance]:
     """Find the images for whose class each unit speaks most, and the units of classes.
@@ -225,6 +227,7 @@ def top_relevance(
         examples: Images per class, those with the greatest logit.
         batch_size: Images in memory at once, in all processes; rounded up to 16 per
             device.
+        partial: Folder that keeps the search every minute, as in `zf.top_activations`.
         progress: Called with the number of images done and their total.
 
     Returns:
@@ -256,17 +259,21 @@ def top_relevance(
     if labels is None:
         classes[:] = _PREDICTED
     search = _Search(net, names, min(k, total), examples)
+    file = SearchFile(partial, net, images, "relevance", names, k, examples, classes)
+    start = 0, search.start(), classes, search.arrays
+    done, best, classes, search.arrays = file.resume(start)
     mesh = Mesh(np.array(jax.devices()), ("images",), (AxisType.Auto,))
     whole, split = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
-    weights, best = jax.device_put((net, search.start()), whole)
+    weights, best = jax.device_put((net, best), whole)
     step = _GROUP * mesh.size
-    for start, part in read_parts(net, images, 0, batch_size, step):
+    for start, part in read_parts(net, images, int(done), batch_size, step):
         group = jax.make_array_from_process_local_data(split, part)
         count = min(step, total - start)
         targets = np.resize(classes[start : start + count], step)
         span = np.int32(start), np.int32(count)
         best, batch = _merge(weights, group, targets, *span, best, names, mesh)
         classes[start : start + count] = search.add(start, count, batch)
+        file.save((start + count, best, classes, search.arrays))
         if progress is not None:
             progress(start + count, total)
     return {
@@ -350,6 +357,15 @@ class _Search:
             self.sums[name] = np.zeros((classes, 3, units), np.float32)
             shape = classes, examples, 3, min(MOST, units)
             self.examples[name] = np.zeros(shape)
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        names = "sizes", "images", "logits", "sums", "examples"
+        return {name: getattr(self, name) for name in names}
+
+    @arrays.setter
+    def arrays(self, arrays: dict[str, Any]) -> None:
+        vars(self).update(arrays)
 
     def start(self) -> dict[str, Best]:
         """Return the best of no images."""

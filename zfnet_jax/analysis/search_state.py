@@ -1,10 +1,11 @@
-"""The state of a search for the strongest activations, kept in a file while it runs."""
+"""The state of a search over images, kept in a file while it runs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -13,13 +14,17 @@ from jaxtyping import Array
 from zfnet_jax.data.images import digest_images
 from zfnet_jax.files import digest, read_arrays, write_arrays
 from zfnet_jax.networks import Network
+from zfnet_jax.processes import broadcast, gather
 
+T = TypeVar("T")
+# Seconds between two savings of a search.
+_SAVE_EVERY = 60
 # The strongest so far, [u, k] each: activations, images, and flat row-major places.
 Best = tuple[Array | np.ndarray, Array | np.ndarray, Array | np.ndarray]
 
 
 class SearchState(NamedTuple):
-    """A search after its first images.
+    """A search for the strongest activations after its first images.
 
     Attributes:
         done: Number of images so far.
@@ -52,34 +57,43 @@ def start_search(
     return SearchState(0, best, sums, powers)
 
 
-def find_file(folder: str | Path, net: Network, images: Any, *options: Any) -> Path:
-    """Name the file of a search by a digest of its network, images and options."""
-    key = digest(net.digest(), digest_images(images), *options)
-    return Path(folder) / f"search-{key[:16]}.npz"
+class SearchFile:
+    """A file that keeps the state of a search; none without a folder.
 
-
-def save_state(file: Path, state: SearchState) -> None:
-    """Write the state of a search; the file is replaced as a whole."""
-    arrays: dict[str, Any] = {"done": np.int64(state.done)}
-    for name, best in jax.device_get(state.best).items():
-        arrays |= {f"best {index} {name}": x for index, x in enumerate(best)}
-        arrays[f"sums {name}"] = state.sums[name]
-        arrays[f"powers {name}"] = state.powers[name]
-    write_arrays(file, **arrays)
-
-
-def load_state(file: Path, layers: Sequence[str]) -> SearchState | None:
-    """Read the state of a search of at least these layers.
-
-    None without such a file, and if it is damaged: the search then starts anew.
+    All processes of a run make it and resume. Process 0 reads and writes.
     """
-    arrays, best, sums, powers = read_arrays(file), {}, {}, {}
-    try:
-        for name in layers:
-            parts = [arrays[f"best {index} {name}"] for index in range(3)]
-            best[name] = tuple(parts)
-            sums[name] = arrays[f"sums {name}"]
-            powers[name] = arrays[f"powers {name}"]
-        return SearchState(int(arrays["done"]), best, sums, powers)
-    except KeyError:
-        return None
+
+    def __init__(
+        self, folder: str | Path | None, net: Network, images: Any, *options: Any
+    ) -> None:
+        """Name the file by a digest of the search's network, images and options."""
+        self._folder, self._file, self._saved = folder, None, time.monotonic()
+        if folder is None:
+            return
+        gather(None)  # at the first exchange Gloo waits for only 30 s
+        if jax.process_index() == 0:
+            key = digest(net.digest(), digest_images(images), *options)
+            self._file = Path(folder) / f"search-{key[:16]}.npz"
+
+    def resume(self, start: T) -> T:
+        """Read the state of a search of at least the layers of a first state.
+
+        Without such a file, and if it is damaged, this is the first state itself.
+        """
+        saved = None
+        if self._file is not None:
+            arrays = read_arrays(self._file)
+            leaves, tree = jax.tree.flatten_with_path(start)
+            names = [jax.tree_util.keystr(path) for path, _ in leaves]
+            if arrays.keys() >= {*names}:
+                saved = tree.unflatten(arrays[name] for name in names)
+        return start if self._folder is None else broadcast(saved) or start
+
+    def save(self, state: Any) -> None:
+        """Write a state, at most every minute; the file is replaced as a whole."""
+        if self._file is None or time.monotonic() - self._saved < _SAVE_EVERY:
+            return
+        leaves, _ = jax.tree.flatten_with_path(jax.device_get(state))
+        names = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+        write_arrays(self._file, **names)
+        self._saved = time.monotonic()

@@ -208,6 +208,11 @@ class _Build:
     def is_first(self) -> bool:
         return jax.process_index() == 0
 
+    @property
+    def partial(self) -> Path:
+        """Folder that keeps a search while it runs."""
+        return self.folders.root / ".search"
+
     def write_sanity(self, count: int) -> None:
         net, source = self.search.net, self.search.source
         if min(len(source), count) < 2 or len(net.layers[net.output].shape) != 1:
@@ -227,7 +232,7 @@ class _Build:
 
     def write_layers(self) -> None:
         """Search some layers in one pass, then write one after the other."""
-        search, partial = self.search, self.folders.root / ".search"
+        search = self.search
         weights = [network.digest() for network in search.epochs.values()]
         training = list(search.epochs), weights, search.training.digest()
         inputs = search.k, *training
@@ -246,7 +251,7 @@ class _Build:
             new,
             k=search.k,
             labels=labels,
-            partial=partial,
+            partial=self.partial,
             progress=report,
         )
         courses = {}
@@ -255,7 +260,7 @@ class _Build:
             courses = evolution(search.epochs, training, new, progress=report)
         if self.is_first:
             self._write_found(tops, courses, inputs)
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def _write_found(
         self,
@@ -293,11 +298,13 @@ class _Build:
         inputs = self.search.k, self.names
         if not self.folders.is_new("classes", *inputs):
             return
-        tops = search_classes(self.search, self.names, self.progress("attributing"))
+        report = self.progress("attributing")
+        tops = search_classes(self.search, self.names, self.partial, report)
         if self.is_first:
             report = self.progress("explaining")
             with self.folders.replace("classes", *inputs) as part:
                 write_classes(part, self.search, self.read_layers(), tops, report)
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def write_likeness(self, layout: Layout) -> None:
         inputs = self.search.k, self.names, layout

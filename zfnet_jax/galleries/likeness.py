@@ -61,7 +61,8 @@ def write_likeness(
             "points": _list_points(points),
             "groups": groups,
         }
-        write_data(part / f"{record['slug']}.js", "LIKENESS", data)
+        target = f'LIKENESS["{record["slug"]}"]'
+        write_data(part / f"{record['slug']}.js", target, data)
         live = np.isfinite(points[:, 0])
         page = pages.render(
             "map.html",
@@ -112,7 +113,7 @@ def write_comparison(
             "pairs": pairs,
         }
         (part / record["slug"]).mkdir(exist_ok=True)
-        write_data(part / record["slug"] / "matches.js", "MATCHES", data)
+        write_data(part / record["slug"] / "matches.js", "const MATCHES", data)
         rows.append(_summarize(record, match))
     common = {"search": search, "other": other, "images": len(like.images)}
     for record, row in zip(records, rows, strict=True):
@@ -134,9 +135,9 @@ def write_comparison(
     write_atomically(part / "record.json", to_json({"name": other.name, "rows": rows}))
 
 
-def write_data(path: Path, name: str, data: Any) -> None:
+def write_data(path: Path, target: str, data: Any) -> None:
     """Write a script that holds data: pages may not read other files."""
-    write_atomically(path, f"const {name} = {to_script(data)};\n")
+    write_atomically(path, f"{target} = {to_script(data)};\n")
 
 
 def _describe_layer(net: Network, record: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from zfnet_jax.files import to_json, write_atomically
 from zfnet_jax.galleries.pictures import CONTRASTS
 from zfnet_jax.galleries.sources import Search
-from zfnet_jax.imagenet.classes import SYNONYMS
+from zfnet_jax.imagenet.classes import BROADER_TERMS, SYNONYMS
 
 # Version of the JSON files.
 FORMAT = 1
@@ -61,6 +61,7 @@ def write_outline(
         "images": len(source),
         "image_shape": search.net.image_shape,
         "classes": None if source.labels is None else source.class_names,
+        "class_terms": list_terms(search),
         "test_accuracy": getattr(search.net, "metadata", {}).get("test_accuracy"),
         "k": search.k,
         "rules": search.rules,
@@ -95,14 +96,24 @@ def write_scripts(
     ]
     classes = [printable(name) for name in names]
     script = f"const LAYERS = {to_script(layers)}, CLASSES = {to_script(classes)};\n"
-    write_atomically(root / "layers.js", f"{script}const UNITS = {{}};\n")
-    synonyms = [SYNONYMS.get(name, "") for name in names]
+    script += "const UNITS = {}, LIKENESS = {};\n"
+    write_atomically(root / "layers.js", script)
     parts = [
         (root / "layers" / record["slug"] / "units.js").read_text(encoding="utf-8")
         for record in records
     ]
-    parts.append(f"const SYNONYMS = {to_script(synonyms)};\n")
+    parts.append(f"const TERMS = {to_script(list_terms(search))};\n")
     write_atomically(root / "units.js", "".join(parts))
+
+
+def list_terms(search: Search) -> dict[str, list[str]]:
+    """List other names and broader terms of the classes that are ImageNet's."""
+    names = dict.fromkeys([*search.source.class_names, *(search.net.class_names or ())])
+    return {
+        name: [*filter(None, SYNONYMS[name].split(", ")), *BROADER_TERMS[name]]
+        for name in names
+        if name in SYNONYMS
+    }
 
 
 def _outline(record: dict[str, Any]) -> dict[str, Any]:

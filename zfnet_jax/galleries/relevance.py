@@ -19,7 +19,7 @@ import numpy as np
 from zfnet_jax.analysis.relevance import MOST, TopRelevance, top_relevance
 from zfnet_jax.files import slug, to_json, write_atomically
 from zfnet_jax.galleries import pages
-from zfnet_jax.galleries.numbers import printable, to_script
+from zfnet_jax.galleries.numbers import list_terms, printable, to_script
 from zfnet_jax.galleries.pictures import count_across
 from zfnet_jax.galleries.reasons import (
     IMAGES,
@@ -37,7 +37,7 @@ _ROOM = 120
 
 
 def search_classes(
-    search: Search, layers: Sequence[str], report: Report
+    search: Search, layers: Sequence[str], partial: Path, report: Report
 ) -> dict[str, TopRelevance]:
     """Search the images for what units speak for; empty if the network has no logits.
 
@@ -55,6 +55,7 @@ def search_classes(
         k=search.k,
         labels=labels,
         examples=IMAGES,
+        partial=partial,
         progress=report,
     )
 
@@ -96,6 +97,7 @@ def _write_pages(
         "most": MOST,
         "has_output": any(x["name"] == search.net.output for x in records),
         "examples": examples,
+        "terms": list_terms(search),
         "root": "../",
     }
     neighbors = zip([None, *classes], classes, [*classes[1:], None], strict=False)

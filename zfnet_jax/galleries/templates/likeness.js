@@ -32,13 +32,15 @@ function linkUnit(layer, unit, title = nameUnit(layer, unit)) {
 
 // A unit's page: those most similar to it.
 
+const ALIKE = LIKENESS[body.dataset.layer];
+
 function* triples(row) {
   for (let at = 0; at < row.length; at += 3) yield row.slice(at, at + 3);
 }
 
 function listSimilar(list, row, own) {
   const items = [...triples(row)].map(([place, unit, cosine]) => {
-    const layer = LIKENESS.layers[place];
+    const layer = ALIKE.layers[place];
     const name = place === own ? nameUnit(layer, unit) : `${layer.name}, ${nameUnit(layer, unit)}`;
     return make("li", {}, linkUnit(layer, unit, name), make("p", { className: "small", textContent: cosine.toFixed(2) }));
   });
@@ -46,10 +48,10 @@ function listSimilar(list, row, own) {
 }
 
 const similar = byId("similar");
-if (similar) {
+if (similar && ALIKE) {
   const unit = Number(similar.dataset.unit);
-  listSimilar(byId("within"), LIKENESS.within[unit], LIKENESS.own);
-  listSimilar(byId("elsewhere"), LIKENESS.elsewhere[unit], LIKENESS.own);
+  listSimilar(byId("within"), ALIKE.within[unit], ALIKE.own);
+  listSimilar(byId("elsewhere"), ALIKE.elsewhere[unit], ALIKE.own);
 }
 
 // Two networks: which unit is which.

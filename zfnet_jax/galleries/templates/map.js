@@ -4,9 +4,9 @@
 
 const canvas = byId("map");
 const pen = canvas.getContext("2d");
-const OWN = LIKENESS.layers[LIKENESS.own];
-const placed = LIKENESS.points.flatMap((point, unit) => (point ? [unit] : []));
-const groupOf = new Map(LIKENESS.groups.flatMap((group) => group.map((unit) => [unit, group])));
+const OWN = ALIKE.layers[ALIKE.own];
+const placed = ALIKE.points.flatMap((point, unit) => (point ? [unit] : []));
+const groupOf = new Map(ALIKE.groups.flatMap((group) => group.map((unit) => [unit, group])));
 // The side of a patch on the screen, the reach of the pointer, patches at most, the margin.
 const [SIDE, REACH, MOST, EDGE] = [34, 24, 400, 28];
 const DOT = placed.length > 1000 ? 3 : 4;
@@ -21,12 +21,12 @@ let lit = null;
 // From the map to the screen, and back.
 
 function toScreen(unit) {
-  const [x, y] = LIKENESS.points[unit];
+  const [x, y] = ALIKE.points[unit];
   return [(x - view.x) * view.scale + size.width / 2, (view.y - y) * view.scale + size.height / 2];
 }
 
 function showAll() {
-  const points = placed.map((unit) => LIKENESS.points[unit]);
+  const points = placed.map((unit) => ALIKE.points[unit]);
   const [left, right] = [0, 1].map((end) => points.map(([x]) => x).sort((a, b) => a - b).at(-end) ?? 0);
   const [low, high] = [0, 1].map((end) => points.map(([, y]) => y).sort((a, b) => a - b).at(-end) ?? 0);
   const fit = (room, extent) => (room - 2 * EDGE) / (extent || 1e-3);
@@ -155,7 +155,7 @@ function describe(unit) {
   const patch = drawPatches(OWN, unit, folderOf(OWN), 240);
   patch.firstChild.loading = "eager";
   link.append(make("b", { textContent: nameUnit(OWN, unit) }), patch);
-  const [, other, cosine] = LIKENESS.within[unit];
+  const [, other, cosine] = ALIKE.within[unit];
   const near = other === undefined ? "no unit of this layer is similar" : `most similar: ${nameUnit(OWN, other)}, cosine ${cosine.toFixed(2)}`;
   const group = groupOf.get(unit);
   const alike = group ? ` · near duplicate of ${group.length - 1} other${group.length > 2 ? "s" : ""}` : "";
@@ -281,7 +281,7 @@ function light(group) {
   draw();
 }
 
-for (const group of LIKENESS.groups) {
+for (const group of ALIKE.groups) {
   const item = make("li", {}, ...group.map((unit) => linkUnit(OWN, unit)));
   for (const name of ["pointerenter", "focusin"]) item.addEventListener(name, () => light(group));
   for (const name of ["pointerleave", "focusout"]) item.addEventListener(name, () => light(null));

@@ -36,14 +36,16 @@
   const list = document.getElementById("speakers");
   if (list) list.append(...CLASS.map(speakers));
 
-  // The page of all classes: those whose name holds what is typed.
+  // The page of all classes: those whose name holds what is typed, or one of whose terms begins so.
 
   const form = document.getElementById("find-class");
   const rows = form ? [...document.querySelectorAll("#classes > li")] : [];
 
   function find() {
     const wanted = form.find.value.trim().toLowerCase();
-    for (const row of rows) row.hidden = !row.querySelector("a").textContent.toLowerCase().includes(wanted);
+    const hasName = (row) => row.querySelector("a").textContent.toLowerCase().includes(wanted);
+    const hasTerm = (row) => (row.dataset.terms ?? "").toLowerCase().includes(` ${wanted}`);
+    for (const row of rows) row.hidden = !hasName(row) && !hasTerm(row);
     const total = rows.filter((row) => !row.hidden).length;
     document.getElementById("class-count").textContent = `${total.toLocaleString("en")} of ${rows.length.toLocaleString("en")} class${rows.length === 1 ? "" : "es"}`;
     const hash = wanted ? `#${new URLSearchParams({ find: form.find.value })}` : "";

@@ -1,6 +1,6 @@
 "use strict";
 
-// The search field: units of all layers by address and by class, as one types.
+// The search field: units of all layers by address, by class and by likeness, as one types.
 
 {
   const { root, layer: here } = body.dataset;
@@ -11,24 +11,29 @@
   const atMost = 50;
   let rows = [];
   let active = -1;
-  let loading;
+  let classes;
   let latest;
+  const scripts = new Map();
 
-  // The units of all layers are loaded when the field first gets the focus.
-  function load() {
-    loading ??= new Promise((resolve) => {
-      const script = document.createElement("script");
-      script.onload = () => resolve(readClasses());
-      script.src = `${root}units.js`;
-      document.head.append(script);
+  // The data of a search are loaded when it first needs them; false if they are missing.
+  function load(name) {
+    if (scripts.has(name)) return scripts.get(name);
+    const script = document.createElement("script");
+    const loading = new Promise((resolve) => {
+      script.onload = () => resolve(true);
+      script.onerror = () => resolve(false);
     });
+    script.src = `${root}${name}`;
+    document.head.append(script);
+    scripts.set(name, loading);
     return loading;
   }
 
   const split = (text) => text.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
 
-  // The words of each name of each class.
-  const readClasses = () => CLASSES.map((name, label) => [name, ...SYNONYMS[label].split(", ")].map(split));
+  // The words of each name of each class, and of each broader term.
+  const readClasses = () =>
+    new Map([...CLASSES.map((name) => [name, []]), ...Object.entries(TERMS)].map(([name, terms]) => [name, [name, ...terms].map(split)]));
 
   // How well a name matches: 1 if it is all that is wanted, 0 if a word is missing.
   function match(wanted, words) {
@@ -40,13 +45,19 @@
     return wanted.length && (1 + whole / words.length) / 2;
   }
 
-  // "conv3 17", "conv3/17", "conv3 dog", "dog" or "17": a layer, and what is left.
+  // "conv3 17", "conv3/17", "conv3 dog", "dog" or "17": a layer, and what is left. "like conv3/17": also that.
   function parse(text) {
     const query = text.trim().toLowerCase();
-    const starts = ({ name }) => query.startsWith(name.toLowerCase()) && /^($|[\s/:,])/.test(query.slice(name.length));
-    const [layer] = LAYERS.filter(starts).sort((a, b) => b.name.length - a.name.length);
-    const rest = layer ? query.slice(layer.name.length).replace(/^[\s/:,]+/, "") : query;
-    return { layer, rest, unit: rest.match(/^(?:unit\s+)?(\d+)$/)?.[1] };
+    const starts = ([name]) => query.startsWith(name.toLowerCase()) && /^($|[\s/:,])/.test(query.slice(name.length));
+    const names = LAYERS.flatMap((x) => [[x.name, x], [x.slug, x]]).filter(starts);
+    const [name, layer] = names.sort(([a], [b]) => b.length - a.length)[0] ?? ["", undefined];
+    if (!layer && /^like(\s|$)/.test(query)) {
+      const own = LAYERS.find((x) => x.slug === here);
+      return { layer: own, ...parse(query.slice(5)), isLike: true };
+    }
+    const rest = layer ? query.slice(name.length).replace(/^[\s/:,]+/, "") : query;
+    const unit = rest.match(/^(?:unit\s+)?(\d+)$/)?.[1];
+    return layer ? { layer, rest, unit } : { rest, unit };
   }
 
   // Layers and units that are named themselves, the page's own layer first.
@@ -61,30 +72,55 @@
   }
 
   // Units of a class by name, or by their strongest activations or highest mean.
-  function findByClass({ layer, rest }, classes, order) {
+  function findByClass({ layer, rest }, order) {
     const wanted = split(rest);
     if (!wanted.length && (rest || (!layer && order === "match"))) return [];
-    const scores = classes.map((names) => Math.max(...names.map((words) => match(wanted, words))));
-    const byName = new Map(CLASSES.map((name, label) => [name, scores[label]]));
-    const column = { activity: "active", match: "selectivity" }[order] ?? order;
+    classes ??= readClasses();
+    const byName = new Map([...classes].map(([name, names]) => [name, Math.max(...names.map((words) => match(wanted, words)))]));
+    const scores = CLASSES.map((name) => byName.get(name));
     const found = [];
     for (const x of layer ? [layer] : LAYERS) {
-      const { name, active, tops, majority, majority_count, favorite, [column]: values } = UNITS[x.slug];
+      const { name, active, tops, majority, majority_count, favorite } = UNITS[x.slug];
       for (let unit = 0; unit < x.units; unit++) {
         let score = name ? 10 * (byName.get(name[unit]) ?? match(wanted, split(name[unit]))) : 0;
         if (majority[unit] >= 0) score += (scores[majority[unit]] * majority_count[unit]) / tops[unit] + scores[favorite[unit]];
-        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score, value: values[unit] ?? -1 });
+        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score });
       }
     }
+    return sortUnits(found, order);
+  }
+
+  // Units that respond to the same images, of its own layer and of others.
+  async function findLike({ layer, unit }, order) {
+    if (!layer || !(unit < layer.units) || !(await load(`likeness/${layer.slug}.js`))) return [];
+    const { within, elsewhere } = LIKENESS[layer.slug];
+    const found = [];
+    for (const row of [within[unit], elsewhere[unit]]) {
+      for (let at = 0; at < row.length; at += 3) {
+        const [place, other, cosine] = row.slice(at, at + 3);
+        found.push({ layer: LAYERS[place], unit: other, score: cosine, cosine });
+      }
+    }
+    return sortUnits(found, order);
+  }
+
+  function sortUnits(found, order) {
+    const column = { activity: "active", match: "selectivity" }[order] ?? order;
+    for (const x of found) x.value = UNITS[x.layer.slug][column][x.unit] ?? -1;
     const isMatch = order === "match";
     return found.sort((a, b) => (isMatch && b.score - a.score) || b.value - a.value);
   }
 
   async function update() {
-    const classes = await load();
-    const query = parse(field.value);
+    list.ariaBusy = true;
+    await load("units.js");
+    const text = field.value;
     const order = form.sort.value;
-    rows = [...findNamed(query), ...findByClass(query, classes, order)];
+    const query = parse(text);
+    const found = query.isLike ? await findLike(query, order) : [...findNamed(query), ...findByClass(query, order)];
+    if (text !== field.value || order !== form.sort.value) return;
+    rows = found;
+    list.ariaBusy = false;
     list.replaceChildren(...rows.slice(0, atMost).map(makeRow));
     list.hidden = !rows.length;
     byId("hits").textContent = count(query);
@@ -93,14 +129,18 @@
     expand(true);
   }
 
-  function count({ layer, rest, unit }) {
+  function count({ layer, rest, unit, isLike }) {
+    if (isLike && rows.length) return `${rows.length} unit${rows.length > 1 ? "s" : ""} like ${layer.name}, ${readUnit(layer.slug, unit).name}`;
     if (rows.length) return rows.length > atMost ? `${rows.length} results, the first ${atMost}` : `${rows.length} result${rows.length > 1 ? "s" : ""}`;
-    if (!layer && !rest) return "a layer, a unit, a class: conv3, conv3 17, dog, conv3 dog";
-    if (layer && unit) return `there is no unit ${unit}; ${layer.name} has the units 0 to ${layer.units - 1}`;
+    if (!layer && !rest) return "a layer, a unit, a class: conv3, conv3 17, dog, conv3 dog, like conv3/17";
+    if (isLike && !(layer && unit)) return `“like” takes a layer and a unit: like ${LAYERS[0].name}/3`;
+    if (layer && unit && !(unit < layer.units)) return `there is no unit ${unit}; ${layer.name} has the units 0 to ${layer.units - 1}`;
+    if (isLike && !LIKENESS[layer.slug]) return "this gallery does not hold which units are alike";
+    if (isLike) return `no unit responds to the same images as ${layer.name}, ${readUnit(layer.slug, unit).name}`;
     return `no unit or class; the layers are ${LAYERS.map((x) => x.name).join(", ")}`;
   }
 
-  function makeRow({ layer, unit }, index) {
+  function makeRow({ layer, unit, cosine }, index) {
     const row = byId("result").content.firstElementChild.cloneNode(true);
     const [square, text] = row.children;
     const [title, small] = text.children;
@@ -113,7 +153,7 @@
     }
     const x = readUnit(layer.slug, unit);
     title.textContent = `${layer.name}, ${x.name}`;
-    small.textContent = describe(x);
+    small.textContent = cosine ? `cosine ${cosine.toFixed(2)} · ${describe(x)}` : describe(x);
     square.style.cssText = layer.style;
     if (x.dead) square.replaceChildren();
     else square.firstChild.src = `${root}layers/${layer.slug}/${unit}.webp`;
