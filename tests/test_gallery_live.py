@@ -58,9 +58,16 @@ MEAN = _rng.uniform(100, 150, (HEIGHT, WIDTH, 3)).astype(np.float32)
 
 
 def round_weights(net: Network) -> Network:
-    """Round weights as the scripts do."""
+    """Round kernels as the scripts do: to 16 bits, from the largest of each unit."""
+
+    def round_kernel(path: Any, x: jax.Array) -> jax.Array:
+        if "kernel" not in jax.tree_util.keystr(path):
+            return x
+        scale = jnp.abs(x).max(tuple(range(x.ndim - 1))) / 32767
+        return jnp.rint(x / scale) * scale
+
     graph, state = nnx.split(net.model)
-    state = jax.tree.map(lambda x: x.astype(jnp.float16).astype(jnp.float32), state)
+    state = jax.tree_util.tree_map_with_path(round_kernel, state)
     model = nnx.merge(graph, state)
     return zf.network(model, preprocess=net.preprocess, class_names=net.class_names)
 
@@ -211,8 +218,8 @@ def test_the_shipped_network_computes_what_python_does(browser, tmp_path):
             project(x.model, image, *point.values()) for x in (round_weights(net), net)
         )
         assert_close(ours["pixels"], same)
-        # Rounded weights choose another switch now and then.
-        assert np.corrcoef(ours["pixels"], true.ravel())[0, 1] > 0.99
+        # A rounded weight may choose another switch.
+        assert np.corrcoef(ours["pixels"], true.ravel())[0, 1] > 0.999
 
 
 def drop(browser, name: str, content: bytes) -> None:
@@ -469,10 +476,6 @@ def test_only_chains_of_known_layers_and_preprocessing_run_in_a_browser():
     ):
         net = zf.network(NET.model, preprocess=preprocess)
         assert (describe_network(net) is not None) == is_line
-
-    huge = zf.ConvNet(ARCH, rngs=nnx.Rngs(1))
-    huge.conv1.bias[...] = jnp.full(6, 1e5)
-    assert describe_network(zf.network(huge, preprocess=NET.preprocess)) is None
 
     def function(x):
         return jax.nn.relu(x.mean((1, 2)) @ jnp.ones((3, 4)))

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -51,8 +49,7 @@ def describe_network(net: Network) -> dict[str, Any] | None:
     if not net.is_convnet or not has_colors or net.parameters > _LARGEST:
         return None
     preprocessing = _measure_preprocessing(net)
-    peak = max(jnp.abs(x).max() for x in jax.tree.leaves(nnx.state(net.model)))
-    if preprocessing is None or not peak <= np.finfo(np.float16).max:
+    if preprocessing is None:
         return None
     layers, kernels = [], net.model.arch.kernel_shapes()
     for layer, _, shape in net.model.arch.walk():
@@ -65,7 +62,7 @@ def describe_network(net: Network) -> dict[str, Any] | None:
                 "slug": slug(layer.name),
                 "shape": shape,
                 "rectified": has_relu(layer),
-                "numbers": math.prod(kernel) + kernel[-1] if kernel else 0,
+                "numbers": math.prod(kernel) if kernel else 0,
                 "field": dataclasses.asdict(field),
                 "cell": shrink(field.size),
             }
@@ -98,7 +95,7 @@ def _measure_preprocessing(net: Network) -> dict[str, Any] | None:
         "stored": (height, width),
         "square": square_side((height, width), crop_share(net.preprocess)),
         "slope": slope.tolist(),
-        "offset": _encode(offset.astype("<f4").tobytes()),
+        "offset": _encode(offset.astype("<f4")),
     }
 
 
@@ -106,7 +103,7 @@ def write_live(part: Path, search: Search, network: dict[str, Any]) -> None:
     """Write the page, its program and weights, and its record."""
     program = {
         **network,
-        "files": _write_weights(part, search.net),
+        **_write_weights(part, search.net),
         "rules": search.rules,
         "contrasts": CONTRASTS,
         "across": count_across(search.k),
@@ -118,19 +115,26 @@ def write_live(part: Path, search: Search, network: dict[str, Any]) -> None:
     write_atomically(part / "record.json", to_json({"weights": search.net.parameters}))
 
 
-def _write_weights(part: Path, net: Network) -> list[dict[str, str]]:
-    """Write the weights of each layer as calls in scripts, and list these."""
-    files = []
+def _write_weights(part: Path, net: Network) -> dict[str, Any]:
+    """Write kernels as calls in scripts; list these, the scales and the biases.
+
+    Weights are whole numbers of 16 bits, times a scale for each unit: closer to the
+    real ones than float16, in the same space.
+    """
+    files, affine = [], {}
     for name in net.model.arch.kernel_shapes():
-        affine = getattr(net.model, name)
-        numbers = [np.asarray(x[...]).ravel() for x in (affine.kernel, affine.bias)]
-        halves = np.concatenate(numbers).astype("<f2")
-        for start in range(0, len(halves), _PART):
+        layer = getattr(net.model, name)
+        kernel, bias = (np.asarray(x[...], "<f4") for x in (layer.kernel, layer.bias))
+        peaks = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
+        scales = np.where(peaks > 0, peaks / 32767, 1).astype("<f4")
+        whole = np.rint(kernel / scales).astype("<i2").ravel()
+        affine[name] = {"scales": _encode(scales), "bias": _encode(bias)}
+        for start in range(0, len(whole), _PART):
             file = f"weights-{len(files)}.js"
-            text = _encode(halves[start : start + _PART].tobytes())
+            text = _encode(whole[start : start + _PART])
             write_atomically(part / file, f'receiveWeights("{text}");\n')
             files.append({"file": file, "layer": name})
-    return files
+    return {"files": files, "affine": affine}
 
 
 def _draw_examples(search: Search) -> list[dict[str, str]]:
@@ -161,5 +165,5 @@ def _list_colors(name: str) -> list[list[int]]:
     return colors[:, :3].tolist()
 
 
-def _encode(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+def _encode(content: bytes | np.ndarray) -> str:
+    return base64.b64encode(bytes(content)).decode()

@@ -8,14 +8,8 @@ let trace = []; // of the latest picture, by layer: {below, above, switches}
 
 const sizeOf = (shape) => shape.reduce((a, b) => a * b, 1);
 
-// Weights, as they arrive: float16 in base64, the kernel and then the bias of a layer.
-
-const halves = Float32Array.from({ length: 1 << 16 }, (_, bits) => {
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  const magnitude = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -24 * fraction;
-  return bits >> 15 ? -magnitude : magnitude;
-});
+// Weights, as they arrive: whole numbers of 16 bits in base64, to be multiplied by the
+// scale of their unit. The last axis of a kernel is that of the units.
 
 function toBytes(base64) {
   const text = atob(base64);
@@ -24,24 +18,34 @@ function toBytes(base64) {
   return bytes.buffer;
 }
 
+const toFloats = (base64) => new Float32Array(toBytes(base64));
+
 function start({ network }) {
   program = network;
-  program.offset = new Float32Array(toBytes(program.offset));
+  program.offset = toFloats(program.offset);
   let inputs = program.input;
   for (const layer of program.layers) {
     layer.inputs = inputs;
     inputs = layer.shape;
-    if (layer.numbers) layer.weights = { raw: new Float32Array(layer.numbers), filled: 0 };
+    if (layer.numbers) {
+      const { scales, bias } = program.affine[layer.name];
+      layer.scales = toFloats(scales);
+      layer.bias = toFloats(bias);
+      layer.weights = { kernel: new Float32Array(layer.numbers), filled: 0 };
+    }
   }
 }
 
 function receive({ name, text }) {
   const layer = program.layers.find((x) => x.name === name);
-  const { raw, filled } = layer.weights;
-  const part = new Uint16Array(toBytes(text));
-  for (let i = 0; i < part.length; i++) raw[filled + i] = halves[part[i]];
+  const { kernel, filled } = layer.weights;
+  const part = new Int16Array(toBytes(text));
+  const units = layer.scales.length;
+  for (let i = filled; i < filled + part.length; i++) {
+    kernel[i] = part[i - filled] * layer.scales[i % units];
+  }
   layer.weights.filled += part.length;
-  if (layer.weights.filled === layer.numbers) layer.weights = kinds[layer.kind].pack(layer, raw);
+  if (layer.weights.filled === layer.numbers) layer.weights = kinds[layer.kind].pack(layer, kernel);
 }
 
 // Convolution. Below is padded, so that each row of a window is contiguous in memory.
@@ -59,7 +63,7 @@ function measure({ kernel: [height, width], padding: [[top, bottom], [left, righ
 }
 
 // Forward needs the kernels of four units interleaved, backward each by itself.
-function packConv(layer, raw) {
+function packConv(layer, kernel) {
   const { inner, outputs } = measure(layer);
   const panels = Math.ceil(outputs / 4);
   const interleaved = new Float32Array(layer.groups * panels * 4 * inner);
@@ -68,12 +72,12 @@ function packConv(layer, raw) {
     const inGroup = unit % outputs;
     const panel = ((unit - inGroup) / outputs) * panels + (inGroup >> 2);
     for (let k = 0; k < inner; k++) {
-      const weight = raw[k * layer.features + unit];
+      const weight = kernel[k * layer.features + unit];
       rows[unit * inner + k] = weight;
       interleaved[(panel * inner + k) * 4 + (inGroup & 3)] = weight;
     }
   }
-  return { interleaved, rows, bias: raw.subarray(inner * layer.features) };
+  return { interleaved, rows };
 }
 
 function pad(map, { inputs: [height, width, channels] }, { depth, rows, columns, top, left }, group) {
@@ -152,7 +156,7 @@ function convolve(layer, below) {
         const places = Math.min(4, above.length / features - first);
         for (let i = 0; i < places; i++) {
           for (let j = 0; j < units; j++) {
-            above[(first + i) * features + unit + j] = Math.max(0, tile[4 * i + j] + weights.bias[unit + j]);
+            above[(first + i) * features + unit + j] = Math.max(0, tile[4 * i + j] + layer.bias[unit + j]);
           }
         }
       }
@@ -284,13 +288,10 @@ function normalizeBack(layer, { below }, signal, rule) {
 
 // Dense layers. The kernel is (input, unit).
 
-function packDense(layer, raw) {
-  const count = sizeOf(layer.inputs) * layer.features;
-  return { kernel: raw.subarray(0, count), bias: raw.subarray(count) };
-}
+const packDense = (_, kernel) => ({ kernel });
 
-function connect({ features, weights, rectified }, below) {
-  const above = weights.bias.slice();
+function connect({ features, weights, bias, rectified }, below) {
+  const above = bias.slice();
   const list = makeList(below.length);
   const count = listNonzero(below, 0, below.length, list);
   addRows(above, 0, features, weights.kernel, 0, features, list, count);
