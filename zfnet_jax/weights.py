@@ -103,7 +103,7 @@ def load(
         >>> import zfnet_jax as zf
         >>> net = zf.load("zfnet32-cifar10")
         >>> net.model.arch.name, net.class_names[:2], net.metadata["seed"]
-        ('zfnet32', ('airplane', 'automobile'), 0)
+        ('zfnet32-wide', ('airplane', 'automobile'), 0)
     """
     path = find_weights(name_or_path)
     with _open(path) as (tensors, header):

@@ -10,6 +10,7 @@ from jax import lax
 import zfnet_jax as zf
 from experiments.project import RULES, project
 from tests.networks import load_squeezenet, random_tensors, small_network
+from zfnet_jax.arch import ZFNET32_WIDE
 from zfnet_jax.data import TORCHVISION, Photographs
 from zfnet_jax.imagenet.squeezenet import V1_0_CAFFE
 from zfnet_jax.viz.contrast import measure_scale
@@ -96,9 +97,9 @@ def test_bare_weights_are_normalized_as_torchvision(measure, refuse, photo, tmp_
     safetensors.numpy.save_file(tensors, bare)
 
     argv = ["--image", photo, "--layers", "logits", "--weights"]
-    known = ["--arch", "zfnet32", "--num-classes", 5]
+    known = ["--arch", "zfnet32-wide", "--num-classes", 5]
     rows = measure(project, *argv, bare, *known)[0]["layers"]["logits"]
-    model = zf.load_weights(bare, zf.ZFNET32, num_classes=5)
+    model = zf.load_weights(bare, ZFNET32_WIDE, num_classes=5)
     pixels = Photographs(photo, (32, 32, 3), TORCHVISION).pictures[:] / 255
     mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     logits = model(((pixels - mean) / deviation).astype(np.float32))[0]

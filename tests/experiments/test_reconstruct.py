@@ -172,7 +172,7 @@ def test_without_photographs_all_networks_get_those_of_the_first(weights):
     assert first.dataset_name == second.dataset_name == "shapes"
     assert name_networks([first, second, first]) == [
         "small (1)",
-        "zfnet32",
+        "zfnet32-wide",
         "small (2)",
     ]
 

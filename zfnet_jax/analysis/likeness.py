@@ -295,7 +295,7 @@ def likeness(
         >>> like.nearest("conv5", k=4).units[17].shape  # those most like unit 17
         (4,)
         >>> like.map("conv5").shape
-        (96, 2)
+        (192, 2)
         >>> like.match(like, "conv5").units[17]  # itself
         np.int32(17)
     """

@@ -235,7 +235,7 @@ def top_activations(
         >>> top["conv5"].positions[17, 0].shape  # of unit 17's strongest activation
         (2,)
         >>> top["conv5"].project(net, images, units=[17, 3]).pixels.shape
-        (8, 39, 39, 3)
+        (8, 35, 35, 3)
     """
     net, images = as_network(net, images)
     names = net.select(layers)

@@ -85,7 +85,7 @@ def relevance(
         True
         >>> strongest = by_layer["conv5"].argsort(1)[:, :-4:-1]  # three units per image
         >>> zf.project(net, images, "conv5", strongest, crop=True).pixels.shape
-        (15, 39, 39, 3)
+        (15, 35, 35, 3)
     """
     net, images = as_network(net, images)
     names, count = net.select(layers), len(images)
