@@ -56,8 +56,8 @@ def attribute(
         progress: Called with the number of images done and their total.
 
     Returns:
-        Signed maps in units of the logit per unit of a pixel: float32, or float64 for a
-        float64 network.
+        Signed maps in units of the logit per unit of a pixel, in float32, or in float64
+        for a float64 network.
 
     Raises:
         ValueError: There is no such class or rule, the images do not fit the network,

@@ -122,8 +122,8 @@ def project(
         crop: Return the receptive fields instead of whole images.
 
     Returns:
-        Projections over images, then units, as NumPy arrays: float32, or float64 for a
-        float64 network.
+        Projections over images, then units, as NumPy arrays in float32, or in float64
+        for a float64 network.
 
     Raises:
         ValueError: There is no such layer, unit, position or rule, or the images do not

@@ -107,9 +107,8 @@ def train(
         resume: The `state` of an epoch or of a `checkpoint.Restored`. Its epoch is
             yielded first, with an empty record; then the run goes on as if it had never
             stopped.
-        progress: Called at most ten times per epoch as `progress(done, total,
-            **values)` with epochs, of which `done` may be a fraction, and running
-            values.
+        progress: Called at most ten times per epoch with the epochs done, which may be
+            a fraction, their total, and running values as keywords.
 
     Raises:
         ValueError: The arguments don't fit each other.

@@ -80,7 +80,7 @@ class TopActivations:
 
     @property
     def dead(self) -> np.ndarray:
-        """Units that are positive nowhere, whose strongest mean nothing: bool [u]."""
+        """Units that no image activates, as bool [u]."""
         return self.active == 0
 
     @property

@@ -67,10 +67,10 @@ def relevance(
         progress: Called with the number of images done and their total.
 
     Returns:
-        For each layer an array over images and units, in units of the logit: float32,
-        or float64 for a float64 network. In the layer of the logits, only the class
-        itself is not zero. An array of a model that returns a dict has relevance only
-        if the logits are computed from that very array.
+        For each layer an array over images and units, in units of the logit. It is
+        float32, or float64 for a float64 network. In the layer of the logits, only the
+        class itself is not zero. An array of a model that returns a dict has relevance
+        only if the logits are computed from that very array.
 
     Raises:
         ValueError: There is no such layer or class, the network gives no logits, or the

@@ -275,9 +275,9 @@ def ten_crop(
     """Cut out the four corners and the center, and mirror each (section 3).
 
     Returns:
-        [b, 10, size[0], size[1], c], of the library and dtype of `images`: top left,
-        top right, bottom left, bottom right, center, then the mirror images (left to
-        right) of these five.
+        [b, 10, size[0], size[1], c], of the library and dtype of `images`. The order is
+        top left, top right, bottom left, bottom right, center, then the mirror images
+        (left to right) of these five.
 
     Raises:
         ValueError: The images are smaller than the crop.

@@ -44,7 +44,7 @@ def make_shapes(count: int, size: tuple[int, int] = (32, 32), seed: int = 0) -> 
         seed: Seed for the random draws, 0 or more.
 
     Returns:
-        The images, with `masks`: true where the center of a pixel is inside the object.
+        The images. Their `masks` are true where a pixel's center is inside the object.
 
     Raises:
         ValueError: The images are smaller than 8 x 8 pixels.
