@@ -1,4 +1,4 @@
-"""Settings of the documentation: `sphinx-build -W docs OUT`."""
+"""Settings of the documentation: `python -m sphinx -W docs docs/_build/html`."""
 
 import sys
 from pathlib import Path
@@ -28,6 +28,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_timeout = 240
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -68,8 +70,8 @@ html_copy_source = False
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
-    "show_prev_next": True,
-    "secondary_sidebar_items": ["page-toc"],
+    # The table of all findings needs the width.
+    "secondary_sidebar_items": {"**": ["page-toc"], "paper/reproduction": []},
     "footer_start": [],
     "footer_end": [],
 }

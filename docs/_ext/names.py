@@ -32,12 +32,13 @@ class Name(XRefRole):
         refnode["py:class"] = env.ref_context.get("py:class")
         if target[:1].isupper() or "." in target:
             refnode["refspecific"] = True
-        return title, target.replace("zf.", "zfnet_jax.", 1)
+        return title, re.sub(r"^zf\.", "zfnet_jax.", target)
 
 
 def qualify(text: str) -> str:
     """Give the arrays of a signature the names under which they are documented."""
-    text = re.sub(r"jaxlib\._jax\.Array|(?<![\w.])Array\b", "~jax.Array", text)
+    jax = r"~?(jax\.)?jaxlib\._jax\.Array|(?<![\w.])Array\b"
+    text = re.sub(jax, "~jax.Array", text)
     return re.sub(r"(?<![\w.])(np\.)?ndarray\b", "~numpy.ndarray", text)
 
 
@@ -64,11 +65,14 @@ def shorten_types(
             lines[place] = qualify(text)
 
 
-def shorten_names(app: Sphinx, document: nodes.document) -> None:
-    """Write `zf.project` for `zfnet_jax.project`."""
+def rename(app: Sphinx, document: nodes.document) -> None:
+    """Write `zf.project` for `zfnet_jax.project`, and head attributes as such."""
     for prefix in document.findall(addnodes.desc_addname):
         if prefix.astext() == "zfnet_jax.":
             prefix.children = [nodes.Text("zf.")]
+    for label in document.findall(nodes.field_name):
+        if label.astext() == "Variables":
+            label.children = [nodes.Text("Attributes")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -76,5 +80,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_role("name", Name())
     app.connect("autodoc-process-signature", write_signature)
     app.connect("autodoc-process-docstring", shorten_types, priority=900)
-    app.connect("doctree-read", shorten_names)
+    app.connect("doctree-read", rename)
     return {"parallel_read_safe": True}
