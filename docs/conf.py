@@ -58,7 +58,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # any code in single backticks
     # What only a signature names: axes, type variables, other packages' types.
-    ("py:class", r".*['.*].*|_\w+|[A-Z]\w*|.*\._\w+|(jaxtyping|optax)\..*"),
+    ("py:class", r".*['.*].*|_\w+|[A-Z]\w*|ndarray|.*\._\w+|(jaxtyping|optax)\..*"),
 ]
 
 html_theme = "pydata_sphinx_theme"
