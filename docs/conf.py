@@ -66,10 +66,12 @@ html_title = "zfnet_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
+    "github_url": "https://github.com/zfnet-jax/zfnet_jax",
     # The table of all findings needs the width.
     "secondary_sidebar_items": {"**": ["page-toc"], "paper/reproduction": []},
     "footer_start": [],

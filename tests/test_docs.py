@@ -19,11 +19,18 @@ import pytest
 
 import zfnet_jax as zf
 from experiments.__main__ import list_commands
-from tests.browser import forget, has_all_pictures, needs_browser, resize
+from tests.browser import forget, needs_browser, resize
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SOURCES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+# Addresses of the documentation's own pictures that cannot be shown.
+MISSING = """
+const own = [...document.images].filter(x => x.src.startsWith("file:"));
+own.forEach(x => x.loading = "eager");
+return Promise.allSettled(own.map(x => x.decode()))
+  .then(() => own.filter(x => !x.naturalWidth).map(x => x.src));
+"""
 
 
 class Page(HTMLParser):
@@ -125,9 +132,11 @@ def test_the_pages_fit_a_screen(html, pages, browser, width):
         name = path.relative_to(html)
         across = "return document.documentElement.scrollWidth - innerWidth"
         assert browser.execute_script(across) <= 0, f"{name} is too wide"
-        assert has_all_pictures(browser), name
+        assert browser.execute_script(MISSING) == [], name
         errors = [x for x in browser.get_log("browser") if x["level"] == "SEVERE"]
-        assert not errors, (name, errors)
+        # Badges of other sites may be out of reach.
+        own = [x["message"] for x in errors if not x["message"].startswith("https:")]
+        assert not own, name
 
 
 def test_every_command_and_public_name_has_its_entry():
@@ -140,14 +149,13 @@ def test_every_command_and_public_name_has_its_entry():
 
 def test_the_help_of_a_command_is_read_as_it_is_printed():
     pytest.importorskip("sphinx", reason="needs the docs extra")
-    from docs._ext.commands import list_shared, read_help
+    from docs._ext.commands import read_help
 
     paragraphs, options = read_help("invariance")
     assert paragraphs[1] == "    python -m experiments.invariance --transform rotate"
     texts = dict(options)
     assert texts["--limit INT"] == "Images at most. (default: 200)"
     assert texts["--amounts [FLOAT [FLOAT ...]]"].endswith("0 to 360 degrees.")
-    assert {"--seed INT", "--weights STR"} < {option.usage for option in list_shared()}
 
 
 if __name__ == "__main__":
