@@ -8,6 +8,7 @@ Notebooks are executed when the documentation is built.
 import ast
 import functools
 import importlib
+import inspect
 import re
 import shlex
 import textwrap
@@ -24,7 +25,7 @@ from safetensors.numpy import save_file
 import zfnet_jax as zf
 from experiments import harness, prepare_images, train_cifar10
 from tests.data import labeled_case
-from tests.networks import SMALL, random_tensors, save
+from tests.networks import SMALL, import_keras, random_tensors, save
 from zfnet_jax.data import make_shapes
 from zfnet_jax.imagenet.plain import PlainNetwork
 from zfnet_jax.imagenet.registry import PUBLIC, PublicNetwork
@@ -33,6 +34,8 @@ ROOT = Path(__file__).parents[1]
 
 # Programs other than this project's, and why they are not run.
 OTHER = {
+    "cd": "goes into the folder that was cloned",
+    "docker": "needs containers",
     "git": "needs the network",
     "jupytext": "needs the docs extra",
     "pip": "installs packages",
@@ -50,6 +53,8 @@ ELSEWHERE = {
     "experiments.sweep": "experiments/test_sweep.py",
     "experiments.train_imagenet": "experiments/test_train_imagenet.py",
 }
+# Files that blocks of Python read, and those of the fixture that stand for them.
+PLACES = {"RECORDS": "records", "RUN": "run", "results/quickstart": "run"}
 # Options whose values make a command quick.
 QUICK = {
     "attribution": "--limit 3 --steps 4 --shown 1",
@@ -196,6 +201,16 @@ def test_pages_hold_nothing_that_is_neither_run_nor_explained():
     blocks = [block for page in PAGES for block in read_blocks(page)]
     shown = {"bibtex", "html", "json", "text", "toml", "yaml"}
     assert {block.language for block in blocks} <= {"bash", "python", "sh"} | shown
+
+
+def test_options_in_prose_are_those_of_a_command():
+    files = [*ROOT.glob("experiments/*.py"), *ROOT.glob("benchmarks/*.py")]
+    names = set(re.findall(r"\b(\w+): ", "".join(x.read_text() for x in files)))
+    for page in PAGES:
+        for span in re.findall("`([^`\n]+)`", page.read_text()):
+            for option in re.findall(r"(?<!\S)--([a-z-]+)", span):
+                is_known = option == "help" or option.replace("-", "_") in names
+                assert is_known or span.split()[0] in OTHER, f"{page.name}: {span}"
 
 
 # Commands.
@@ -364,37 +379,52 @@ def fetch_random(self: PublicNetwork) -> Path:
 
 
 def list_python() -> list[Any]:
+    """Pages to run: their blocks, and an extra without which some are left out."""
     pages = []
     for path in PAGES:
-        blocks = [x for x in read_blocks(path) if x.language in ("python", "py")]
+        blocks = [block for block in read_blocks(path) if block.language == "python"]
         if not blocks:
             continue
-        text = "\n".join(block.text for block in blocks if not block.reason)
-        needs = (
-            (pytest.mark.parity, "(import|from) (torch|captum)"),
-            (pytest.mark.keras, "(import|from) keras"),
-        )
-        marks = [mark for mark, pattern in needs if re.search(pattern, text)]
-        pages.append(pytest.param(blocks, marks=marks, id=blocks[0].page))
+        pages.append(pytest.param(blocks, "", id=blocks[0].page))
+        for extra, mark in (
+            ("keras", pytest.mark.keras),
+            ("parity", pytest.mark.parity),
+        ):
+            if any(extra in block.reason for block in blocks):
+                name = f"{blocks[0].page}, {extra}"
+                pages.append(pytest.param(blocks, extra, marks=mark, id=name))
     return pages
 
 
-@pytest.mark.parametrize("blocks", list_python())
-def test_python_blocks_run(blocks, files, tmp_path, monkeypatch):
+def check_calls(block: Block) -> None:
+    """Check the arguments of the calls of a block that is not run."""
+    for call in ast.walk(ast.parse(block.text)):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("zf."):
+            function = eval(ast.unparse(call.func), {"zf": zf})
+            names = [keyword.arg for keyword in call.keywords]
+            inspect.signature(function).bind(*call.args, **dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(("blocks", "extra"), list_python())
+def test_python_blocks_run(blocks, extra, files, tmp_path, monkeypatch):
+    if extra == "keras":
+        import_keras()
+    if extra == "parity":
+        pytest.importorskip("torch", reason="needs the parity extra")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PublicNetwork, "fetch", fetch_random)
-    text = "\n".join(block.text for block in blocks)
-    for name in ("RECORDS", "RUN"):
-        Path(name).symlink_to(files / name.lower())
-    if 'Path("photographs"' not in text:  # the page writes none of its own
-        write_photographs(Path("photographs"))
-    namespace: dict[str, Any] = {"__name__": "page"}
+    Path("results").mkdir()
+    for name, there in PLACES.items():
+        Path(name).symlink_to(files / there)
+    if not any('Path("photographs"' in block.text for block in blocks):
+        write_photographs(Path("photographs"))  # the page has none of its own
+    namespace: dict[str, Any] = {"__name__": "page", "zf": zf}
     for block in blocks:
+        if block.reason and not (extra and extra in block.reason):
+            check_calls(block)
+            continue
         # Empty lines in front, so that errors name the line of the page.
         source = "\n" * (block.line - 1) + block.text
-        code = compile(source, str(ROOT / block.page), "exec")
-        if not block.reason:
-            exec(code, namespace)
-    assert all(hasattr(zf, name) for name in re.findall(r"\bzf\.(\w+)", text))
+        exec(compile(source, str(ROOT / block.page), "exec"), namespace)
     for file in tmp_path.glob("*.png"):
         assert imread(file).std() > 0
