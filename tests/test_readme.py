@@ -6,6 +6,7 @@ Notebooks are executed when the documentation is built.
 """
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -23,9 +24,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import zfnet_jax as zf
-from experiments import harness, prepare_images, train_cifar10
+from experiments import harness, prepare_images, train_cifar10, train_imagenet
 from tests.data import labeled_case
+from tests.experiments.test_train_imagenet import TINY
 from tests.networks import SMALL, import_keras, random_tensors, save
+from zfnet_jax.arch import ContrastNorm
 from zfnet_jax.data import make_shapes
 from zfnet_jax.imagenet.plain import PlainNetwork
 from zfnet_jax.imagenet.registry import PUBLIC, PublicNetwork
@@ -51,7 +54,6 @@ ELSEWHERE = {
     "experiments.first_layer": "experiments/test_first_layer.py",
     "experiments.quickstart": "experiments/test_train_cifar10.py",
     "experiments.sweep": "experiments/test_sweep.py",
-    "experiments.train_imagenet": "experiments/test_train_imagenet.py",
 }
 # Files that blocks of Python read, and those of the fixture that stand for them.
 PLACES = {"RECORDS": "records", "RUN": "run", "results/quickstart": "run"}
@@ -72,6 +74,7 @@ QUICK = {
     "sanity": "--limit 2 --shown 1",
     "top_features": "--limit 12 --count 1",
     "train_cifar10": "--dataset shapes --limit 32 --batch-size 16 --epochs 2",
+    "train_imagenet": "--data-dir records --epochs 1 --batch-size 2 --workers 0",
     "transfer": "--per-class 1 --draws 1 --scratch-steps 2 --penalties 0.1",
 }
 
@@ -252,14 +255,18 @@ def write_photographs(folder: Path, count: int = 3) -> Path:
     return folder
 
 
+NORMED = dataclasses.replace(
+    SMALL, layers=(*SMALL.layers[:2], ContrastNorm("norm1"), *SMALL.layers[2:])
+)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     """A folder with everything that the values of options stand for."""
     folder = tmp_path_factory.mktemp("files")
     for seed, epoch in enumerate((1, 2, 5, 10)):
-        save(folder / f"run/epochs/epoch_{epoch:04d}.safetensors", seed)
-    save(folder / "run/weights.safetensors", 3)
-    save(folder / "bare.safetensors", 0)
+        save(folder / f"run/epochs/epoch_{epoch:04d}.safetensors", seed, NORMED)
+    save(folder / "run/weights.safetensors", 3, NORMED)
     for kind in "ab":
         write_photographs(folder / "kinds" / kind)
     write_photographs(folder / "photographs")
@@ -327,8 +334,9 @@ def list_runs() -> list[Any]:
     """Commands to run: each that differs from the others in more than its sizes."""
     runs: dict[tuple[str, ...], Command] = {}
     for command in COMMANDS:
-        is_help = "--help" in command.words
-        if not command.reason and not is_help and command.module not in ELSEWHERE:
+        # Other tests run commands on several processes.
+        is_parsed = {"--help", "--coordinator"} & set(command.words)
+        if not command.reason and not is_parsed and command.module not in ELSEWHERE:
             runs.setdefault((command.name, *shorten(command)), command)
     return [pytest.param(x, id=x.place) for x in runs.values()]
 
@@ -337,6 +345,7 @@ def list_runs() -> list[Any]:
 def test_commands_run(command, files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     monkeypatch.setitem(train_cifar10.ARCHITECTURES, "zfnet32", SMALL)
+    monkeypatch.setitem(train_imagenet.ARCHITECTURES, "zfnet", TINY)
     monkeypatch.setattr(train_cifar10, "draw", lambda *arguments: None)
     monkeypatch.setattr(train_cifar10, "write_events", lambda *arguments: None)
     weights = "run/weights.safetensors"
@@ -354,7 +363,7 @@ def test_other_tests_use_the_same_options(command):
     tree = ast.parse(file.read_text())
     constants = (x.value for x in ast.walk(tree) if isinstance(x, ast.Constant))
     words = {w for text in constants if isinstance(text, str) for w in text.split()}
-    missing = {name for name, _ in command.options()} - words
+    missing = {name for name, _ in command.options()} - words - {"--data-dir"}
     assert not missing, f"{file.name} does not use {missing}"
 
 
