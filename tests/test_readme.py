@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 OTHER = {
     "cd": "goes into the folder that was cloned",
     "docker": "needs containers",
+    "docs.figures": "takes minutes; tests/test_figures.py",
     "git": "needs the network",
     "jupytext": "needs the docs extra",
     "pip": "installs packages",
