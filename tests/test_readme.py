@@ -49,12 +49,19 @@ OTHER = {
     "tensorboard": "is a server",
     "uv": "installs packages",
 }
-# Commands that other tests run, from end to end and with the same options.
-ELSEWHERE = {
-    "experiments.ablation": "experiments/test_ablation.py",
-    "experiments.first_layer": "experiments/test_first_layer.py",
-    "experiments.quickstart": "experiments/test_train_cifar10.py",
-    "experiments.sweep": "experiments/test_sweep.py",
+# Slow commands. Where tests/experiments/test_NAME.py uses all options of one, it is not
+# run a second time.
+SLOW = {
+    "ablation",
+    "first_layer",
+    "gallery",
+    "probe",
+    "quickstart",
+    "sanity",
+    "sweep",
+    "train_cifar10",
+    "train_imagenet",
+    "transfer",
 }
 # Files that blocks of Python read, and those of the fixture that stand for them.
 PLACES = {"RECORDS": "records", "RUN": "run", "results/quickstart": "run"}
@@ -75,7 +82,8 @@ QUICK = {
     "sanity": "--limit 2 --shown 1",
     "top_features": "--limit 12 --count 1",
     "train_cifar10": "--dataset shapes --limit 32 --batch-size 16 --epochs 2",
-    "train_imagenet": "--data-dir records --epochs 1 --batch-size 2 --workers 0",
+    "train_imagenet": "--data-dir records --epochs 1 --batch-size 2 --workers 0 "
+    "--learning-rate 0.01",
     "transfer": "--per-class 1 --draws 1 --scratch-steps 2 --penalties 0.1",
 }
 
@@ -303,6 +311,8 @@ def stand_in(command: Command, option: str, values: list[str]) -> list[str]:
         case "--boxes":
             has_photographs = "--image" in command.words
             return ["photographs.csv" if has_photographs else "shapes.csv"]
+        case "--keep-epochs":
+            return ["1", "2"]
         case "--layers":
             return ["conv2"]
         case "--units":
@@ -331,13 +341,27 @@ def shorten(command: Command) -> tuple[str, ...]:
     return tuple(words)
 
 
+@functools.cache
+def read_words(name: str) -> set[str]:
+    """The words of the strings in the test of an experiment."""
+    owner = "train_cifar10" if name == "quickstart" else name
+    tree = ast.parse((ROOT / f"tests/experiments/test_{owner}.py").read_text())
+    constants = (x.value for x in ast.walk(tree) if isinstance(x, ast.Constant))
+    return {w for text in constants if isinstance(text, str) for w in text.split()}
+
+
+def is_run_elsewhere(command: Command) -> bool:
+    if {"--help", "--coordinator"} & set(command.words):
+        return True  # in processes of their own
+    options = {name for name, _ in command.options()} - {"--data-dir", "--out"}
+    return command.name in SLOW and options <= read_words(command.name)
+
+
 def list_runs() -> list[Any]:
     """Commands to run: each that differs from the others in more than its sizes."""
     runs: dict[tuple[str, ...], Command] = {}
     for command in COMMANDS:
-        # Other tests run commands on several processes.
-        is_parsed = {"--help", "--coordinator"} & set(command.words)
-        if not command.reason and not is_parsed and command.module not in ELSEWHERE:
+        if not command.reason and not is_run_elsewhere(command):
             runs.setdefault((command.name, *shorten(command)), command)
     return [pytest.param(x, id=x.place) for x in runs.values()]
 
@@ -356,18 +380,6 @@ def test_commands_run(command, files, tmp_path, monkeypatch):
     assert (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(
-    "command", [x for x in COMMANDS if x.module in ELSEWHERE], ids=lambda x: x.place
-)
-def test_other_tests_use_the_same_options(command):
-    file = ROOT / "tests" / ELSEWHERE[command.module]
-    tree = ast.parse(file.read_text())
-    constants = (x.value for x in ast.walk(tree) if isinstance(x, ast.Constant))
-    words = {w for text in constants if isinstance(text, str) for w in text.split()}
-    missing = {name for name, _ in command.options()} - words - {"--data-dir"}
-    assert not missing, f"{file.name} does not use {missing}"
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("command", BENCHMARKS, ids=lambda x: x.place)
 def test_benchmarks_have_the_options_that_pages_name(command):
@@ -382,7 +394,7 @@ def test_benchmarks_have_the_options_that_pages_name(command):
 def fetch_random(self: PublicNetwork) -> Path:
     """A file of the tensors of a published network, with random weights."""
     assert isinstance(self.model, PlainNetwork), "no stand-in for such a network"
-    path = Path("fetched", f"{self.model.name}.safetensors")
+    path = Path("fetched", self.url.rpartition("/")[2])
     path.parent.mkdir(exist_ok=True)
     save_file(random_tensors(self.model.shapes), path)
     return path
@@ -409,10 +421,12 @@ def list_python() -> list[Any]:
 def check_calls(block: Block) -> None:
     """Check the arguments of the calls of a block that is not run."""
     for call in ast.walk(ast.parse(block.text)):
-        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("zf."):
-            function = eval(ast.unparse(call.func), {"zf": zf})
-            names = [keyword.arg for keyword in call.keywords]
-            inspect.signature(function).bind(*call.args, **dict.fromkeys(names))
+        if isinstance(call, ast.Call):
+            package, _, name = ast.unparse(call.func).partition(".")
+            if package == "zf" and name.isidentifier():
+                names = (keyword.arg for keyword in call.keywords)
+                signature = inspect.signature(getattr(zf, name))
+                signature.bind(*call.args, **dict.fromkeys(names))
 
 
 @pytest.mark.parametrize(("blocks", "extra"), list_python())
