@@ -34,6 +34,7 @@ from zfnet_jax.imagenet.plain import PlainNetwork
 from zfnet_jax.imagenet.registry import PUBLIC, PublicNetwork
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = {x.stem for x in (ROOT / "zfnet_jax/pretrained").glob("*.safetensors")}
 
 # Programs other than this project's, and why they are not run.
 OTHER = {
@@ -248,7 +249,7 @@ def test_commands_have_the_options_that_pages_name(command):
     assert boxes is None or boxes.stem.isupper() or (ROOT / boxes).exists()
     names = vars(run).get("weights")
     for name in [names] if isinstance(names, str) else names or ():
-        is_name = name in PUBLIC or name == "zfnet32-cifar10"
+        is_name = name in PUBLIC or name in SHIPPED
         assert is_name or name.endswith((".safetensors", ".pth")) or name == "FILE"
     layers, units = options.get("layers") or (), options.get("units") or ()
     if layers and options.get("run") is None and vars(run)["model"] is None:
@@ -394,7 +395,7 @@ def test_benchmarks_have_the_options_that_pages_name(command):
 def fetch_random(self: PublicNetwork) -> Path:
     """A file of the tensors of a published network, with random weights."""
     assert isinstance(self.model, PlainNetwork), "no stand-in for such a network"
-    path = Path("fetched", self.url.rpartition("/")[2])
+    path = Path("fetched", f"{self.url.rpartition('/')[2]}.safetensors")
     path.parent.mkdir(exist_ok=True)
     save_file(random_tensors(self.model.shapes), path)
     return path
