@@ -259,8 +259,9 @@ def test_commands_have_the_options_that_pages_name(command):
         is_name = name in PUBLIC or name in SHIPPED
         assert is_name or name.endswith((".safetensors", ".pth")) or name == "FILE"
     layers, units = options.get("layers") or (), options.get("units") or ()
-    name = names or run.default_weights if "weights" in vars(run) else ""
-    if layers and options.get("run") is None and (name in PUBLIC or name in SHIPPED):
+    name = names or getattr(run, "default_weights", "")
+    is_other = options.get("run") is not None or vars(run).get("model") is not None
+    if layers and not is_other and (name in PUBLIC or name in SHIPPED):
         net = read_network(name)
         assert set(layers) <= set(net.layers)
         assert all(unit < net.layers[layers[0]].shape[-1] for unit in units)
