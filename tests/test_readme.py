@@ -434,7 +434,7 @@ def check_calls(block: Block) -> None:
         if isinstance(call, ast.Call):
             package, _, name = ast.unparse(call.func).partition(".")
             if package == "zf" and name.isidentifier():
-                names = (keyword.arg for keyword in call.keywords)
+                names = (x.arg for x in call.keywords if x.arg)
                 signature = inspect.signature(getattr(zf, name))
                 signature.bind(*call.args, **dict.fromkeys(names))
 
