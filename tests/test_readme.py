@@ -226,6 +226,13 @@ def test_options_in_prose_are_those_of_a_command():
                 assert is_known or span.split()[0] in OTHER, f"{page.name}: {span}"
 
 
+def test_the_accuracy_and_size_are_those_of_the_shipped_weights():
+    (name,), text = SHIPPED, (ROOT / "README.md").read_text()
+    size = (ROOT / f"zfnet_jax/pretrained/{name}.safetensors").stat().st_size
+    assert f"`{name}`" in text and f"({size / 1e6:.1f} MB)" in text
+    assert f"{zf.load(name).metadata['test_accuracy']:.2%}" in text
+
+
 # Commands.
 
 
@@ -252,8 +259,10 @@ def test_commands_have_the_options_that_pages_name(command):
         is_name = name in PUBLIC or name in SHIPPED
         assert is_name or name.endswith((".safetensors", ".pth")) or name == "FILE"
     layers, units = options.get("layers") or (), options.get("units") or ()
-    if layers and options.get("run") is None and vars(run)["model"] is None:
-        net = read_network(names or "zfnet32-cifar10")
+    name = names or getattr(run, "default_weights", "")
+    is_other = options.get("run") is not None or vars(run).get("model") is not None
+    if layers and not is_other and (name in PUBLIC or name in SHIPPED):
+        net = read_network(name)
         assert set(layers) <= set(net.layers)
         assert all(unit < net.layers[layers[0]].shape[-1] for unit in units)
 
@@ -425,7 +434,7 @@ def check_calls(block: Block) -> None:
         if isinstance(call, ast.Call):
             package, _, name = ast.unparse(call.func).partition(".")
             if package == "zf" and name.isidentifier():
-                names = (keyword.arg for keyword in call.keywords)
+                names = (x.arg for x in call.keywords if x.arg)
                 signature = inspect.signature(getattr(zf, name))
                 signature.bind(*call.args, **dict.fromkeys(names))
 
