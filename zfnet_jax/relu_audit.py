@@ -179,7 +179,11 @@ class Audit:
                 ]
                 return [*map(_join, *branches)]
             case "scan":
-                counts = params["num_consts"], params["num_carry"]
+                if "ft_in" in params:  # since jax 0.12
+                    fixed, state, _ = map(len, params["ft_in"].unpack())
+                    counts = fixed, state
+                else:
+                    counts = params["num_consts"], params["num_carry"]
                 return self._walk_loop(inner[0], operands, counts, path)
             case "while":
                 operands = operands[params["cond_nconsts"] :]
