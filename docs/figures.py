@@ -60,7 +60,6 @@ from zfnet_jax.viz.occlusion import spread_cells
 from zfnet_jax.viz.patches import GRAY, cut_patches
 from zfnet_jax.viz.probe import accuracy_by_layer
 from zfnet_jax.viz.sanity import compared_pictures
-from zfnet_jax.viz.top_features import top_features
 from zfnet_jax.viz.transfer import accuracy_by_count
 
 ROOT = Path(__file__).parents[1]
@@ -73,12 +72,13 @@ SHIPPED = ROOT / "zfnet_jax/pretrained/zfnet32-cifar10.safetensors"
 TOLERANCE = 3.0
 # Units with something to see, by layer of SqueezeNet; the first picture has the first.
 UNITS = {
-    "conv1": (75, 91),
+    "conv1": (75,),
     "fire3": (8, 33),
     "fire5": (173, 90),
-    "fire7": (348, 302),
+    "fire7": (302,),
     "fire8": (326, 428),
 }
+WORDS = "stripes", "corners", "eyes", "round rims", "faces"
 # Photographs of the analyses, by the class of ImageNet that they show.
 CLASSES = {
     "Egyptian cat": "chelsea",
@@ -89,7 +89,7 @@ CLASSES = {
 }
 # Pixels of a tile of nine, and between two of them.
 TILE, SEAM = 77, 2
-THUMBNAIL = (720, 440)
+THUMBNAIL = (720, 400)
 
 
 class Table(NamedTuple):
@@ -216,6 +216,17 @@ def frame(body: Box) -> Image.Image:
     return canvas
 
 
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures of one width one below the other."""
+    height = sum(x.height for x in pictures)
+    whole = Image.new("RGB", (pictures[0].width, height), "white")
+    top = 0
+    for x in pictures:
+        whole.paste(x, (0, top))
+        top += x.height
+    return whole
+
+
 def tile(pictures: Sequence[np.ndarray], side: int = TILE) -> Box:
     """Put nine pictures in a square; few pixels stay squares."""
     mosaic = np.full((3 * side + 2 * SEAM,) * 2 + (3,), 255, np.uint8)
@@ -233,7 +244,7 @@ def tile(pictures: Sequence[np.ndarray], side: int = TILE) -> Box:
 @register("hero.jpg")
 def draw_hero(session: Session) -> Image.Image:
     """A photograph, and a unit of each of five layers: nine patches and projections."""
-    net, side = session.squeezenet, 3 * TILE + 2 * SEAM
+    net = session.squeezenet
     photograph = net.load_images(find_photographs()["chelsea"])
     chances = np.asarray(jax.nn.softmax(net(photograph[:])[0]))
     best = np.argsort(-chances)[:3]
@@ -253,59 +264,37 @@ def draw_hero(session: Session) -> Image.Image:
         gap=6,
     )
     columns = []
-    for layer, units in UNITS.items():
+    for (layer, units), words in zip(UNITS.items(), WORDS, strict=True):
         nine = session.nines[layer, units[0]]
-        size = net.layer(layer).receptive_field.size[0]
+        size = "sees {} x {} pixels".format(*net.layer(layer).receptive_field.size)
         columns.append(
             column(
-                text(layer, 26, bold=True),
-                text(f"sees {size} pixels", 20, FAINT),
+                text(f"{layer}: {words}", 24, bold=True),
+                text(size, 20, FAINT),
                 column(tile(nine.patches), tile([*nine.projections]), gap=10),
                 gap=6,
             )
         )
-    assert columns[0].width >= side
     return render(page(row(left, *columns, gap=24)))
 
 
 @register("features.jpg")
 def draw_features(session: Session) -> Image.Image:
     """Fig. 2: two units of each of three layers."""
-    chosen = {
-        key: nine
-        for key, nine in session.nines.items()
-        if key[0] in ("fire3", "fire5", "fire8")
-    }
-    sheets = []
-    for layer in dict.fromkeys(layer for layer, _ in chosen):
-        units = [unit for name, unit in chosen if name == layer]
-        nines = [chosen[layer, unit] for unit in units]
-        ends = [(x.activations[0], x.activations[-1]) for x in nines]
-        captions = [
-            (f"unit {unit}", f"activation {first:,.0f} to {last:,.0f}")
-            for unit, (first, last) in zip(units, ends, strict=True)
-        ]
-        figure = top_features(
-            f"{layer} of SqueezeNet v1.0",
-            captions,
-            *(
-                np.concatenate([getattr(x, name) for x in nines])
-                for name in ("pictures", "boxes", "projections")
-            ),
-        )
-        sheets.append(render(figure, 1000))
-    return stack(sheets)
-
-
-def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures of one width one below the other."""
-    height = sum(x.height for x in pictures)
-    whole = Image.new("RGB", (pictures[0].width, height), "white")
-    top = 0
-    for x in pictures:
-        whole.paste(x, (0, top))
-        top += x.height
-    return whole
+    rows = []
+    for layer in ("fire3", "fire5", "fire8"):
+        blocks = []
+        for unit in UNITS[layer]:
+            nine = session.nines[layer, unit]
+            first, last = nine.activations[[0, -1]]
+            heading = row(
+                text(f"{layer}, unit {unit}", 16, bold=True),
+                text(f"activation {first:,.0f} to {last:,.0f}", 16, FAINT),
+            )
+            pair = row(tile(nine.patches), tile([*nine.projections]))
+            blocks.append(column(heading, pair, gap=6))
+        rows.append(row(*blocks, gap=24))
+    return render(page(column(*rows, gap=16)))
 
 
 @register("evolution.jpg")
@@ -592,7 +581,7 @@ def draw_thumb_evolution(session: Session) -> Image.Image:
 
 
 def collect_source(function: Callable[..., Any]) -> Iterator[str]:
-    """Yield the source of a function, and of what it uses of this package."""
+    """Yield the source of a function, and of what it uses of these modules."""
     pending, known = [function], set()
     while pending:
         item = pending.pop()
@@ -601,32 +590,24 @@ def collect_source(function: Callable[..., Any]) -> Iterator[str]:
             continue
         known.add(source)
         yield source
-        module = sys.modules[item.__module__]
-        for name in sorted(list_names(source)):
-            other = getattr(module, name, None)
-            if inspect.isfunction(other) or inspect.isclass(other):
-                if other.__module__.startswith(("docs.", "__main__")):
-                    pending.append(other)
-            elif name.isupper() and name != "PICTURES" and other is not None:
-                yield f"{name} = {other!r}".replace(str(ROOT), "")
-
-
-def list_names(source: str) -> set[str]:
-    """List the words of a source."""
-    return {*re.findall(r"\b[A-Za-z_]\w*\b", source)}
+        names = vars(sys.modules[item.__module__]) | vars(Session)
+        for word in sorted({*re.findall(r"\w+", source)} & names.keys()):
+            used = names[word]
+            used = getattr(used, "func", used)
+            is_code = inspect.isfunction(used) or inspect.isclass(used)
+            if is_code and used.__module__.startswith(("docs.", "__main__")):
+                pending += [used] * (used is not Session)
+            elif word.isupper() and word != "PICTURES":
+                yield f"{word} = {used!r}".replace(str(ROOT), "")
 
 
 def digest(name: str) -> str:
     """Compute what a picture depends on, except the library and the photographs."""
     drawing = PICTURES[name]
     parts = [*collect_source(drawing.draw)]
-    for source in drawing.inputs:
-        is_file = isinstance(source, Path)
-        parts.append(
-            hashlib.sha256(source.read_bytes()).hexdigest()
-            if is_file
-            else json.dumps(source.read())
-        )
+    for shown in drawing.inputs:
+        is_file = isinstance(shown, Path)
+        parts.append(shown.read_bytes().hex() if is_file else json.dumps(shown.read()))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
