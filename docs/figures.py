@@ -78,7 +78,7 @@ UNITS = {
     "fire7": (302,),
     "fire8": (326, 428),
 }
-WORDS = "stripes", "corners", "eyes", "round rims", "faces"
+WORDS = "stripes", "corners", "rings", "round rims", "faces"
 # Photographs of the analyses, by the class of ImageNet that they show.
 CLASSES = {
     "Egyptian cat": "chelsea",
@@ -89,7 +89,7 @@ CLASSES = {
 }
 # Pixels of a tile of nine, and between two of them.
 TILE, SEAM = 77, 2
-THUMBNAIL = (720, 400)
+THUMBNAIL = (640, 356)
 
 
 class Table(NamedTuple):
@@ -227,17 +227,26 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+def enlarge(pixels: np.ndarray, side: int) -> Box:
+    """Show pixels, or a signed picture, at a size."""
+    return picture(resize(pixels, side), side)
+
+
+def resize(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Resize pixels, or a signed picture; few pixels stay squares."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(255 * to_display(pixels)).astype(np.uint8)
+    small = len(pixels) < 12
+    kind = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize((side, side), kind))
+
+
 def tile(pictures: Sequence[np.ndarray], side: int = TILE) -> Box:
-    """Put nine pictures in a square; few pixels stay squares."""
+    """Put nine pictures in a square."""
     mosaic = np.full((3 * side + 2 * SEAM,) * 2 + (3,), 255, np.uint8)
     for index, pixels in enumerate(pictures):
-        if pixels.dtype != np.uint8:
-            pixels = np.rint(255 * to_display(pixels)).astype(np.uint8)
-        small = len(pixels) < 12
-        kind = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
         top, left = ((side + SEAM) * place for place in divmod(index, 3))
-        tiles = Image.fromarray(pixels).resize((side, side), kind)
-        mosaic[top : top + side, left : left + side] = np.asarray(tiles)
+        mosaic[top : top + side, left : left + side] = resize(pixels, side)
     return picture(mosaic, len(mosaic))
 
 
@@ -250,15 +259,14 @@ def draw_hero(session: Session) -> Image.Image:
     best = np.argsort(-chances)[:3]
     labels = [f"{chances[i]:.0%}  {net.class_names[i]}" for i in best]
     explanation = (
-        "Upper row: the patches that excite a unit most, in photographs. Lower row: "
-        "what in them excites it, sent back to the pixels by the deconvnet."
+        "Above: the patches that excite a unit most. Below: what in them excites it, "
+        "sent back to pixels by the deconvnet."
     )
     lines = [text(line, 20, FAINT) for line in textwrap.wrap(explanation, 27)]
-    large = Image.fromarray(photograph.pictures[0]).resize((296, 296))
     left = column(
         text("A photograph", 26, bold=True),
         text("and SqueezeNet's guess", 20, FAINT),
-        picture(np.asarray(large), 296),
+        enlarge(photograph.pictures[0], 296),
         column(*(text(label, 20) for label in labels), gap=2),
         column(*lines, gap=0),
         gap=6,
@@ -321,7 +329,7 @@ def draw_invariance(session: Session) -> Image.Image:
     return read_picture(folder / "invariance_rotate.png", 1000)
 
 
-@register("first_layer.jpg", SHIPPED)
+@register("first_layer.png", SHIPPED)
 def draw_first_layer(session: Session) -> Image.Image:
     """Fig. 6: the first layer's filters of two networks."""
     banks = {}
@@ -477,7 +485,7 @@ def draw_thumb_invariance(session: Session) -> Image.Image:
     pictures = images.pictures[:].astype(np.float32)
     middle = pictures.mean((0, 1, 2))
     turned = [
-        transform_images(pictures - middle, "rotate", step)[0] + middle
+        np.clip(transform_images(pictures - middle, "rotate", step)[0] + middle, 0, 255)
         for step in amounts[:-1:6]
     ]
     curves = {
@@ -497,15 +505,8 @@ def draw_thumb_invariance(session: Session) -> Image.Image:
         ax.set_ylim(0, 1.4)
         ax.tick_params(labelsize=points(20))
 
-    rows = row(*(enlarge(np.rint(x).clip(0, 255).astype(np.uint8)) for x in turned))
+    rows = row(*(enlarge(x.astype(np.uint8), 165) for x in turned))
     return frame(column(rows, plot(rows.width, 250, draw, left=30, below=40)))
-
-
-def enlarge(pixels: np.ndarray, side: int = 165) -> Box:
-    """Show pixels, or a signed picture, at a size."""
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(255 * to_display(pixels)).astype(np.uint8)
-    return picture(pixels, side, fill=True)
 
 
 @register("thumb_occlusion.jpg")
@@ -542,23 +543,25 @@ def draw_thumb_reconstruction(session: Session) -> Image.Image:
 
 @register("thumb_sanity.jpg")
 def draw_thumb_sanity(session: Session) -> Image.Image:
-    """Two pictures of a class, by the trained network and with random upper layers."""
+    """A photograph; its class by guided backpropagation above, by the gradient below.
+
+    The trained network's pictures are at the left, those with random layers down to
+    fire6 at the right.
+    """
     net = session.squeezenet
     images = net.load_images(find_photographs()["chelsea"])
     steps = ((name, stage) for name, stage in cascade(net) if name.startswith("fire6"))
     _, random = next(steps)
-
-    def attribute(rule: str, stage: Any) -> Box:
-        return enlarge(zf.attribute(stage, images, "Egyptian cat", rule=rule)[0], 200)
-
     rows = [
-        column(
-            text(f"{rule}: trained and random", 22),
-            row(attribute(rule, net), attribute(rule, random)),
+        row(
+            *(
+                enlarge(zf.attribute(x, images, "Egyptian cat", rule=rule)[0], 160)
+                for x in (net, random)
+            )
         )
         for rule in ("guided", "gradient")
     ]
-    return frame(column(*rows))
+    return frame(row(enlarge(images.pictures[0], 328), column(*rows)))
 
 
 @register("thumb_evolution.jpg")
@@ -615,9 +618,11 @@ def encode(image: Image.Image, name: str) -> bytes:
     """Encode a picture as the kind of file that its name says."""
     buffer = io.BytesIO()
     if name.endswith(".jpg"):
-        image.save(buffer, "JPEG", quality=82, progressive=True, optimize=True)
+        image.save(buffer, "JPEG", quality=78, progressive=True, optimize=True)
     else:
-        image.quantize(64, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        if image.getcolors(1 << 12):  # a chart, not pixels
+            image = image.quantize(64, dither=Image.Dither.NONE)
+        image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -17,7 +17,7 @@ def test_picture_is_up_to_date(name):
 
 
 def test_digest_notices_what_a_picture_depends_on(monkeypatch):
-    names = "hero.jpg", "ablation.png", "first_layer.jpg"
+    names = "hero.jpg", "ablation.png", "first_layer.png"
 
     def changed() -> list[bool]:
         return [figures.digest(x) != y for x, y in zip(names, before, strict=True)]
