@@ -37,7 +37,7 @@ import zfnet_jax as zf
 from docs.photographs import Crops, Nine, cut_crops, find_nine, find_photographs
 from experiments.reconstruct import send_down
 from zfnet_jax.analysis.invariance import transform_images
-from zfnet_jax.analysis.sanity import cascade, controls
+from zfnet_jax.analysis.sanity import Comparison, controls
 from zfnet_jax.data import load_dataset
 from zfnet_jax.viz.ablation import ablation_chart
 from zfnet_jax.viz.contrast import measure_scale, to_display
@@ -171,6 +171,12 @@ class Session:
             (folder / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name / path.name)
         return folder
+
+    @functools.cached_property
+    def controls(self) -> tuple[Any, Comparison]:
+        """Photographs, and pictures of their strongest unit and of other signals."""
+        images = self.squeezenet.load_images(self.photographs)
+        return images, controls(self.squeezenet, images, "fire8", shown=1)
 
     @functools.cached_property
     def shapes(self) -> Path:
@@ -429,14 +435,11 @@ def draw_probe(session: Session) -> Image.Image:
 @register("sanity.jpg")
 def draw_sanity(session: Session) -> Image.Image:
     """The picture of a unit by three rules, beside those of other signals."""
-    net = session.squeezenet
-    images = net.load_images(session.photographs)
-    chosen = images.take(np.array([0, 1]))
-    result = controls(net, chosen, "fire5", shown=2)
+    images, result = session.controls
     figure = compared_pictures(
-        "Strongest unit of fire5 of SqueezeNet v1.0, and other signals in its place",
-        chosen.pictures[:],
-        ["cat", "espresso"],
+        "Strongest unit of fire8 of SqueezeNet v1.0, and other signals in its place",
+        images.pictures[:1],
+        ["cat"],
         result.columns,
         {**result.pictures},
         {rule: x.signed for rule, x in result.similarity.items()},
@@ -543,25 +546,12 @@ def draw_thumb_reconstruction(session: Session) -> Image.Image:
 
 @register("thumb_sanity.jpg")
 def draw_thumb_sanity(session: Session) -> Image.Image:
-    """A photograph; its class by guided backpropagation above, by the gradient below.
-
-    The trained network's pictures are at the left, those with random layers down to
-    fire6 at the right.
-    """
-    net = session.squeezenet
-    images = net.load_images(find_photographs()["chelsea"])
-    steps = ((name, stage) for name, stage in cascade(net) if name.startswith("fire6"))
-    _, random = next(steps)
-    rows = [
-        row(
-            *(
-                enlarge(zf.attribute(x, images, "Egyptian cat", rule=rule)[0], 160)
-                for x in (net, random)
-            )
-        )
-        for rule in ("guided", "gradient")
-    ]
-    return frame(row(enlarge(images.pictures[0], 328), column(*rows)))
+    """A photograph, and what two rules make of random numbers in a layer."""
+    images, result = session.controls
+    place = result.columns.index("random everywhere")
+    pictures = [result.pictures[rule][0, place] for rule in ("guided", "gradient")]
+    shown = images.pictures[0], *pictures
+    return frame(row(*(enlarge(x, 300) for x in shown)))
 
 
 @register("thumb_evolution.jpg")
