@@ -22,15 +22,15 @@ from zfnet_jax.deconvnet import pull_back
 from zfnet_jax.model import ConvNet
 from zfnet_jax.networks import Network, as_network
 from zfnet_jax.relu_rules import Rule, check_rule
-from zfnet_jax.results import Result
+from zfnet_jax.results import Result, spell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Images whose projections share a program.
 BATCH_SIZE = 16
-# Projections that `show` draws.
-_SHOWN = 64
+# Projections that `show` draws, and the most pixels that it draws side by side.
+_SHOWN, _ACROSS = 64, 1024
 # Activations whose backward passes share a program.
 _POINTS = 64
 # Numbers of the largest layer that stay in a CPU's cache.
@@ -65,8 +65,14 @@ class Projections(Result):
         """Number of projections."""
         return len(self.pixels)
 
-    def show(self) -> Figure:
-        """Draw the first projections, at most 64, each on its own scale."""
+    def show(self, images: Any = None) -> Figure:
+        """Draw the first projections, at most 64, each on its own scale.
+
+        Args:
+            images: The images that `load_images` opened, to draw the patch in the
+                receptive field beside each projection.
+        """
+        from zfnet_jax.viz.patches import cut_patches
         from zfnet_jax.viz.projections import draw_projections
 
         if not len(self):
@@ -74,13 +80,19 @@ class Projections(Result):
         several = len(np.unique(self.images)) > 1
         rows = zip(self.units, self.activations, self.images, strict=True)
         captions = [
-            (f"unit {unit}", f"activation {value:.3g}{f', image {image}' * several}")
+            (f"unit {unit}", f"activation {spell(value)}{f', image {image}' * several}")
             for unit, value, image in itertools.islice(rows, _SHOWN)
         ]
         title = f"{len(self):,} projection{'s' * (len(self) != 1)}"
         more = f" The first {_SHOWN} are drawn." * (len(self) > _SHOWN)
         pixels, units = {"": self.pixels[:_SHOWN]}, self.units[:_SHOWN]
-        return draw_projections(title, captions, pixels, units, note=more)
+        patches = None
+        if images is not None:
+            pictures = images.pictures[self.images[:_SHOWN]]
+            patches = cut_patches(pictures, self.boxes[:_SHOWN])
+        return draw_projections(
+            title, captions, pixels, units, note=more, patches=patches, width=_ACROSS
+        )
 
 
 def project(

@@ -264,8 +264,12 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
     parts = [text(title, TITLE)]
     if note:
         parts.append(paragraph(note, width))
-    whole = column(column(*parts, gap=2), body, gap=12)
-    across, down = whole.width + 2 * MARGIN, whole.height + 2 * MARGIN
+    return page(column(column(*parts, gap=2), body, gap=12))
+
+
+def page(body: Box) -> Figure:
+    """Make a figure of a body within a margin."""
+    across, down = body.width + 2 * MARGIN, body.height + 2 * MARGIN
     # Whatever the user's own settings are.
     with matplotlib.style.context("default"):
         figure = Figure((across / DPI, down / DPI), dpi=DPI, facecolor="white")
@@ -274,7 +278,7 @@ def sheet(title: str, body: Box, note: str = "") -> Figure:
         ax.set_zorder(-1)
         # Drawing must not move the limits, and imshow would.
         ax.set_autoscale_on(False)
-        whole.draw(ax, MARGIN, MARGIN)
+        body.draw(ax, MARGIN, MARGIN)
         ax.set(xlim=(0, across), ylim=(down, 0))
     return figure
 

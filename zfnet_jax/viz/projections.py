@@ -38,12 +38,15 @@ def draw_projections(
     image: UInt8[np.ndarray, "h w c"] | None = None,
     boxes: Integer[np.ndarray, "n 4"] | None = None,
     note: str = "",
+    patches: UInt8[np.ndarray, "n H W c"] | None = None,
+    width: int = _WIDTH,
 ) -> Figure:
     """Draw projections in blocks, with the image and the patch that they belong to.
 
     They are by rule, of the whole image or of the receptive fields, which are `boxes`
-    in `image`. A scale never spans rules, whose magnitudes have nothing in common.
-    Captions are the name of each unit and how strongly it is active.
+    in `image`; patches of several images are given as `patches`. A scale never spans
+    rules, whose magnitudes have nothing in common. Captions are the name of each unit
+    and how strongly it is active.
     """
     columns: list[tuple[list[Box], list[Box]]] = []
     count = len(captions)
@@ -52,8 +55,9 @@ def draw_projections(
         columns.append((_write(["receptive field"] * count), framed))
         if next(iter(projections.values())).shape[1:3] != image.shape[:2]:
             patches = cut_patches(np.stack([image] * count), boxes)
-            pictures = [picture(x, _SIDE) for x in patches]
-            columns.append((_write(["patch"] * count), pictures))
+    if patches is not None:
+        pictures = [picture(x, _SIDE) for x in patches]
+        columns.append((_write(["patch"] * count), pictures))
     for rule, pixels in projections.items():
         shown, scales = display_projections(pixels, units, scale, contrast)
         labels = [f"{rule} ± {spell(x)}" if x else f"{rule} all zero" for x in scales]
@@ -69,7 +73,7 @@ def draw_projections(
     extent = "maximum" if contrast == "max" else f"{contrast}th percentile"
     return sheet(
         title,
-        grid(blocks, width=_WIDTH, gap=16),
+        grid(blocks, width=width, gap=16),
         f"{note} Zero is mid-gray; black and white are minus and plus the number above "
         f"a projection{total}, the {extent} of the magnitudes; {SCALES[scale]}.",
     )
