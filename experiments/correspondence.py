@@ -11,9 +11,9 @@ positions do; the network distinguishes it from the other parts only if it is be
 mixed parts too. Without --boxes: the corners of generated shapes.
 
 Expected with the shipped weights and these ten dogs: 20 to 50 seconds. At fc7 every
-part is far below the random boxes (Δ 0.24 against 0.31, p 0.005) and none below the
-mixed parts (0.24): hiding any part of a face changes fc7 alike. At pool5 no part is
-below the random boxes. With so few images only large differences show.
+part is far below the random boxes (Δ 0.14 to 0.16 against 0.25, p 0.03 at most) and
+none below the mixed parts (0.15): hiding any part of a face changes fc7 alike. At pool5
+no part is below the random boxes. With so few images only large differences show.
 
 A CSV file of boxes has the header image,part,top,left,bottom,right and a line for each
 image and part; every image has all parts. `image` is a file in the folder of the CSV

@@ -21,8 +21,8 @@ to the smaller size. It also gets the photograph reduced to that size.
 
 Expected with these two networks and the first 21 photographs of a sample of ImageNet,
 in a minute or two on two CPU cores: sharpness 46 by SqueezeNet, 45 from 32 x 32 pixels,
-and 8.8 by the shipped network. But reduced to 32 x 32, SqueezeNet's pixels have 8.8
-too. A photograph alone takes ten seconds.
+and 9.2 by the shipped network. But reduced to 32 x 32, SqueezeNet's pixels have 8.8,
+about as much. A photograph alone takes ten seconds.
 """
 
 from __future__ import annotations

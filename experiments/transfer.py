@@ -14,10 +14,10 @@ the same number of steps for every number of images, by the fast recipe in batch
 of CIFAR-10 and of shapes are those of the test set, which the shipped networks have not
 been trained on.
 
-What to expect is in docs/paper/transfer.md. With images of 32 x 32 a network from scratch
-takes about half a minute on two CPU cores, the classifiers a minute in all. Caltech-101
-needs to be prepared (tfds build caltech101 --file_format array_record); Caltech-256 and
-any other images are a folder with a folder per class (--images FOLDER).
+What to expect is in docs/paper/transfer.md. With images of 32 x 32 a network from
+scratch takes one minute or two on two CPU cores, the classifiers a minute in all.
+Caltech-101 needs to be prepared (tfds build caltech101 --file_format array_record);
+Caltech-256 and any other images are a folder with a folder per class (--images FOLDER).
 """
 
 from __future__ import annotations
