@@ -315,12 +315,12 @@ def draw_features(session: Session) -> Image.Image:
 def draw_evolution(session: Session) -> Image.Image:
     """Fig. 4: units of the network that learns shapes."""
     folder = run_evolution(session)
-    return read_picture(folder / "evolution_conv4.png", 900)
+    return read_picture(folder / "evolution_conv4.png", 950)
 
 
 def run_evolution(session: Session) -> Path:
     """Search the strongest activations at each kept epoch."""
-    options = "--dataset shapes --layers conv4 --count 4".split()
+    options = "--dataset shapes --layers conv4 --count 6".split()
     return run_experiment("evolution", "--run", session.shapes, *options)
 
 
@@ -556,12 +556,12 @@ def draw_thumb_sanity(session: Session) -> Image.Image:
 
 @register("thumb_evolution.jpg")
 def draw_thumb_evolution(session: Session) -> Image.Image:
-    """Two units at each kept epoch: patch and projection."""
+    """Three units at each kept epoch: patch and projection."""
     files = sorted((session.shapes / "epochs").glob("epoch_*.safetensors"))
     networks = {int(re.findall(r"\d+", x.stem)[0]): zf.load(x) for x in files}
     images = networks[1].load_images(load_dataset("shapes", "train", limit=2000))
     course = zf.evolution(networks, images, "conv4")["conv4"]
-    alive = np.flatnonzero(~course.dead.any(0))[:2]
+    alive = np.flatnonzero(~course.dead.any(0))[:3]
     projections = course.project(networks, images, alive)
     pictures = images.pictures[projections.images]
     patches = cut_patches(pictures, projections.boxes)
