@@ -361,7 +361,7 @@ def draw_occlusion(session: Session) -> Image.Image:
     return read_picture(folder / "occlusion_0.png", 1000)
 
 
-@register("correspondence.png")
+@register("correspondence.jpg")
 def draw_correspondence(session: Session) -> Image.Image:
     """Fig. 8 and Table 1: corners of arrows masked."""
     folder = run_experiment(
@@ -369,7 +369,7 @@ def draw_correspondence(session: Session) -> Image.Image:
         *("--weights", session.shapes / "weights.safetensors", "--limit", "40"),
     )
     names = "masked_images.png", "correspondence.png"
-    return stack([read_picture(folder / name, 1000) for name in names])
+    return stack([read_picture(folder / name, 850) for name in names])
 
 
 @register("ablation.png", ABLATION)
@@ -608,7 +608,7 @@ def encode(image: Image.Image, name: str) -> bytes:
     """Encode a picture as the kind of file that its name says."""
     buffer = io.BytesIO()
     if name.endswith(".jpg"):
-        image.save(buffer, "JPEG", quality=78, progressive=True, optimize=True)
+        image.save(buffer, "JPEG", quality=72, progressive=True, optimize=True)
     else:
         if image.getcolors(1 << 12):  # a chart, not pixels
             image = image.quantize(64, dither=Image.Dither.NONE)
