@@ -11,18 +11,15 @@ results/figures keeps that one, and what the experiments write.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
 import hashlib
 import inspect
 import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,24 +27,35 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from PIL import Image
 
 import zfnet_jax as zf
-from docs.photographs import Crops, Nine, cut_crops, find_nine, find_photographs
+from docs.drawing import (
+    CACHE,
+    ROOT,
+    SHIPPED,
+    UNITS,
+    Session,
+    Table,
+    enlarge,
+    frame,
+    read_picture,
+    render,
+    run_experiment,
+    stack,
+    tile,
+)
+from docs.photographs import find_photographs
 from experiments.reconstruct import send_down
 from zfnet_jax.analysis.invariance import transform_images
-from zfnet_jax.analysis.sanity import Comparison, controls
 from zfnet_jax.data import load_dataset
 from zfnet_jax.viz.ablation import ablation_chart
-from zfnet_jax.viz.contrast import measure_scale, to_display
+from zfnet_jax.viz.contrast import measure_scale
 from zfnet_jax.viz.first_layer import filter_banks
 from zfnet_jax.viz.layout import (
     FAINT,
     PALETTE,
-    Box,
     column,
-    figure_bytes,
     grid,
     page,
     picture,
@@ -62,48 +70,13 @@ from zfnet_jax.viz.probe import accuracy_by_layer
 from zfnet_jax.viz.sanity import compared_pictures
 from zfnet_jax.viz.transfer import accuracy_by_count
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/figures"
 RECORD = FOLDER / "figures.json"
-CACHE = ROOT / "results/figures"
-SHIPPED = ROOT / "zfnet_jax/pretrained/zfnet32-cifar10.safetensors"
 
 # Mean difference of two drawings of a picture, in gray levels, that is no change.
 TOLERANCE = 3.0
-# Units with something to see, by layer of SqueezeNet; the first picture has the first.
-UNITS = {
-    "conv1": (75,),
-    "fire3": (8, 33),
-    "fire5": (173, 90),
-    "fire7": (302,),
-    "fire8": (326, 428),
-}
+# What the units of the first picture respond to.
 WORDS = "stripes", "corners", "rings", "round rims", "faces"
-# Photographs of the analyses, by the class of ImageNet that they show.
-CLASSES = {
-    "Egyptian cat": "chelsea",
-    "espresso": "coffee",
-    "missile": "rocket",
-    "moped": "motorcycle_left",
-    "tripod": "camera",
-}
-# Pixels of a tile of nine, and between two of them.
-TILE, SEAM = 77, 2
-THUMBNAIL = (640, 356)
-
-
-class Table(NamedTuple):
-    """A table of a page, by the first words of its first column's heading."""
-
-    page: str
-    heading: str
-
-    def read(self) -> list[list[str]]:
-        """Read the cells of its rows below the heading."""
-        lines = (ROOT / "docs/paper" / self.page).read_text(encoding="utf-8")
-        start = lines.index(f"| {self.heading}")
-        rows = lines[start:].split("\n\n")[0].splitlines()[2:]
-        return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
 
 
 class Picture(NamedTuple):
@@ -127,133 +100,6 @@ def register(name: str, *inputs: Path | Table) -> Callable[[Any], Any]:
         return draw
 
     return add
-
-
-@dataclasses.dataclass(eq=False)
-class Session:
-    """The networks, and what several pictures need."""
-
-    squeezenet_file: str = "squeezenet-v1.0"
-
-    @functools.cached_property
-    def squeezenet(self) -> Any:
-        """SqueezeNet v1.0."""
-        return zf.load(self.squeezenet_file)
-
-    @functools.cached_property
-    def shipped(self) -> Any:
-        """The network that the package ships."""
-        return zf.load(SHIPPED)
-
-    @functools.cached_property
-    def crops(self) -> Crops:
-        """Crops of the photographs, of SqueezeNet's size."""
-        return cut_crops(self.squeezenet.image_shape[0])
-
-    @functools.cached_property
-    def nines(self) -> dict[tuple[str, int], Nine]:
-        """The nine strongest patches of each unit, by layer and unit."""
-        net, crops = self.squeezenet, self.crops
-        images = net.preprocess(crops.pixels)
-        tops = zf.top_activations(net, images, [*UNITS], k=150)
-        return {
-            (layer, unit): find_nine(net, crops, tops[layer], unit)
-            for layer, units in UNITS.items()
-            for unit in units
-        }
-
-    @functools.cached_property
-    def photographs(self) -> Path:
-        """A folder with photographs in folders named after their classes."""
-        folder = CACHE / "photographs"
-        for name, photograph in CLASSES.items():
-            path = find_photographs()[photograph]
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name / path.name)
-        return folder
-
-    @functools.cached_property
-    def controls(self) -> tuple[Any, Comparison]:
-        """Photographs, and pictures of their strongest unit and of other signals."""
-        images = self.squeezenet.load_images(self.photographs)
-        return images, controls(self.squeezenet, images, "fire8", shown=1)
-
-    @functools.cached_property
-    def shapes(self) -> Path:
-        """The run of a network that learns generated shapes."""
-        options = "--dataset shapes --epochs 4 --keep-epochs 1 2 4 --batch-size 128"
-        if not (CACHE / "train_cifar10/weights.safetensors").exists():
-            run_experiment("train_cifar10", *options.split())
-        return CACHE / "train_cifar10"
-
-
-def run_experiment(name: str, *options: str | Path) -> Path:
-    """Run a command of the experiments, and return its result folder."""
-    folder = CACHE / name
-    command = [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
-    subprocess.run([*command, "--out", folder], cwd=ROOT, check=True)
-    return folder
-
-
-def read_picture(path: Path, width: int) -> Image.Image:
-    """Read a figure of an experiment, reduced to a width."""
-    return reduce(Image.open(path), width)
-
-
-def render(figure: Figure, width: int | None = None) -> Image.Image:
-    """Render a figure, reduced to a width if one is given."""
-    whole = Image.open(io.BytesIO(figure_bytes(figure, "png")))
-    return reduce(whole, width or whole.width)
-
-
-def reduce(whole: Image.Image, width: int) -> Image.Image:
-    """Reduce a picture to a width."""
-    size = width, round(whole.height * width / whole.width)
-    return whole.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-
-
-def frame(body: Box) -> Image.Image:
-    """Render a body in the middle of a thumbnail."""
-    whole = render(page(body))
-    whole.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", THUMBNAIL, "white")
-    left, top = ((a - b) // 2 for a, b in zip(THUMBNAIL, whole.size, strict=True))
-    canvas.paste(whole, (left, top))
-    return canvas
-
-
-def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures of one width one below the other."""
-    height = sum(x.height for x in pictures)
-    whole = Image.new("RGB", (pictures[0].width, height), "white")
-    top = 0
-    for x in pictures:
-        whole.paste(x, (0, top))
-        top += x.height
-    return whole
-
-
-def enlarge(pixels: np.ndarray, side: int) -> Box:
-    """Show pixels, or a signed picture, at a size."""
-    return picture(resize(pixels, side), side)
-
-
-def resize(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Resize pixels, or a signed picture; few pixels stay squares."""
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(255 * to_display(pixels)).astype(np.uint8)
-    small = len(pixels) < 12
-    kind = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((side, side), kind))
-
-
-def tile(pictures: Sequence[np.ndarray], side: int = TILE) -> Box:
-    """Put nine pictures in a square."""
-    mosaic = np.full((3 * side + 2 * SEAM,) * 2 + (3,), 255, np.uint8)
-    for index, pixels in enumerate(pictures):
-        top, left = ((side + SEAM) * place for place in divmod(index, 3))
-        mosaic[top : top + side, left : left + side] = resize(pixels, side)
-    return picture(mosaic, len(mosaic))
 
 
 @register("hero.jpg")
@@ -285,7 +131,7 @@ def draw_hero(session: Session) -> Image.Image:
             column(
                 text(f"{layer}: {words}", 24, bold=True),
                 text(size, 20, FAINT),
-                column(tile(nine.patches), tile([*nine.projections]), gap=10),
+                column(tile(nine.patches), tile(nine.projections), gap=10),
                 gap=6,
             )
         )
@@ -305,7 +151,7 @@ def draw_features(session: Session) -> Image.Image:
                 text(f"{layer}, unit {unit}", 16, bold=True),
                 text(f"activation {first:,.0f} to {last:,.0f}", 16, FAINT),
             )
-            pair = row(tile(nine.patches), tile([*nine.projections]))
+            pair = row(tile(nine.patches), tile(nine.projections))
             blocks.append(column(heading, pair, gap=6))
         rows.append(row(*blocks, gap=24))
     return render(page(column(*rows, gap=16)))
@@ -314,14 +160,9 @@ def draw_features(session: Session) -> Image.Image:
 @register("evolution.jpg")
 def draw_evolution(session: Session) -> Image.Image:
     """Fig. 4: units of the network that learns shapes."""
-    folder = run_evolution(session)
-    return read_picture(folder / "evolution_conv4.png", 950)
-
-
-def run_evolution(session: Session) -> Path:
-    """Search the strongest activations at each kept epoch."""
     options = "--dataset shapes --layers conv4 --count 6".split()
-    return run_experiment("evolution", "--run", session.shapes, *options)
+    folder = run_experiment("evolution", "--run", session.shapes, *options)
+    return read_picture(folder / "evolution_conv4.png", 950)
 
 
 @register("invariance.jpg")
@@ -475,7 +316,7 @@ def draw_library(session: Session) -> Image.Image:
 def draw_thumb_features(session: Session) -> Image.Image:
     """Nine patches beside nine projections."""
     nine = session.nines["fire5", UNITS["fire5"][0]]
-    return frame(row(tile(nine.patches, 114), tile([*nine.projections], 114), gap=16))
+    return frame(row(tile(nine.patches, 114), tile(nine.projections, 114), gap=16))
 
 
 @register("thumb_invariance.jpg")
@@ -629,7 +470,7 @@ def compare(data: bytes, path: Path) -> float:
 
 def main() -> int:
     """Draw pictures, or check them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument(

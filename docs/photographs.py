@@ -108,7 +108,7 @@ def find_nine(net: Network, crops: Crops, top: TopActivations, unit: int) -> Nin
         net,
         net.preprocess(pictures),
         top.layer,
-        units=[[unit]] * len(ranks),
+        units=np.full((len(ranks), 1), unit),
         positions=top.positions[unit, ranks][:, None],
         crop=True,
     )
