@@ -1,5 +1,8 @@
 """Projections on their sheet, and those that a result shows."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -83,3 +86,16 @@ def test_at_most_64_projections_are_shown_and_none_is_an_error():
     assert len(shown(figure)) == 64 and texts(figure)[0] == "70 projections"
     with pytest.raises(ValueError, match="no projections"):
         result(np.ones((0, 2, 2, 3), np.float32)).show()
+
+
+def test_each_projection_stands_beside_the_patch_of_its_own_image():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    images = np.array([2, 0], np.int32)
+    projections = dataclasses.replace(
+        result(np.ones((2, 4, 4, 3), np.float32), images),
+        boxes=np.array([[1, 2, 5, 6], [-1, 4, 3, 8]], np.int32),
+    )
+    first, _, second, _ = shown(projections.show(SimpleNamespace(pictures=pictures)))
+    np.testing.assert_array_equal(first, pictures[2, 1:5, 2:6])
+    np.testing.assert_array_equal(second[1:], pictures[0, :3, 4:])
+    assert (second[0] == 128).all()
