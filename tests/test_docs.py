@@ -90,8 +90,11 @@ def list_external() -> list[str]:
 
 
 def list_anchors(markdown: Path) -> set[str]:
-    """Anchors of the headings of a file, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", markdown.read_text(encoding="utf-8"), re.M)
+    """Anchors, as GitHub makes them, of the headings of a file or of what it includes."""
+    text = markdown.read_text(encoding="utf-8")
+    if included := re.match(r"```{include} (\S+)", text):
+        return list_anchors(markdown.parent / included[1])
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings}
 
 
