@@ -90,7 +90,7 @@ def list_external() -> list[str]:
 
 
 def list_anchors(markdown: Path) -> set[str]:
-    """Anchors, as GitHub makes them, of the headings of a file or of what it includes."""
+    """Anchors of headings, as GitHub makes them; an included file's stand for it."""
     text = markdown.read_text(encoding="utf-8")
     if included := re.match(r"```{include} (\S+)", text):
         return list_anchors(markdown.parent / included[1])
