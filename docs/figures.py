@@ -321,35 +321,35 @@ def draw_thumb_features(session: Session) -> Image.Image:
 
 @register("thumb_invariance.jpg")
 def draw_thumb_invariance(session: Session) -> Image.Image:
-    """A photograph being rotated, and how far its features move."""
-    net, amounts = session.squeezenet, np.linspace(0, 360, 25)
+    """A photograph being enlarged, and how far its features move."""
+    net, amounts = session.squeezenet, np.linspace(1, 1.8, 25)
     images = net.load_images(find_photographs()["coffee"])
     label = net.class_names.index("espresso")
-    result = zf.invariance(net, images, [label], "rotate", amounts)
+    result = zf.invariance(net, images, [label], "scale", amounts)
     pictures = images.pictures[:].astype(np.float32)
     middle = pictures.mean((0, 1, 2))
-    turned = [
-        np.clip(transform_images(pictures - middle, "rotate", step)[0] + middle, 0, 255)
-        for step in amounts[:-1:6]
+    enlarged = [
+        np.clip(transform_images(pictures - middle, "scale", step)[0] + middle, 0, 255)
+        for step in amounts[::8]
     ]
     curves = {
-        "first layer": result.relative["conv1"][0],
-        "last layer": result.relative[net.output][0],
+        "first layer moves": result.relative["conv1"][0],
+        "last layer moves": result.relative[net.output][0],
     }
 
     def draw(ax: Axes) -> None:
         for index, (name, values) in enumerate(curves.items()):
             style = {"color": PALETTE[index], "linewidth": 3}
             ax.plot(amounts, values, **style)
-            place = 180, values[12] + (0.06 if index == 0 else -0.06)
+            place = amounts[15], values[15] + (0.06 if index == 0 else -0.05)
             words = {"color": PALETTE[index], "fontsize": points(24), "ha": "center"}
             ax.annotate(name, place, **words, va="bottom" if index == 0 else "top")
-        ax.set_xticks(range(0, 361, 90), [f"{x}°" for x in range(0, 361, 90)])
+        ax.set_xticks([1, 1.4, 1.8], ["actual size", "1.4 times", "1.8 times"])
         ax.set_yticks([0, 1])
         ax.set_ylim(0, 1.4)
         ax.tick_params(labelsize=points(20))
 
-    rows = row(*(enlarge(x.astype(np.uint8), 165) for x in turned))
+    rows = row(*(enlarge(x.astype(np.uint8), 165) for x in enlarged))
     return frame(column(rows, plot(rows.width, 250, draw, left=30, below=40)))
 
 
