@@ -394,6 +394,67 @@ def test_drawing_and_the_camera_change_the_maps_at_once(page):
 
 
 @needs_browser
+def test_the_newest_picture_is_shown(page):
+    content = io.BytesIO()
+    Image.new("1", (7000, 7000), 1).save(content, "PNG")
+    drop(page, "slow.png", content.getvalue())
+    page.find_elements("css selector", "#examples button")[2].click()
+    wait(page)
+    np.testing.assert_array_equal(read_canvas(page, "picture"), PICTURES[2])
+    assert page.find_element("id", "status").text == ""
+
+
+def stub_camera(browser, script: str) -> None:
+    """Keep all streams of the camera, after what a script does."""
+    browser.execute_script(
+        f"""
+        const media = navigator.mediaDevices;
+        const open = media.getUserMedia.bind(media);
+        window.streams = [];
+        media.getUserMedia = async (options) => {{
+          {script}
+          streams.push(await open(options));
+          return streams.at(-1);
+        }};
+        """
+    )
+
+
+def list_active(browser) -> list[bool]:
+    return browser.execute_script("return streams.map((x) => x.active)")
+
+
+@needs_browser
+def test_a_camera_no_longer_wanted_is_switched_off(page):
+    forget(page)
+    stub_camera(page, "await new Promise((resolve) => (window.allow = resolve));")
+    camera = page.find_element("id", "camera")
+    end_wait = "allow(); return new Promise((resolve) => setTimeout(resolve, 500))"
+    camera.click()
+    camera.click()
+    page.execute_script(end_wait)
+    assert list_active(page) == [False]
+    camera.click()
+    take(page, "newer.png", encode(PICTURES[5]))
+    page.execute_script(end_wait)
+    assert list_active(page) == [False, False]
+    assert camera.get_attribute("aria-pressed") == "false"
+    np.testing.assert_array_equal(read_canvas(page, "picture"), PICTURES[5])
+    page.execute_script(  # another click before the first frame
+        "video.play = function () {"
+        "const playing = HTMLVideoElement.prototype.play.call(this);"
+        "byId('camera').click(); return playing; }"
+    )
+    camera.click()
+    page.execute_script(end_wait)
+    assert not any(list_active(page))
+    assert say(page)[0] == "" and page.get_log("browser") == []
+    page.execute_script("Object.defineProperty(navigator, 'mediaDevices', {})")
+    camera.click()
+    wait_for(page, "fault", "open this page by https or as a file")
+
+
+@needs_browser
 def test_anything_dropped_is_shown_or_refused_in_one_line(page):
     take(page, "before.png", encode(PICTURES[4]))
     kept = read_canvas(page, "picture")

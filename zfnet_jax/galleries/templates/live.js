@@ -40,6 +40,7 @@
   async function load() {
     const { examples, colors, ...network } = NETWORK;
     await ask("start", { network });
+    showExample(examples[0]);
     for (const [index, { file, layer }] of NETWORK.files.entries()) {
       status(`Loading the network: ${index} of ${NETWORK.files.length} files.`);
       const text = await new Promise((resolve, reject) => {
@@ -70,7 +71,7 @@
     if (stale.point) return computeProjection;
     if (byId("why").open && stale.reasons) return computeReasons;
     if (byId("why").open && unprojected.length) return projectReason;
-    return camera ? takeFrame : null;
+    return isFilming ? takeFrame : null;
   }
 
   async function work() {
@@ -380,20 +381,31 @@
 
   // Where pictures come from: files, the clipboard, the camera, drawing.
 
-  const fault = byId("fault");
-  const complain = (message) => (fault.textContent = message);
+  const complain = (message) => (byId("fault").textContent = message);
   const status = (message) => (byId("status").textContent = message);
+  let sources = 0; // that were chosen so far
 
-  async function take(file) {
+  // Give up the present source; return whether the new one is still the newest.
+  function replaceSource() {
     stopCamera();
     complain("");
-    if (!file) return complain("That is no file: save the picture on this device, then drop or choose the file.");
+    status("");
+    const number = ++sources;
+    return () => number === sources;
+  }
+
+  async function take(file, origin) {
+    if (!file) return complain(`No picture file in ${origin}: save the picture on this device, then choose or drop its file.`);
+    const isNewest = replaceSource();
     const name = printable(file.name);
     status(`Reading ${name}.`);
     try {
-      setPicture(await ask("fit", { image: file }));
+      const pixels = await ask("fit", { image: file });
+      if (!isNewest()) return;
+      setPicture(pixels);
       status(`${name} is shown.`);
     } catch {
+      if (!isNewest()) return;
       complain(`“${name}” cannot be read as a picture, or is too large for this browser: choose a JPEG, PNG, GIF or WebP file.`);
       status("");
     }
@@ -407,11 +419,11 @@
   }
 
   async function showExample({ picture: address }) {
-    stopCamera();
-    complain("");
+    const isNewest = replaceSource();
     const image = create("img", { src: address });
     await image.decode();
-    setPicture(await ask("fit", { image: await createImageBitmap(image) }));
+    const pixels = await ask("fit", { image: await createImageBitmap(image) });
+    if (isNewest()) setPicture(pixels);
   }
 
   function makeExamples() {
@@ -423,42 +435,63 @@
     byId("examples").append(...items);
   }
 
-  let camera = null;
+  let isFilming = false;
   const video = byId("video");
+  const isPressed = () => byId("camera").getAttribute("aria-pressed") === "true";
+  const press = (value) => byId("camera").setAttribute("aria-pressed", value);
 
+  // The button is pressed from the click on; a second click also ends the wait for permission.
   async function toggleCamera() {
-    if (camera) return stopCamera();
-    complain("");
+    const wasPressed = isPressed();
+    const isNewest = replaceSource();
+    if (wasPressed) return;
+    press(true);
     try {
-      camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "environment" } });
+      const stream = await openCamera();
+      if (!isNewest()) return stopTracks(stream);
+      video.srcObject = stream;
+      await video.play();
+      if (isNewest()) isFilming = true;
+      refresh();
     } catch (error) {
-      return complain(`The camera cannot be used (${error.name}): allow it in the browser, or choose a file.`);
+      if (!isNewest()) return;
+      stopCamera();
+      complain(error.message);
     }
-    video.srcObject = camera;
-    await video.play();
-    byId("camera").setAttribute("aria-pressed", true);
-    refresh();
   }
 
+  async function openCamera() {
+    if (!navigator.mediaDevices) throw Error("Browsers give no camera to pages opened by http: open this page by https or as a file, or choose a picture file.");
+    try {
+      return await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "environment" } });
+    } catch (error) {
+      throw Error(`The camera cannot be used (${error.name}): allow it in the browser, or choose a picture file.`);
+    }
+  }
+
+  const stopTracks = (stream) => stream?.getTracks().forEach((track) => track.stop());
+
   function stopCamera() {
-    camera?.getTracks().forEach((track) => track.stop());
-    camera = null;
-    byId("camera").setAttribute("aria-pressed", false);
+    isFilming = false;
+    stopTracks(video.srcObject);
+    video.srcObject = null;
+    press(false);
   }
 
   // The next frame is taken when all of the last one is shown.
   async function takeFrame() {
     await new Promise(requestAnimationFrame);
+    if (!isFilming) return;
     const image = await createImageBitmap(video);
     const pixels = await ask("fit", { image }, [image]);
-    if (camera) setPicture(pixels);
+    if (isFilming) setPicture(pixels);
   }
 
   const strokes = []; // the pictures before them
   let pen = null;
 
   function startStroke(event) {
-    stopCamera();
+    replaceSource();
     strokes.push(paper.getImageData(0, 0, picture.width, picture.height));
     if (strokes.length > 50) strokes.shift();
     byId("undo").disabled = false;
@@ -488,13 +521,14 @@
   }
 
   function undo() {
+    replaceSource();
     paper.putImageData(strokes.pop(), 0, 0);
     byId("undo").disabled = !strokes.length;
     refresh("picture");
   }
 
   function blank() {
-    stopCamera();
+    replaceSource();
     setPicture(new Uint8ClampedArray(4 * picture.width * picture.height).fill(255));
   }
 
@@ -509,10 +543,10 @@
     document.addEventListener("drop", (event) => {
       event.preventDefault();
       document.body.classList.remove("dropping");
-      take(event.dataTransfer.files[0]);
+      take(event.dataTransfer.files[0], "what was dropped");
     });
     document.addEventListener("paste", (event) => {
-      if (!event.target.matches?.("input, select, textarea")) take(event.clipboardData.files[0]);
+      if (!event.target.matches?.("input, select, textarea")) take(event.clipboardData.files[0], "the clipboard");
     });
     byId("file").addEventListener("change", ({ target }) => {
       if (target.files.length) take(target.files[0]);
@@ -551,13 +585,12 @@
       await load();
       isReady = true;
       status("");
-      if (stale.picture) work();
-      else await showExample(NETWORK.examples[0]);
+      work();
     } catch (error) {
       complain(error.message);
     }
   }
 
-  window.live = { ask, read: () => ({ isBusy, maps, projection, times }) };
+  window.live = { ask, read: () => ({ isBusy: isBusy || waiting.size > 0, maps, projection, times }) };
   begin();
 }
