@@ -58,7 +58,7 @@ def record(folder: Path, target: Path) -> None:
 def play(browser: webdriver.Chrome) -> Iterator[int]:
     """Play the scenes; yield after each step how many frames it is shown."""
     examples = browser.find_elements("css selector", "#examples button")
-    sheets = browser.find_elements("css selector", "#layers .framed")
+    sheets = browser.find_elements("css selector", ".sheet-layer > .framed")
     yield 6
     for place in (0.3, 0.55, 0.8):
         click(browser, sheets[0], place)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import numpy as jnp
+from matplotlib import colormaps
 from PIL import Image
 from selenium.webdriver import ActionChains
 
@@ -106,9 +107,9 @@ def page(browser, folder):
     return browser
 
 
-def open_page(browser, folder: Path) -> None:
+def open_page(browser, folder: Path, address: str = "") -> None:
     browser.get("about:blank")
-    browser.get((folder / "pages/live/index.html").as_uri())
+    browser.get((folder / "pages/live/index.html").as_uri() + address)
     wait(browser)
 
 
@@ -293,7 +294,7 @@ def test_a_dropped_picture_becomes_what_python_makes_of_it(page):
 @needs_browser
 def test_a_click_projects_the_unit_at_that_place(page):
     height, width, units = NET.layer("conv2").shape
-    sheet = page.find_elements("css selector", "#layers .framed")[3]
+    sheet = page.find_elements("css selector", ".sheet-layer > .framed")[3]
     columns = page.execute_script(
         "return arguments[0].querySelector('canvas').width", sheet
     ) // (width + 1)
@@ -324,6 +325,82 @@ def test_a_click_projects_the_unit_at_that_place(page):
     assert page.current_url.endswith("#conv2/7")
     link = page.find_element("css selector", "#tops a").get_attribute("href")
     assert link.endswith("/pages/layers/conv2/7.html")
+
+
+@needs_browser
+def test_each_map_has_a_scale_of_its_own_unless_told_otherwise(page):
+    net = round_weights(NET)
+    image = preprocess(net, PICTURES[:1])[0]
+    steps = reference.forward(ARCH, reference.weights_of(net.model), image, "conv1")
+    height, width, units = steps[0].out.shape
+    peaks = steps[0].out.max((0, 1))
+    assert (peaks > 0).sum() > 1
+    inferno = np.rint(255 * colormaps["inferno"](np.arange(256))[:, :3])
+    page.execute_script("document.querySelector('.sheet-layer canvas').id = 'sheet'")
+    for value, scales in (("map", peaks), ("layer", np.full(units, peaks.max()))):
+        page.execute_script(
+            "scales.value = arguments[0]; scales.dispatchEvent(new Event('input'))",
+            value,
+        )
+        sheet = read_canvas(page, "sheet")
+        columns = sheet.shape[1] // (width + 1)
+        for unit in range(units):
+            row, column = divmod(unit, columns)
+            top, left = row * (height + 1), column * (width + 1)
+            shown = sheet[top : top + height, left : left + width]
+            shares = steps[0].out[..., unit] / (scales[unit] or 1)
+            difference = shown - inferno[np.rint(255 * shares).astype(int)]
+            assert np.abs(difference).max() <= 8  # the next color of the map
+    label = page.find_element("css selector", ".sheet-layer p").text
+    assert label == f"{units} maps of {height} × {width} · 0 to {peaks.max():.3g}"
+
+
+@needs_browser
+def test_a_place_is_large_enough_to_tap_on_a_phone(page):
+    resize(page, 390)
+    choose(page, "layer", "conv1")
+    wait(page, "x.projection.name === 'conv1'")
+    height, width, _ = NET.layer("conv1").shape
+    chosen, large = page.find_element("id", "range"), page.find_element("id", "large")
+    assert chosen.text.startswith("conv1, unit ")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", large)
+    step = large.size["width"] / width
+    assert step >= 24 and large.size["height"] / height >= 24
+    x, y = (3.5 - width / 2) * step, (6.5 - height / 2) * step
+    ActionChains(page).move_to_element_with_offset(
+        large, round(x), round(y)
+    ).click().perform()
+    wait(page, "x.projection.position.join() === '6,3'")
+    unit = page.execute_script("return live.read().projection.unit")
+    assert chosen.text.startswith(f"conv1, unit {unit}: 0 to ")
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("conv2", ""),
+        ("conv2/10", "#conv2/10: conv2 has units 0 to 9. "),
+        ("conv2/x", "#conv2/x: conv2 has units 0 to 9. "),
+        ("conv9/1", "#conv9/1: the network has no such layer. "),
+    ],
+)
+def test_the_strongest_unit_replaces_one_that_is_missing(
+    browser, folder, address, message
+):
+    open_page(browser, folder, f"#{address}")
+    image = preprocess(NET, PICTURES[:1])[0]
+    weights = reference.weights_of(round_weights(NET).model)
+    (top,) = (
+        step.out
+        for step in reference.forward(ARCH, weights, image, "conv2")
+        if step.layer.name == "conv2"
+    )
+    unit = np.unravel_index(top.argmax(), top.shape)[-1]
+    assert browser.current_url.endswith(f"#conv2/{unit}")
+    ending = "The strongest unit of conv2 is shown."
+    shown = browser.find_element("id", "rejection").text
+    assert shown == (message and message + ending)
 
 
 def choose(browser, name: str, value: str) -> None:
@@ -394,6 +471,67 @@ def test_drawing_and_the_camera_change_the_maps_at_once(page):
 
 
 @needs_browser
+def test_the_newest_picture_is_shown(page):
+    content = io.BytesIO()
+    Image.new("1", (7000, 7000), 1).save(content, "PNG")
+    drop(page, "slow.png", content.getvalue())
+    page.find_elements("css selector", "#examples button")[2].click()
+    wait(page)
+    np.testing.assert_array_equal(read_canvas(page, "picture"), PICTURES[2])
+    assert page.find_element("id", "status").text == ""
+
+
+def stub_camera(browser, script: str) -> None:
+    """Keep all streams of the camera, after what a script does."""
+    browser.execute_script(
+        f"""
+        const media = navigator.mediaDevices;
+        const open = media.getUserMedia.bind(media);
+        window.streams = [];
+        media.getUserMedia = async (options) => {{
+          {script}
+          streams.push(await open(options));
+          return streams.at(-1);
+        }};
+        """
+    )
+
+
+def list_active(browser) -> list[bool]:
+    return browser.execute_script("return streams.map((x) => x.active)")
+
+
+@needs_browser
+def test_a_camera_no_longer_wanted_is_switched_off(page):
+    forget(page)
+    stub_camera(page, "await new Promise((resolve) => (window.allow = resolve));")
+    camera = page.find_element("id", "camera")
+    end_wait = "allow(); return new Promise((resolve) => setTimeout(resolve, 500))"
+    camera.click()
+    camera.click()
+    page.execute_script(end_wait)
+    assert list_active(page) == [False]
+    camera.click()
+    take(page, "newer.png", encode(PICTURES[5]))
+    page.execute_script(end_wait)
+    assert list_active(page) == [False, False]
+    assert camera.get_attribute("aria-pressed") == "false"
+    np.testing.assert_array_equal(read_canvas(page, "picture"), PICTURES[5])
+    page.execute_script(  # another click before the first frame
+        "video.play = function () {"
+        "const playing = HTMLVideoElement.prototype.play.call(this);"
+        "byId('camera').click(); return playing; }"
+    )
+    camera.click()
+    page.execute_script(end_wait)
+    assert not any(list_active(page))
+    assert say(page)[0] == "" and page.get_log("browser") == []
+    page.execute_script("Object.defineProperty(navigator, 'mediaDevices', {})")
+    camera.click()
+    wait_for(page, "fault", "open this page by https or as a file")
+
+
+@needs_browser
 def test_anything_dropped_is_shown_or_refused_in_one_line(page):
     take(page, "before.png", encode(PICTURES[4]))
     kept = read_canvas(page, "picture")
@@ -409,6 +547,13 @@ def test_anything_dropped_is_shown_or_refused_in_one_line(page):
         assert message.startswith(f"“{shown}” cannot be read as a picture")
         assert "choose a JPEG, PNG, GIF or WebP" in message and "\n" not in message
         np.testing.assert_array_equal(read_canvas(page, "picture"), kept)
+    page.execute_script(
+        "const clipboardData = new DataTransfer();"
+        "clipboardData.setData('text/plain', 'text');"
+        "document.body.dispatchEvent("
+        "new ClipboardEvent('paste', {clipboardData, bubbles: true}))"
+    )
+    wait_for(page, "fault", "No picture file in the clipboard")
     red, blue = np.zeros((2, 20, 30, 3), np.uint8)
     red[..., 0], blue[..., 2] = 255, 255
     frames = [Image.fromarray(blue)]
@@ -416,7 +561,13 @@ def test_anything_dropped_is_shown_or_refused_in_one_line(page):
     np.testing.assert_array_equal(read_canvas(page, "picture")[0, 0], [255, 0, 0])
     assert page.find_element("id", "fault").text == ""
     choose(page, "unit", "99")
-    wait_for(page, "fault", "unit 99: conv2 has units 0 to 9")
+    wait_for(page, "rejection", "unit 99: conv2 has units 0 to 9")
+    choose(page, "unit", "9")
+    choose(page, "row", "1")
+    wait_for(page, "rejection", "column is missing: conv2 has columns 0 to 6")
+    choose(page, "column", "2")
+    wait(page, "x.projection.position[0] === 1 && x.projection.position[1] === 2")
+    assert page.find_element("id", "rejection").text == ""
 
 
 @needs_browser

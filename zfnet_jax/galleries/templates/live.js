@@ -40,6 +40,7 @@
   async function load() {
     const { examples, colors, ...network } = NETWORK;
     await ask("start", { network });
+    showExample(examples[0]);
     for (const [index, { file, layer }] of NETWORK.files.entries()) {
       status(`Loading the network: ${index} of ${NETWORK.files.length} files.`);
       const text = await new Promise((resolve, reject) => {
@@ -60,6 +61,7 @@
   let isReady = false;
   let isBusy = false;
   let maps = []; // of all layers, for the picture that was computed last
+  let wish = null; // the arguments of `chooseStrongest`, until there are maps
   let projection = null;
   let unprojected = []; // reasons, each with its canvas
 
@@ -70,7 +72,7 @@
     if (stale.point) return computeProjection;
     if (byId("why").open && stale.reasons) return computeReasons;
     if (byId("why").open && unprojected.length) return projectReason;
-    return camera ? takeFrame : null;
+    return isFilming ? takeFrame : null;
   }
 
   async function work() {
@@ -94,9 +96,9 @@
     const pixels = paper.getImageData(0, 0, picture.width, picture.height).data;
     maps = await ask("look", { pixels }, [pixels.buffer]);
     stale.point = stale.reasons = true;
-    if (choice.unit.value === "") chooseStrongest(NETWORK.layers.findLast((layer) => layer.kind === "Conv") ?? output);
     showClasses();
-    for (const [index, layer] of NETWORK.layers.entries()) drawSheet(layer, maps[index]);
+    drawSheets();
+    if (wish) chooseStrongest(...wish);
   }
 
   async function computeProjection() {
@@ -139,7 +141,7 @@
     byId("classes").replaceChildren(...rows);
   }
 
-  // The maps of a layer on one sheet, on one scale.
+  // The maps of a layer on one sheet.
 
   const sheets = new Map();
 
@@ -165,16 +167,23 @@
     sheets.set(layer.name, sheet);
   }
 
-  function drawSheet(layer, values) {
-    const { height, width, cell, columns, canvas, range } = sheets.get(layer.name);
+  function drawSheets() {
+    NETWORK.layers.forEach((layer, index) => drawSheet(sheets.get(layer.name), maps[index]));
+    const point = readChoice();
+    if (point) magnify(point);
+  }
+
+  function drawSheet(sheet, values) {
+    const { layer, height, width, cell, columns, canvas, range } = sheet;
     const units = unitsOf(layer);
-    let low = 0, high = 0;
-    for (const x of values) {
-      if (x > high) high = x;
-      if (x < low) low = x;
-    }
-    const isSigned = low < 0;
-    const peak = Math.max(high, -low) || 1;
+    const isMap = layer.shape.length === 3;
+    sheet.ranges = measureRanges(values, units);
+    const { low, high } = sheet.ranges;
+    const isSigned = low.some((x) => x < 0);
+    const isShared = !isMap || byId("scales").value === "layer";
+    const peaks = high.map((x, unit) => Math.max(x, -low[unit]));
+    const peak = Math.max(...peaks);
+    const scales = peaks.map((x) => (isShared ? peak : x) || 1);
     const colors = NETWORK.colors[isSigned ? "PuOr_r" : "inferno"];
     const context = canvas.getContext("2d");
     const image = context.createImageData(canvas.width, canvas.height);
@@ -183,26 +192,42 @@
       const place = (i - unit) / units;
       const x = (unit % columns) * cell[1] + (place % width);
       const y = Math.floor(unit / columns) * cell[0] + Math.floor(place / width);
-      const share = isSigned ? (values[i] / peak + 1) / 2 : values[i] / peak;
+      const share = isSigned ? (values[i] / scales[unit] + 1) / 2 : values[i] / scales[unit];
       image.data.set(colors[Math.round(255 * share)], 4 * (y * canvas.width + x));
       image.data[4 * (y * canvas.width + x) + 3] = 255;
     }
     context.putImageData(image, 0, 0);
-    const size = layer.shape.length === 3 ? `${units} maps of ${height} × ${width}` : `${units} units`;
-    range.textContent = `${size} · ${isSigned ? `± ${format(peak)}` : `0 to ${format(high)}`}`;
+    const size = isMap ? `${units} maps of ${height} × ${width}` : `${units} units`;
+    const sign = isSigned ? "±" : "0 to";
+    const bounds = isShared ? `${sign} ` : `each ${sign} its own maximum, at most `;
+    range.textContent = `${size} · ${bounds}${format(peak)}`;
+  }
+
+  // The least and the greatest number of each unit, and 0.
+  function measureRanges(values, units) {
+    const [low, high] = [new Float32Array(units), new Float32Array(units)];
+    values.forEach((x, i) => {
+      low[i % units] = Math.min(low[i % units], x);
+      high[i % units] = Math.max(high[i % units], x);
+    });
+    return { low, high };
   }
 
   const format = (x) => Number(x.toPrecision(3)).toString();
 
   function clickSheet({ layer, height, width, cell, columns, canvas }, event) {
-    const box = canvas.getBoundingClientRect();
-    const x = Math.floor(((event.clientX - box.left) / box.width) * canvas.width);
-    const y = Math.floor(((event.clientY - box.top) / box.height) * canvas.height);
+    const [x, y] = locate(canvas, event).map(Math.floor);
     const unit = Math.floor(y / cell[0]) * columns + Math.floor(x / cell[1]);
     if (unit >= unitsOf(layer)) return;
     const isMap = layer.shape.length === 3;
     const inside = (at, size, length) => Math.min(at % size, length - 1);
     choose(layer, unit, isMap ? [inside(y, cell[0], height), inside(x, cell[1], width)] : null);
+  }
+
+  // Where a pointer is, in pixels of a canvas.
+  function locate(canvas, { clientX, clientY }) {
+    const box = canvas.getBoundingClientRect();
+    return [((clientX - box.left) / box.width) * canvas.width, ((clientY - box.top) / box.height) * canvas.height];
   }
 
   function moveOnSheet({ layer, columns }, event) {
@@ -219,6 +244,28 @@
     const { mark, cell, columns, canvas, height, width } = sheets.get(name);
     mark.hidden = false;
     place(mark, [Math.floor(unit / columns) * cell[0], (unit % columns) * cell[1], height, width], canvas);
+  }
+
+  // The map of the chosen unit below its sheet, large enough to tap a place.
+
+  const magnifier = byId("magnifier");
+  const large = byId("large");
+  let magnified = null; // its layer and unit
+
+  function magnify({ name, unit }) {
+    const { layer, height, width, cell, columns, canvas, frame, ranges } = sheets.get(name);
+    magnified = { layer, unit };
+    magnifier.hidden = layer.shape.length < 3 || !ranges;
+    if (magnifier.hidden) return;
+    if (frame.nextElementSibling !== magnifier) frame.after(magnifier);
+    Object.assign(large, { height, width });
+    large.getContext("2d").drawImage(canvas, -(unit % columns) * cell[1], -Math.floor(unit / columns) * cell[0]);
+    byId("range").textContent = `${name}, ${nameUnit(layer, unit)}: ${format(ranges.low[unit])} to ${format(ranges.high[unit])}. Click a place to project it.`;
+  }
+
+  function clickMap(event) {
+    const [column, row] = locate(large, event).map(Math.floor);
+    choose(magnified.layer, magnified.unit, [row, column]);
   }
 
   // Put a frame over a part of a canvas: top, left, height, width.
@@ -238,10 +285,18 @@
     change();
   }
 
-  function chooseStrongest(layer) {
-    const values = maps[NETWORK.layers.indexOf(layer)];
-    const strongest = values.reduce((best, x, i) => (x > values[best] ? i : best), 0);
-    choose(layer, strongest % unitsOf(layer));
+  // The message says why, where another unit was asked for.
+  function chooseStrongest(layer, message = "") {
+    if (maps.length) {
+      const values = maps[NETWORK.layers.indexOf(layer)];
+      const strongest = values.reduce((best, x, i) => (x > values[best] ? i : best), 0);
+      choose(layer, strongest % unitsOf(layer));
+    } else {
+      wish = [layer, message];
+      choice.layer.value = layer.name;
+      limitChoice();
+    }
+    rejectChoice(message);
   }
 
   function limitChoice() {
@@ -253,26 +308,32 @@
   }
 
   function readChoice() {
-    if (!choice.checkValidity()) return null;
     const { layer, unit, row, column, rule } = choice;
-    const isPlaced = !row.disabled && row.value !== "" && column.value !== "";
+    const isPlaced = !row.disabled && row.value + column.value !== "";
+    row.required = column.required = isPlaced;
+    if (!choice.checkValidity()) return null;
     const position = isPlaced ? [Number(row.value), Number(column.value)] : null;
     return { name: layer.value, unit: Number(unit.value), position, rule: rule.value };
   }
 
   function change() {
     const point = readChoice();
-    if (!point) return complain(explainChoice());
-    complain("");
+    if (!point) return rejectChoice(explainChoice());
+    rejectChoice("");
+    wish = null;
     markUnit(point);
+    large.nextElementSibling.hidden = true;
+    magnify(point);
     showTops(point);
     history.replaceState(null, "", `#${layers.get(point.name).slug}/${point.unit}`);
     refresh("point");
   }
 
+  const rejectChoice = (message) => (byId("rejection").textContent = message);
+
   function explainChoice() {
     const wrong = [...choice.elements].find((x) => !x.validity.valid);
-    return `${wrong.name} ${wrong.value}: ${choice.layer.value} has ${wrong.name}s 0 to ${wrong.max}`;
+    return `${wrong.name} ${wrong.value || "is missing"}: ${choice.layer.value} has ${wrong.name}s 0 to ${wrong.max}`;
   }
 
   function findBox({ field: { start, stride, size } }, position) {
@@ -285,6 +346,8 @@
     const layer = layers.get(name);
     const where = layer.shape.length === 3 ? ` at row ${position[0]}, column ${position[1]}` : "";
     byId("point").textContent = `${name}, ${nameUnit(layer, unit)}${where}: activation ${format(activation)}${activation ? "" : ", so nothing to project"}`;
+    large.nextElementSibling.hidden = false;
+    place(large.nextElementSibling, [...position, 1, 1], large);
     const box = findBox(layer, position);
     const [height, width] = NETWORK.input;
     const source = byId("source");
@@ -380,20 +443,31 @@
 
   // Where pictures come from: files, the clipboard, the camera, drawing.
 
-  const fault = byId("fault");
-  const complain = (message) => (fault.textContent = message);
+  const complain = (message) => (byId("fault").textContent = message);
   const status = (message) => (byId("status").textContent = message);
+  let sources = 0; // that were chosen so far
 
-  async function take(file) {
+  // Give up the present source; return whether the new one is still the newest.
+  function replaceSource() {
     stopCamera();
     complain("");
-    if (!file) return complain("That is no file: save the picture on this device, then drop or choose the file.");
+    status("");
+    const number = ++sources;
+    return () => number === sources;
+  }
+
+  async function take(file, origin) {
+    if (!file) return complain(`No picture file in ${origin}: save the picture on this device, then choose or drop its file.`);
+    const isNewest = replaceSource();
     const name = printable(file.name);
     status(`Reading ${name}.`);
     try {
-      setPicture(await ask("fit", { image: file }));
+      const pixels = await ask("fit", { image: file });
+      if (!isNewest()) return;
+      setPicture(pixels);
       status(`${name} is shown.`);
     } catch {
+      if (!isNewest()) return;
       complain(`“${name}” cannot be read as a picture, or is too large for this browser: choose a JPEG, PNG, GIF or WebP file.`);
       status("");
     }
@@ -407,11 +481,11 @@
   }
 
   async function showExample({ picture: address }) {
-    stopCamera();
-    complain("");
+    const isNewest = replaceSource();
     const image = create("img", { src: address });
     await image.decode();
-    setPicture(await ask("fit", { image: await createImageBitmap(image) }));
+    const pixels = await ask("fit", { image: await createImageBitmap(image) });
+    if (isNewest()) setPicture(pixels);
   }
 
   function makeExamples() {
@@ -423,53 +497,74 @@
     byId("examples").append(...items);
   }
 
-  let camera = null;
+  let isFilming = false;
   const video = byId("video");
+  const isPressed = () => byId("camera").getAttribute("aria-pressed") === "true";
+  const press = (value) => byId("camera").setAttribute("aria-pressed", value);
 
+  // The button is pressed from the click on; a second click also ends the wait for permission.
   async function toggleCamera() {
-    if (camera) return stopCamera();
-    complain("");
+    const wasPressed = isPressed();
+    const isNewest = replaceSource();
+    if (wasPressed) return;
+    press(true);
     try {
-      camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "environment" } });
+      const stream = await openCamera();
+      if (!isNewest()) return stopTracks(stream);
+      video.srcObject = stream;
+      await video.play();
+      if (isNewest()) isFilming = true;
+      refresh();
     } catch (error) {
-      return complain(`The camera cannot be used (${error.name}): allow it in the browser, or choose a file.`);
+      if (!isNewest()) return;
+      stopCamera();
+      complain(error.message);
     }
-    video.srcObject = camera;
-    await video.play();
-    byId("camera").setAttribute("aria-pressed", true);
-    refresh();
   }
 
+  async function openCamera() {
+    if (!navigator.mediaDevices) throw Error("Browsers give no camera to pages opened by http: open this page by https or as a file, or choose a picture file.");
+    try {
+      return await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "environment" } });
+    } catch (error) {
+      throw Error(`The camera cannot be used (${error.name}): allow it in the browser, or choose a picture file.`);
+    }
+  }
+
+  const stopTracks = (stream) => stream?.getTracks().forEach((track) => track.stop());
+
   function stopCamera() {
-    camera?.getTracks().forEach((track) => track.stop());
-    camera = null;
-    byId("camera").setAttribute("aria-pressed", false);
+    isFilming = false;
+    stopTracks(video.srcObject);
+    video.srcObject = null;
+    press(false);
   }
 
   // The next frame is taken when all of the last one is shown.
   async function takeFrame() {
     await new Promise(requestAnimationFrame);
+    if (!isFilming) return;
     const image = await createImageBitmap(video);
     const pixels = await ask("fit", { image }, [image]);
-    if (camera) setPicture(pixels);
+    if (isFilming) setPicture(pixels);
   }
 
   const strokes = []; // the pictures before them
   let pen = null;
 
   function startStroke(event) {
-    stopCamera();
+    replaceSource();
     strokes.push(paper.getImageData(0, 0, picture.width, picture.height));
     if (strokes.length > 50) strokes.shift();
     byId("undo").disabled = false;
     picture.setPointerCapture(event.pointerId);
-    pen = locate(event);
+    pen = locate(picture, event);
     drawStroke(event);
   }
 
   function drawStroke(event) {
     if (!pen) return;
-    const end = locate(event);
+    const end = locate(picture, event);
     const { color, brush } = byId("sources").elements;
     paper.strokeStyle = color.value;
     paper.lineCap = paper.lineJoin = "round";
@@ -482,19 +577,15 @@
     refresh("picture");
   }
 
-  function locate({ clientX, clientY }) {
-    const box = picture.getBoundingClientRect();
-    return [((clientX - box.left) / box.width) * picture.width, ((clientY - box.top) / box.height) * picture.height];
-  }
-
   function undo() {
+    replaceSource();
     paper.putImageData(strokes.pop(), 0, 0);
     byId("undo").disabled = !strokes.length;
     refresh("picture");
   }
 
   function blank() {
-    stopCamera();
+    replaceSource();
     setPicture(new Uint8ClampedArray(4 * picture.width * picture.height).fill(255));
   }
 
@@ -509,10 +600,10 @@
     document.addEventListener("drop", (event) => {
       event.preventDefault();
       document.body.classList.remove("dropping");
-      take(event.dataTransfer.files[0]);
+      take(event.dataTransfer.files[0], "what was dropped");
     });
     document.addEventListener("paste", (event) => {
-      if (!event.target.matches?.("input, select, textarea")) take(event.clipboardData.files[0]);
+      if (!event.target.matches?.("input, select, textarea")) take(event.clipboardData.files[0], "the clipboard");
     });
     byId("file").addEventListener("change", ({ target }) => {
       if (target.files.length) take(target.files[0]);
@@ -524,19 +615,26 @@
     picture.addEventListener("pointerdown", startStroke);
     picture.addEventListener("pointermove", drawStroke);
     for (const end of ["pointerup", "pointercancel"]) picture.addEventListener(end, () => (pen = null));
-    choice.addEventListener("input", ({ target }) => (target.name === "layer" && maps.length ? chooseStrongest(layers.get(target.value)) : change()));
+    choice.addEventListener("input", ({ target }) => (target.name === "layer" ? chooseStrongest(layers.get(target.value)) : change()));
     for (const name of ["rule", "contrast"]) choice[name].addEventListener("input", () => (stale.reasons = true));
     choice.addEventListener("submit", (event) => event.preventDefault());
     byId("label").addEventListener("input", () => refresh("reasons"));
+    byId("scales").addEventListener("input", () => maps.length && drawSheets());
+    large.addEventListener("click", clickMap);
     byId("why").addEventListener("toggle", () => refresh());
     window.addEventListener("hashchange", recall);
   }
 
-  // The address names a layer and a unit.
+  // The address names a layer and a unit. Without a unit, the strongest is chosen.
   function recall() {
-    const [slug, unit] = location.hash.slice(1).split("/");
+    const address = printable(location.hash);
+    const [slug, unit = ""] = address.slice(1).split("/");
     const layer = NETWORK.layers.find((x) => x.slug === slug);
-    if (layer) choose(layer, Number(unit) || 0);
+    const last = layer && unitsOf(layer) - 1;
+    if (/^\d+$/.test(unit) && unit <= last) return choose(layer, Number(unit));
+    const chosen = layer ?? NETWORK.layers.findLast((x) => x.kind === "Conv") ?? output;
+    const problem = layer ? unit && `${layer.name} has units 0 to ${last}` : address && "the network has no such layer";
+    chooseStrongest(chosen, problem && `${address}: ${problem}. The strongest unit of ${chosen.name} is shown.`);
   }
 
   async function begin() {
@@ -551,13 +649,12 @@
       await load();
       isReady = true;
       status("");
-      if (stale.picture) work();
-      else await showExample(NETWORK.examples[0]);
+      work();
     } catch (error) {
       complain(error.message);
     }
   }
 
-  window.live = { ask, read: () => ({ isBusy, maps, projection, times }) };
+  window.live = { ask, read: () => ({ isBusy: isBusy || waiting.size > 0, maps, projection, times }) };
   begin();
 }
