@@ -21,7 +21,7 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains
 
 # Milliseconds of a frame; size in CSS pixels, and screen pixels to one of these.
-_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 780), 0.6, 128
+_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 780), 0.6, 96
 
 
 def record(folder: Path, target: Path) -> None:
