@@ -5,8 +5,8 @@ Every process gets the same command line except for its number:
     python -m experiments.NAME … --coordinator HOST:PORT --process-count 2 \
         --process-index 0
 
-The first process prints, draws and writes. All others need the same --out only to read
-checkpoints.
+The first process prints, draws and writes the results. All others keep in --out what
+they have done so far, and read checkpoints there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 
-from experiments.harness import Positive, Run, UserError
+from experiments.harness import Positive, Run, UserError, flag, spell
 from experiments.progress import drop_output
 from experiments.roll_call import answer_roll, call_roll
+from zfnet_jax.files import digest
 from zfnet_jax.processes import gather
+
+# Options that may differ between the processes of a run.
+_OWN = {"coordinator", "coordinator_timeout", "data_dir", "out", "process_index"}
+_OWN |= {"workers"}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -63,8 +71,8 @@ class DistributedRun(Run):
         """True for the process that prints, draws and writes."""
         return self.process_index == 0
 
-    def connect(self) -> None:
-        """Connect the processes.
+    def connect(self, options: Mapping[str, Any]) -> None:
+        """Connect the processes, which must have the same options.
 
         Raises:
             OSError: The port is in use, or the processes do not connect in time or do
@@ -74,13 +82,15 @@ class DistributedRun(Run):
             return
         host, _, port = self.coordinator.rpartition(":")
         count, seconds = self.process_count, self.coordinator_timeout
+        words = spell_shared(options)
         try:
             if self.is_first:
-                call_roll(int(port), count, seconds)
+                call_roll(int(port), count, words, seconds)
             else:
                 drop_output(sys.stdout)
                 host = host.strip("[]")
-                answer_roll(host, int(port), self.process_index, count, seconds)
+                index = self.process_index
+                answer_roll(host, int(port), index, count, words, seconds)
         except OSError as error:
             raise OSError(
                 f"--coordinator {self.coordinator}: {error.strerror or error}"
@@ -97,3 +107,23 @@ class DistributedRun(Run):
     def wait(self) -> None:
         """Wait for the others: jax ends a run soon after one of its processes ends."""
         gather(None)
+
+
+def spell_shared(options: Mapping[str, Any]) -> dict[str, str]:
+    """Write each option that all processes must have in common.
+
+    A file is known by its content, and a folder by its name.
+    """
+
+    def name_paths(value: Any) -> Iterator[object]:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, str | Path) and (path := Path(item)).is_file():
+                yield f"{path.name} (digest {digest(path)[:12]})"
+            else:
+                yield item.name if isinstance(item, Path) else item
+
+    return {
+        name: spell(flag(name), *name_paths(value))
+        for name, value in options.items()
+        if name not in _OWN
+    }

@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -92,7 +92,7 @@ class Run:
         """True for the process that prints, draws and writes."""
         return True
 
-    def connect(self) -> None:
+    def connect(self, options: Mapping[str, Any]) -> None:
         """Connect to the other processes of a run, if there are any."""
 
     def wait(self) -> None:
@@ -216,6 +216,18 @@ def parse(
     return run, values
 
 
+def flag(name: str) -> str:
+    """Write the name of an option as on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def spell(name: str, *values: object) -> str:
+    """Write an option and its values as on a command line."""
+    if not values or values[0] is None:
+        return f"no {name}"
+    return " ".join([name, *map(str, values)])
+
+
 def _join_lines(text: str) -> str:
     """Join the lines of each paragraph; indented ones stay as they are."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
@@ -248,7 +260,9 @@ def _execute(
 ) -> None:
     """Run an experiment and write what it measured."""
     start = time.perf_counter()
-    run.connect()
+    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+    config = {**fields, **options}
+    run.connect(config)
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # jax raises either
@@ -262,8 +276,6 @@ def _execute(
     run.end_progress()
     if not run.is_first:
         return
-    fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-    config = {**fields, **options}
     packages = ("flax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
     manifest = {
         "command": command(),

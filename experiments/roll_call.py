@@ -1,8 +1,9 @@
 """The roll call of the processes of a run, before jax connects them.
 
 jax aborts with a stack trace where two processes have one number, or expect different
-numbers of processes. So each first tells process 0 its number and how many it expects,
-at the address of the coordinator, and process 0 tells all whether that fits.
+numbers of processes; with other options they give wrong results. So each first tells
+process 0 its number and options, at the address of the coordinator, and process 0 tells
+all whether these fit.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import contextlib
 import json
 import socket
 import time
+from collections.abc import Mapping
 
 # Seconds between attempts to connect, and for the words of a process that connected.
 _RETRY, _WORDS = 0.2, 5
 
 
-def call_roll(port: int, count: int, seconds: float) -> None:
+def call_roll(
+    port: int, count: int, options: Mapping[str, str], seconds: float
+) -> None:
     """Wait, as process 0, for processes 1 to `count` - 1, and tell them the verdict.
+
+    Args:
+        port: Port to wait at.
+        count: Number of processes.
+        options: Options that all must have, by name, each as on a command line.
+        seconds: Seconds to wait.
 
     Raises:
         OSError: The port is in use, or some processes do not come or do not fit.
@@ -32,7 +42,7 @@ def call_roll(port: int, count: int, seconds: float) -> None:
             try:
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(_WORDS)
-                index, expected = json.loads(connection.makefile().readline())
+                index, theirs = json.loads(connection.makefile().readline())
             except TimeoutError:
                 if time.monotonic() >= end:
                     missing = sorted({*range(count)} - present)
@@ -41,10 +51,12 @@ def call_roll(port: int, count: int, seconds: float) -> None:
             except (OSError, TypeError, ValueError):  # it is not of a run
                 continue
             connections.append(connection)
-            if expected != count:
+            differences = [x for x in options if options[x] != theirs.get(x)]
+            if differences:
+                name = differences[0]
                 verdict = (
-                    f"--process-count is {count} for process 0 and {expected} for "
-                    f"process {index}: give all the same"
+                    f"process 0 has {options[name]}, process {index} has "
+                    f"{theirs.get(name, f'no {name}')}: give all the same"
                 )
             elif index in present:
                 verdict = f"--process-index {index} was given to two processes"
@@ -56,8 +68,15 @@ def call_roll(port: int, count: int, seconds: float) -> None:
         raise OSError(verdict)
 
 
-def answer_roll(host: str, port: int, index: int, count: int, seconds: float) -> None:
-    """Tell process 0 the number of this one, and wait for its verdict.
+def answer_roll(
+    host: str,
+    port: int,
+    index: int,
+    count: int,
+    options: Mapping[str, str],
+    seconds: float,
+) -> None:
+    """Tell process 0 the number and options of this one, and wait for its verdict.
 
     Raises:
         OSError: There is no answer, or the processes do not fit together.
@@ -67,7 +86,7 @@ def answer_roll(host: str, port: int, index: int, count: int, seconds: float) ->
         left = max(end - time.monotonic(), 1e-3)
         try:
             with socket.create_connection((host, port), left) as connection:
-                connection.sendall(f"{json.dumps([index, count])}\n".encode())
+                connection.sendall(f"{json.dumps([index, options])}\n".encode())
                 answer = connection.makefile(errors="replace").readline()
             break
         except OSError as error:

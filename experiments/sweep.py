@@ -41,13 +41,12 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from experiments.harness import Metrics, UserError, main
+from experiments.harness import Metrics, UserError, flag, main, spell
 from experiments.progress import plural, say, say_table, share
 from experiments.train_cifar10 import (
     CifarRun,
     Log,
     save_weights,
-    spell,
     train_network,
 )
 from zfnet_jax.data import Dataset, load_dataset
@@ -235,11 +234,6 @@ def read_runs(run: CifarRun, options: Options) -> list[Member]:
                 f"{spell(flag(name), value)}; keep its values, or choose another --out"
             )
     return members
-
-
-def flag(name: str) -> str:
-    """Write the name of an option as on a command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def prepare(

@@ -24,7 +24,16 @@ import jax
 import numpy as np
 
 import zfnet_jax as zf
-from experiments.harness import Metrics, Positive, Run, UserError, command, main
+from experiments.harness import (
+    Metrics,
+    Positive,
+    Run,
+    UserError,
+    command,
+    flag,
+    main,
+    spell,
+)
 from experiments.progress import plural, say
 from experiments.tensorboard import write_events
 from zfnet_jax import checkpoint
@@ -119,11 +128,10 @@ class CifarRun(Run):
         target = self.target_accuracy
         epochs = self.plan.epochs
         check_rate(self.learning_rate)
-        for flag in ("dropout", "label_smoothing"):
-            share = getattr(self, flag)
+        for name in ("dropout", "label_smoothing"):
+            share = getattr(self, name)
             if share is not None and not 0 <= share < 1:
-                flag = flag.replace("_", "-")
-                raise UserError(f"--{flag} {share}: give a number from 0, below 1")
+                raise UserError(f"{flag(name)} {share}: give a number from 0, below 1")
         if self.keep_epochs and max(self.keep_epochs) > epochs:
             last = max(self.keep_epochs)
             raise UserError(f"--keep-epochs {last}: there are epochs 1 to {epochs}")
@@ -271,11 +279,6 @@ def open_log(
     for line in saved.damaged:
         say(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
     return Log.read(saved.metadata), saved.state
-
-
-def spell(name: str, *values: object) -> str:
-    """Write an option and its values as on a command line."""
-    return f"no {name}" if values[0] is None else " ".join([name, *map(str, values)])
 
 
 def measure_validation(epoch: Epoch, validation: Dataset | None) -> dict[str, float]:

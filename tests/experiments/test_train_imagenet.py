@@ -81,7 +81,7 @@ if "0" == sys.argv[-1]:
     step = "checkpoints/step_00000004"  # within the second epoch
     shutil.copytree(f"{out}/{step}", f"{out}-resumed/{step}")
 gather(None)
-DistributedRun.connect = lambda run: None  # they are connected
+DistributedRun.connect = lambda *_: None  # they are connected
 words = *sys.argv[1:], "--resume", "--out", f"{out}-resumed"
 code += main(train_imagenet.train_imagenet, words)
 """
