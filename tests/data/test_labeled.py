@@ -166,7 +166,8 @@ def test_a_damaged_record_is_named(records, copy):
     shard.write_bytes(damaged)
     images = open_labeled(folder, "train")
     images.read(np.array([5, 7]))
-    assert f"{shard}, record 4, is damaged" in refusal(DamagedFileError, folder)
+    message = refusal(DamagedFileError, folder)
+    assert f"{shard}, record 4, is damaged: run experiments.prepare_images" in message
     shard.write_bytes(damaged[:-1000])
     assert f"{shard} is missing, truncated" in refusal(DamagedFileError, folder)
     shard.unlink()

@@ -142,3 +142,20 @@ def test_a_killed_run_goes_on_to_the_same_records(tmp_path, monkeypatch):
     assert prepare(folders, out) == whole
     kept = sum(path.stat().st_mtime_ns == was for path, was in finished.items())
     assert len(finished) - 1 <= kept, "finished shards were written again"
+
+    # One is damaged where no one looks until it is read, and one is lost.
+    shards = sorted(out.glob("train-*"))
+    content = bytearray(shards[2].read_bytes())
+    content[5_000] ^= 1
+    shards[2].write_bytes(content)
+    shards[7].unlink()
+    times = {path: path.stat().st_mtime_ns for path in (shards[0], shards[2])}
+    assert prepare(folders, out) == whole
+    assert shards[0].stat().st_mtime_ns == times[shards[0]]
+    assert shards[2].stat().st_mtime_ns > times[shards[2]]
+    # Images that have changed since cannot fill the place of a lost shard.
+    shards[2].unlink()
+    names = sorted((folders / "train").glob("*/*"))
+    names[8].write_bytes(bytes(names[8].stat().st_size))
+    argv = ["--images", str(folders), "--out", str(out), "--workers", "0"]
+    assert main(prepare_images, argv) == 4

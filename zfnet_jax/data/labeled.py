@@ -24,12 +24,22 @@ from zfnet_jax.data.decoding import (
 )
 from zfnet_jax.data.prepared import first_line
 from zfnet_jax.data.preprocessing import fit_photograph
-from zfnet_jax.data.records import DESCRIPTION, SIDE, Index, Records, index_path
+from zfnet_jax.data.records import (
+    DESCRIPTION,
+    RESTORE,
+    SIDE,
+    Index,
+    Records,
+    index_path,
+)
 from zfnet_jax.files import DamagedFileError, DataNotFoundError, digest
 
 Split = Literal["train", "val"]
 
 _TFDS = "imagenet2012"
+_LEAVE_OUT = (
+    "remove it, or run experiments.prepare_images, which leaves damaged images out"
+)
 
 
 @runtime_checkable
@@ -114,10 +124,8 @@ class LabeledImages:
             try:
                 photograph, labels[row] = self.load(index)
             except DamagedFileError as error:
-                raise DamagedFileError(
-                    f"{error}: remove it, or run experiments.prepare_images, which "
-                    "leaves damaged images out"
-                ) from error
+                remedy = RESTORE if isinstance(self.items, Records) else _LEAVE_OUT
+                raise DamagedFileError(f"{error}: {remedy}") from error
             pixels[row] = fit_photograph(photograph, (SIDE, SIDE))
         return pixels, labels
 

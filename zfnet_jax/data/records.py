@@ -29,6 +29,7 @@ DESCRIPTION = "images.json"
 _OPTIONS = "group_size:1,uncompressed"
 _ERRORS = OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError
 _REMEDY = "remove the folder and prepare the images again"
+RESTORE = "run experiments.prepare_images again, which writes it anew"
 
 
 class Shard(NamedTuple):
@@ -203,11 +204,10 @@ def _open_shard(path: Path, start: str) -> Any:
     try:
         if _digest_start(path) != start:
             raise DamagedFileError(
-                f"{path} is not the file that was written under this name: put that "
-                f"file there, or {_REMEDY}"
+                f"{path} is not the file that was written under this name: {RESTORE}"
             )
         return ArrayRecordDataSource([path])
     except (OSError, RuntimeError) as error:
         raise DamagedFileError(
-            f"{path} is missing, truncated or damaged: {_REMEDY}"
+            f"{path} is missing, truncated or damaged: {RESTORE}"
         ) from error
