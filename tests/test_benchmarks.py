@@ -25,7 +25,7 @@ def test_every_part_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(
         gpu, "run_parts", lambda *x: results.append(run(*x)) or results[0]
     )
-    assert gpu.main(Options(dry=True, out=out)) is None
+    assert gpu.main(Options(dry=True, out=out)) == 0
     rows, failures = results[0]
     assert not failures
     by_name = {row.what.split(",")[0]: row for row in rows}
@@ -108,6 +108,15 @@ def test_budgets_fit_the_time():
     assert sum(part.seconds for part in parts) <= gpu._SECONDS
 
 
+def test_a_dry_run_has_time_on_a_busy_machine(monkeypatch):
+    def run_parts(parts: list[Part], seconds: float):
+        assert min(seconds, *(part.seconds for part in parts)) >= 3600
+        return [], []
+
+    monkeypatch.setattr(gpu, "run_parts", run_parts)
+    assert gpu.main(Options(dry=True)) == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "tf32", "bfloat16"),
     [
@@ -177,11 +186,12 @@ def test_rates_are_images_per_second(monkeypatch):
     assert row[1:4] == ("167 ms", "Captum 250 ms", "0.50")
 
 
-def test_what_is_missing_is_said_first(tmp_path, monkeypatch):
+def test_what_is_missing_is_said_first(tmp_path, monkeypatch, capsys):
     out = tmp_path / "nowhere" / "gpu.md"
-    error = gpu.main(Options(dry=True, out=out))
-    assert error == f"error: --out {out} cannot be written (No such file or directory)"
+    assert gpu.main(Options(dry=True, out=out)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {out} cannot be written (No such file")
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     (tmp_path / "cifar10").mkdir()
-    error = gpu.main(Options(data_dir=tmp_path))
-    assert error is not None and "cifar10 cannot be read" in error
+    assert gpu.main(Options(data_dir=tmp_path)) == 2
+    assert "cifar10 cannot be read" in capsys.readouterr().err
