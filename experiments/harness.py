@@ -165,7 +165,8 @@ def main(experiment: Callable[..., Metrics], argv: Sequence[str] | None = None) 
         drop_output(sys.stdout)
         return 0
     except Exception as error:
-        code, message = _explain(error)
+        given = {} if run is None else {**vars(run), **options}
+        code, message = _explain(error, given)
         if code is None:
             raise
         return _fail(code, message)
@@ -203,13 +204,17 @@ def parse(
         description=_join_lines(sys.modules[experiment.__module__].__doc__ or ""),
         config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
     )
-    for name, value in values.items():
-        if (
-            _AT_LEAST_ONE in str(hints[name])
-            and np.min(1 if value in (None, ()) else value) < 1
+    for parameter in parameters:
+        name, value = parameter.name, values[parameter.name]
+        if value == () != parameter.default:
+            raise UserError(f"{flag(name)}: give at least one value")
+        words = value if isinstance(value, tuple) else (value,)
+        if _AT_LEAST_ONE in str(hints[name]) and any(
+            x is not None and x < 1 for x in words
         ):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {value}: give a whole number of at least 1")
+            raise UserError(
+                f"{spell(flag(name), *words)}: give a whole number of at least 1"
+            )
     run = kind(**{f.name: values.pop(f.name) for f in shared})
     if run.out is None:
         run.out = Path("results") / experiment.__name__
@@ -337,7 +342,7 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _explain(error: Exception) -> tuple[int | None, str]:
+def _explain(error: Exception, options: Collection[str]) -> tuple[int | None, str]:
     """Exit code and message of a failure; no code for a fault of the program."""
     from zfnet_jax.training import NonFiniteLossError
 
@@ -349,7 +354,7 @@ def _explain(error: Exception) -> tuple[int | None, str]:
         case UserError():
             return 2, str(error)
         case ValueError() if _origin(error) in ("zfnet_jax", "experiments"):
-            return 2, str(error)
+            return 2, _name_flag(str(error), options)
         case NonFiniteLossError():
             return 1, str(error)
         case ImportError() if "pip install" in str(error):
@@ -362,6 +367,15 @@ def _explain(error: Exception) -> tuple[int | None, str]:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return 1, "out of memory: choose a smaller --batch-size, --limit or model"
     return None, ""
+
+
+def _name_flag(message: str, options: Collection[str]) -> str:
+    """Replace the argument and values that a message begins with by the option."""
+    match = re.fullmatch(r"(\w+) (\[.*?\]|\S+)(: .*)", message)
+    if match is None or match[1] not in options:
+        return message
+    values = match[2].strip("[]").replace(",", "")
+    return f"{flag(match[1])} {values}{match[3]}"
 
 
 def _origin(error: Exception) -> str:

@@ -154,13 +154,20 @@ def check_classes(run: SharedNetworksRun, runs: Sequence[NetworkRun]) -> None:
     """Refuse to average networks of different classes."""
     first = runs[0].net
     for weights, part in zip(run.weights, runs, strict=False):
-        net = part.net
-        if (net.num_classes, net.class_names) != (first.num_classes, first.class_names):
-            raise UserError(
-                f"--weights {weights}: its {net.num_classes} classes are not the "
-                f"{first.num_classes} of {run.weights[0]}; average networks of the "
-                "same classes"
-            )
+        net, other = part.net, run.weights[0]
+        names = [
+            x.class_names or ("without a name",) * x.num_classes for x in (net, first)
+        ]
+        if names[0] == names[1]:
+            continue
+        difference = f"{net.num_classes} classes, and {first.num_classes} in {other}"
+        if net.num_classes == first.num_classes:
+            pairs = enumerate(zip(*names, strict=True))
+            label, (ours, theirs) = next(x for x in pairs if x[1][0] != x[1][1])
+            difference = f"class {label} is {ours}, and {theirs} in {other}"
+        raise UserError(
+            f"--weights {weights}: {difference}; average networks of the same classes"
+        )
 
 
 def find_file(folder: Path, subjects: Sequence[Subject], view: View, k: int) -> Path:

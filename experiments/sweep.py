@@ -138,14 +138,15 @@ class Member:
 
 
 def sweep(
-    run: CifarRun, keep_epochs: tuple[int, ...], **options: tuple[Any, ...]
+    run: CifarRun, keep_epochs: tuple[int, ...], **options: tuple[Any, ...] | None
 ) -> Metrics:
     """Train with every combination of the values, one after another.
 
     Args:
         resume: Keep the finished runs in --out, and continue the others.
     """
-    options = {name: values or (None,) for name, values in options.items()}
+    # The recipe's value is None.
+    options = {x: (None,) if y is None else y for x, y in options.items()}
     names = [x for x, values in options.items() if len(values) > 1 or x == "seed"]
     members = plan(run, options, names)
     work = list(prepare(run, members, keep_epochs))
@@ -180,8 +181,8 @@ def take_several() -> inspect.Signature:
     for name, field in fields.items():
         kind, choices = hints[name], get_args(hints[name])
         kind = choices[0] if type(None) in choices else kind
-        default = () if field.default is None else (field.default,)
-        annotation = tuple[kind, ...]
+        default = None if field.default is None else (field.default,)
+        annotation = tuple[kind, ...] if default else tuple[kind, ...] | None
         parameters.append(
             inspect.Parameter(name, keyword, default=default, annotation=annotation)
         )

@@ -166,9 +166,12 @@ class CifarRun(Run):
         if count is None:
             count = min(5_000, len(images) // 10) if needed else 0
         if needed and count == 0:
+            given, least = "--validation 0", 1
+            if self.validation is None:  # a tenth of the images is none
+                given, least = f"--limit {self.limit}", 10
             raise UserError(
-                "--validation 0: --recipe paper, --target-accuracy and sweeps measure "
-                "on validation images; give at least 1"
+                f"{given}: --recipe paper, --target-accuracy and sweeps measure on "
+                f"validation images; give at least {least}"
             )
         return split_validation(images, count, self.seed)
 

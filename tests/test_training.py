@@ -550,7 +550,7 @@ def test_mixup_by_hand(monkeypatch):
     gradient = inputs.T @ (chances - targets) / 4
     after = np.asarray(cast(Any, state.model).logits.kernel[...])
     np.testing.assert_allclose(after, kernel - 0.1 * gradient, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="batch size 5 is odd"):
+    with pytest.raises(ValueError, match="batch_size 5: mixup needs pairs"):
         TrainStep(recipe, preprocess, 5, total=100)
 
 
@@ -603,7 +603,7 @@ def test_many_devices_train_as_one(tmp_path):
     process = start_child(ON_DEVICES, str(tmp_path), **environment)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    assert output.startswith("batch size 12 does not split over 8 devices")
+    assert output.startswith("batch_size 12: it does not split over 8 devices")
     for name in ("batches", "arrays"):
         one, *others = (dict(np.load(x)) for x in sorted(tmp_path.glob(f"{name}-*")))
         assert len(others) == {"batches": 2, "arrays": 1}[name]

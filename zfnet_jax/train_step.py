@@ -70,12 +70,12 @@ def check_batch_size(recipe: Recipe, batch_size: int, devices: int) -> None:
     """
     if batch_size % devices:
         raise ValueError(
-            f"batch size {batch_size} does not split over {devices} devices: give a "
-            "multiple of their number"
+            f"batch_size {batch_size}: it does not split over {devices} devices; give "
+            "a multiple of their number"
         )
     if recipe.mixup and batch_size % 2:
         raise ValueError(
-            f"batch size {batch_size} is odd, and mixup needs pairs of images"
+            f"batch_size {batch_size}: mixup needs pairs of images; give an even number"
         )
 
 

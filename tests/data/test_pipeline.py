@@ -52,12 +52,12 @@ def test_processes_share_each_batch():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="batch size 4 does not split over 3"):
+    with pytest.raises(ValueError, match="batch_size 4: it does not split over 3"):
         read_labels(stop=1, process=(0, 3))
     for size in (0, 12):
         with pytest.raises(ValueError, match=f"do not fill a batch of {size}"):
             read_labels(stop=1, batch_size=size)
-    with pytest.raises(ValueError, match="workers must be at least 0, not -1"):
+    with pytest.raises(ValueError, match="workers -1: give at least 0"):
         read_labels(stop=1, workers=-1)
 
 

@@ -189,7 +189,9 @@ def test_several_networks_are_averaged(measure, weights, trained, refuse, tmp_pa
     assert [*digests] == ["network 1", "network 2"]
     argv = ["--weights", weights, "--weights", "zfnet32-cifar10", "--limit", 2]
     line = refuse(predict, 2, *argv)
-    assert "--weights zfnet32-cifar10: its 10 classes are not the" in line
+    assert "--weights zfnet32-cifar10: class 0 is airplane, and " in line
+    argv = ["--weights", "", "--limit", 2]
+    assert "not a weight file" in refuse(predict, 2, *argv)
 
 
 class Killed(BaseException):

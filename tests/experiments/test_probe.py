@@ -77,7 +77,10 @@ def test_impossible_requests_are_refused(refuse, weights, photographs):
     for argv, message in (
         (["--test", 5000], "of 2,000 images"),
         (["--train", 9], "9 images to train cannot cover all 10 classes"),
-        (["--penalties", 1, 0], "each from 1e-9 to 1e9"),
+        (
+            ["--penalties", 1, 0],
+            "--penalties 1.0 0.0: give at least one, each from 1e-9 to 1e9",
+        ),
         (["--image", photographs], "give a subfolder for each"),
     ):
         assert message in refuse(probe, 2, *given, *argv)

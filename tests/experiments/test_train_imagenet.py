@@ -201,7 +201,8 @@ def test_processes_that_do_not_find_each_other_give_up(folder, tmp_path):
         (["--coordinator", "here:70000"], "a port from 1 to 65535"),
         (["--learning-rate", "0"], "--learning-rate 0.0: give a number above 0"),
         (["--batch-size", "28"], "--batch-size 28: there are 27 training images"),
-        (["--batch-size", "7"], "batch size 7 is odd, and mixup needs pairs"),
+        (["--batch-size", "7"], "--batch-size 7: mixup needs pairs of images"),
+        (["--workers", "-3"], "--workers -3: give at least 0"),
     ],
 )
 def test_options_that_do_not_fit_are_named(argv, message, folder, refuse):

@@ -61,7 +61,8 @@ def read_batches(
     """
     if batch_size % process[1]:
         raise ValueError(
-            f"batch size {batch_size} does not split over {process[1]} processes"
+            f"batch_size {batch_size}: it does not split over {process[1]} processes; "
+            "give a multiple of their number"
         )
     if not 0 < batch_size <= len(images):
         raise ValueError(
@@ -108,7 +109,7 @@ def compute_ahead(
         ImportError: grain is not installed.
     """
     if workers < 0:
-        raise ValueError(f"workers must be at least 0, not {workers}")
+        raise ValueError(f"workers {workers}: give at least 0")
     grain = _import_grain()
     # Threads would share the warnings and stderr that decoding silences.
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
