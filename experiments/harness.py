@@ -184,7 +184,7 @@ def parse(
     (first, *others) = inspect.signature(experiment).parameters.values()
     kind: type[Run] = hints[first.name]
     names = {option.name for option in others}
-    shared = [field for field in dataclasses.fields(kind) if field.name not in names]
+    shared = [x for x in dataclasses.fields(kind) if x.init and x.name not in names]
     hints = get_type_hints(kind, include_extras=True) | hints
     texts = _read_help(kind) | _read_help(experiment)
     parameters = [
@@ -317,11 +317,18 @@ def _create_folder(path: Path) -> None:
 
 
 def command() -> str:
-    """Write the command line of this process, without the paths of this machine.
+    """Write the command line of this process, without the folders of this machine.
 
     `--resume` is left out, so a resumed run equals one that was not interrupted.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    words, arguments = iter(sys.argv[1:]), []
+    for word in words:
+        name, equals, _ = word.replace("_", "-").partition("=")
+        if name in ("--data-dir", "--out"):
+            if not equals:
+                next(words, None)
+        elif word != "--resume":
+            arguments.append(word)
     return shlex.join([*_program().split(), *arguments])
 
 

@@ -20,6 +20,7 @@ val.safetensors), the class names (images.json), and the counts in metrics.json.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -43,12 +44,23 @@ from zfnet_jax.data.records import (
     write_shard,
 )
 from zfnet_jax.files import DamagedFileError, digest, to_json, write_atomically
+from zfnet_jax.results import spell
 
 # Images that a worker returns at a time, and that a shard holds at most.
 CHUNK, SHARD = 50, 5_000
 
 
-def prepare_images(run: Run, images: Path, workers: int | None = None) -> Metrics:
+@dataclasses.dataclass(kw_only=True)
+class PrepareRun(Run):
+    """A run without random draws and figures."""
+
+    seed: int = dataclasses.field(default=0, init=False)
+    dpi: int = dataclasses.field(default=0, init=False)
+
+
+def prepare_images(
+    run: PrepareRun, images: Path, workers: int | None = None
+) -> Metrics:
     """Write the training and validation images as records.
 
     Args:
@@ -77,7 +89,7 @@ def prepare_images(run: Run, images: Path, workers: int | None = None) -> Metric
     yield "skipped", skipped
     size = sum(file.stat().st_size for file in run.path.glob("*.array_record"))
     yield "bytes", size
-    say(f"{size / 1e9:,.2f} GB, {plural(len(skipped), 'damaged image')} left out")
+    say(f"{spell(size / 1e6)} MB, {plural(len(skipped), 'damaged image')} left out")
 
 
 def prepare_split(run: Run, split: str, images: LabeledImages, workers: int) -> Index:

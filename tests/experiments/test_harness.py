@@ -18,7 +18,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.__main__ import list_commands
-from experiments.harness import Metrics, Positive, Run, UserError, main
+from experiments.harness import Metrics, Positive, Run, UserError, command, main
 from experiments.inputs import NetworkRun
 from experiments.progress import Progress
 from zfnet_jax.files import DamagedFileError, DataNotFoundError
@@ -71,6 +71,12 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
         return {name: (out / name).read_bytes() for name in names}
 
     assert write(0, "a") == write(0, "b") != write(1, "c")
+
+
+def test_the_command_has_no_folders(monkeypatch):
+    words = "x --data-dir a/b --epochs 2 --out=c --data_dir=d --resume --out e --seed 1"
+    monkeypatch.setattr("sys.argv", words.split())
+    assert command().endswith(" --epochs 2 --seed 1")
 
 
 def test_help_has_every_option_in_plain_words(capsys):

@@ -48,7 +48,9 @@ def test_small_files_stay_and_others_become_jpeg(folders, tmp_path, capsys):
     assert (metrics["train_images"], metrics["val_images"]) == (12, 4)
     assert metrics["skipped_images"] == 1 and metrics["classes"] == 3
     assert "damaged.JPEG" in metrics["skipped"][0]
-    assert "damaged.JPEG" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "damaged.JPEG" in said.err
+    assert f"{metrics['bytes'] / 1e6:.3g} MB, 1 damaged image" in said.out
     for split in ("train", "val"):
         paths = sorted((folders / split).glob("*/*"))
         paths = [path for path in paths if path.name != "damaged.JPEG"]
@@ -68,6 +70,13 @@ def test_small_files_stay_and_others_become_jpeg(folders, tmp_path, capsys):
             assert len(content) < path.stat().st_size or not is_small
             assert np.asarray(image).shape == expected.shape
     assert prepare(folders, tmp_path) == files
+
+
+def test_it_takes_no_options_without_effect(capsys):
+    with pytest.raises(SystemExit):
+        main(prepare_images, ["--help"])
+    text = capsys.readouterr().out
+    assert "--workers" in text and "--seed" not in text and "--dpi" not in text
 
 
 def test_what_is_refused_is_one_line(folders, tmp_path, refuse):
