@@ -50,7 +50,7 @@ from zfnet_jax.inference import evaluate
 from zfnet_jax.recipes import LONG, Recipe
 from zfnet_jax.training import split_validation
 
-# Seconds for all parts. A dry run has an hour for each: it is also run on busy machines.
+# Seconds for all parts, and for a dry run, which busy machines run too.
 _SECONDS, _DRY_SECONDS = 470, 3600
 _PRECISIONS: dict[Precision, Any] = {"TF32": jnp.float32, "bfloat16": jnp.bfloat16}
 

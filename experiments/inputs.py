@@ -87,8 +87,8 @@ class NetworkRun(Run):
         """The network of --model or --weights."""
         if self.model is not None:
             return self._call_model(self.model)
-        is_given = self.weights is not None
-        return self._load(self.weights if is_given else self.default_weights)
+        weights = self.default_weights if self.weights is None else self.weights
+        return self._load(weights)
 
     def _load(self, weights: str) -> Network:
         """Load a known network, or bare weights as the options describe them."""

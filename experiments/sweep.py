@@ -138,7 +138,7 @@ class Member:
 
 
 def sweep(
-    run: CifarRun, keep_epochs: tuple[int, ...], **options: tuple[Any, ...] | None
+    run: CifarRun, keep_epochs: tuple[int, ...], **values: tuple[Any, ...] | None
 ) -> Metrics:
     """Train with every combination of the values, one after another.
 
@@ -146,8 +146,8 @@ def sweep(
         resume: Keep the finished runs in --out, and continue the others.
     """
     # The recipe's value is None.
-    options = {x: (None,) if y is None else y for x, y in options.items()}
-    names = [x for x, values in options.items() if len(values) > 1 or x == "seed"]
+    options = {x: (None,) if y is None else y for x, y in values.items()}
+    names = [x for x, y in options.items() if len(y) > 1 or x == "seed"]
     members = plan(run, options, names)
     work = list(prepare(run, members, keep_epochs))
     write_runs(run.path, members, names)
