@@ -398,3 +398,4 @@ def test_a_gray_network_without_labels_or_live_units(tmp_path):
     result = zf.gallery(net, images, tmp_path, layers="fc")
     assert (result.units, result.dead) == ({"fc": 2}, {"fc": 2})
     assert "2 units, 2 dead" in Page(result.page).text
+    assert "class selectivity" not in Page(layer(tmp_path, "fc") / "index.html").text
