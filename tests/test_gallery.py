@@ -215,7 +215,12 @@ def test_a_zip_holds_the_pages_and_is_the_same_each_time(folder, tmp_path):
     for copy in (first, second):
         shutil.copytree(folder, copy)
         (copy / "config.json").write_text("of a command")
+        (copy / "pages/.search").mkdir()
+        (copy / "pages/.search/0.npz").write_text("of a search that was killed")
         zip_gallery(copy)
+    stale = second / "pages/layers/earlier"
+    shutil.copytree(layer(second, "logits"), stale)
+    zip_gallery(second)
     content = zip_gallery(first).read_bytes()
     assert content == (second / "gallery.zip").read_bytes()
     with zipfile.ZipFile(first / "gallery.zip") as archive:

@@ -167,10 +167,7 @@ def write_layer(
         "blocks": 1 + len(search.rules) * len(CONTRASTS),
         "across": count_across(search.k),
         "cell": shrink(field or image),
-        # A unit that few images activate is selective by chance.
-        "previews": sorted(
-            live, key=lambda unit: (-len(unit["tops"]), -(unit["selectivity"] or 0))
-        )[:_PREVIEWS],
+        "previews": _choose_previews(live),
     }
     common = {
         "search": search,
@@ -186,6 +183,21 @@ def write_layer(
         (part / f"{unit['unit']}.html").write_text(page, encoding="utf-8")
     write_units(part, search, record, units)
     write_atomically(part / "record.json", to_json(record))
+
+
+def _choose_previews(live: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choose selective units, first those that respond most to different images."""
+    # A unit that few images activate is selective by chance.
+    order = sorted(
+        live, key=lambda unit: (-len(unit["tops"]), -(unit["selectivity"] or 0))
+    )
+    unlike, rest = [], []
+    images: set[int] = set()
+    for unit in order:
+        own = {top["image"] for top in unit["tops"]}
+        (rest if own & images else unlike).append(unit)
+        images |= own
+    return (unlike + rest)[:_PREVIEWS]
 
 
 def write_sanity(
