@@ -34,7 +34,7 @@ from tests.gallery_case import (
 )
 from zfnet_jax.analysis import mining, search_state
 from zfnet_jax.analysis.sanity import controls
-from zfnet_jax.files import slug
+from zfnet_jax.files import digest, slug
 from zfnet_jax.galleries import build as building
 from zfnet_jax.galleries import zip_gallery
 from zfnet_jax.galleries.pages import printable
@@ -178,6 +178,7 @@ def test_numbers_are_those_of_the_search_and_the_pages(folder):
     outline = json.loads((folder / "gallery.json").read_text())
     assert [x["name"] for x in outline["layers"]] == list(LAYERS)
     assert outline["classes"] == list(CLASSES) and outline["images"] == COUNT
+    assert outline["weights"] == digest(*map(np.asarray, jax.tree.leaves(NET)))
     for described in outline["layers"]:
         top = search()[described["name"]]
         assert (folder / described["page"]).is_file()

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from zfnet_jax.files import to_json, write_atomically
+from zfnet_jax.files import digest, to_json, write_atomically
 from zfnet_jax.galleries.pictures import CONTRASTS
 from zfnet_jax.galleries.sources import Search
 from zfnet_jax.imagenet.classes import BROADER_TERMS, SYNONYMS
@@ -62,6 +63,7 @@ def write_outline(
         "image_shape": search.net.image_shape,
         "classes": None if source.labels is None else source.class_names,
         "class_terms": list_terms(search),
+        "weights": digest(*map(np.asarray, jax.tree.leaves(search.net))),
         "test_accuracy": getattr(search.net, "metadata", {}).get("test_accuracy"),
         "k": search.k,
         "rules": search.rules,

@@ -147,7 +147,11 @@ def _summarize_classes(search: Search, unit: dict[str, Any]) -> str:
 
 
 def write_layer(
-    part: Path, search: Search, name: str, units: Sequence[dict[str, Any]]
+    part: Path,
+    search: Search,
+    name: str,
+    units: Sequence[dict[str, Any]],
+    has_live: bool,
 ) -> None:
     """Write the page of a layer, those of its units, and its record."""
     layer, image = search.net.layer(name), search.net.image_shape[:2]
@@ -179,7 +183,7 @@ def write_layer(
     page = render("layer.html", at_once=UNITS_AT_ONCE, **common)
     (part / "index.html").write_text(page, encoding="utf-8")
     for unit in units:
-        page = render("unit.html", unit=unit, **common)
+        page = render("unit.html", unit=unit, has_live=has_live, **common)
         (part / f"{unit['unit']}.html").write_text(page, encoding="utf-8")
     write_units(part, search, record, units)
     write_atomically(part / "record.json", to_json(record))
