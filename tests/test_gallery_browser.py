@@ -452,7 +452,11 @@ def test_pages_are_printed_black_on_white_without_controls(browser, visit):
         "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
     )
     assert browser.execute_script(colors) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
-    assert browser.find_element("class name", "overview").is_displayed()
+    square = browser.find_element("css selector", ".overview .square")
+    assert square.is_displayed() and square.size["width"] > 200
+    left = "return ['nav', 'h1'].map(x => document.querySelector(x))"
+    left += ".map(x => x.getBoundingClientRect().left)"
+    assert len({*browser.execute_script(left)}) == 1
     for page in (f"{CONV1}/5.html", f"{CONV1}/index.html"):
         visit(page)
         prefer(browser, "dark", media="print")

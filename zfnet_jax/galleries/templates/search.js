@@ -1,6 +1,6 @@
 "use strict";
 
-// The search field: units of all layers by address, by class and by likeness, as one types.
+// The search field: units of all layers by address, by class and by likeness, as you type.
 
 {
   const { root, layer: here } = body.dataset;
