@@ -152,9 +152,7 @@ def _list_numbers(search: Search, unit: dict[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _list_columns(
-    search: Search, units: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def _list_columns(search: Search, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """List what the page of a layer and the search show of units, by column."""
     names = [printable(unit["name"]) for unit in units]
     is_plain = names == [f"unit {unit}" for unit in range(len(units))]
