@@ -453,7 +453,7 @@ def test_pages_are_printed_black_on_white_without_controls(browser, visit):
     )
     assert browser.execute_script(colors) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
     square = browser.find_element("css selector", ".overview .square")
-    assert square.is_displayed() and square.size["width"] > 200
+    assert square.is_displayed() and square.size["width"] > 300
     left = "return ['nav', 'h1'].map(x => document.querySelector(x))"
     left += ".map(x => x.getBoundingClientRect().left)"
     assert len({*browser.execute_script(left)}) == 1

@@ -43,7 +43,7 @@
     return wanted.every((word) => words.includes(word)) ? 2 + (wanted.length === words.length) : 1;
   }
 
-  // The names that match best: “dog” is no dogsled, nor a dog sled.
+  // The names that match best: where a class is a “dog”, a “dog sled” does not match it.
   function matchNames(wanted) {
     names ??= readNames();
     const scores = [...names].map(([name, all]) => [name, Math.max(...all.map((words) => match(wanted, words)))]);
