@@ -36,7 +36,7 @@ from zfnet_jax.analysis import mining, search_state
 from zfnet_jax.analysis.sanity import controls
 from zfnet_jax.files import digest, slug
 from zfnet_jax.galleries import build as building
-from zfnet_jax.galleries import zip_gallery
+from zfnet_jax.galleries import pages, zip_gallery
 from zfnet_jax.galleries.pages import printable
 from zfnet_jax.viz.patches import cut_patches
 
@@ -247,6 +247,17 @@ def test_a_class_that_contradicts_the_strongest_is_named_beside_theirs(folder):
         assert f"; {summary}; class selectivity" in text
         agree.append(favorite == best)
     assert {*agree} == {False, True}
+
+
+def test_previews_are_selective_units_that_respond_to_different_images():
+    images = [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [7]]
+    units = [
+        {"unit": unit, "tops": [{"image": x} for x in own], "selectivity": 1 / unit}
+        for unit, own in enumerate(images, 1)
+    ]
+    # All but the last share an image with the one before.
+    assert [x["unit"] for x in pages._choose_previews(units)] == [1, 3, 5, 6]
+    assert [x["unit"] for x in pages._choose_previews(units[:4])] == [1, 3, 2, 4]
 
 
 def test_units_of_the_classifier_are_classes(folder):

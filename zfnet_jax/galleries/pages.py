@@ -199,8 +199,11 @@ def _choose_previews(live: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     images: set[int] = set()
     for unit in order:
         own = {top["image"] for top in unit["tops"]}
-        (rest if own & images else unlike).append(unit)
-        images |= own
+        if own.isdisjoint(images):
+            unlike.append(unit)
+            images |= own
+        else:
+            rest.append(unit)
     return (unlike + rest)[:_PREVIEWS]
 
 
