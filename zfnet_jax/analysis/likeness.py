@@ -122,7 +122,8 @@ class Likeness:
         live = np.flatnonzero(_is_live(directions))
         if len(live) < 2:
             return []
-        distances = 1 - directions[live] @ directions[live].T
+        # Rounding may leave a cosine slightly above 1.
+        distances = np.maximum(1 - directions[live] @ directions[live].T, 0)
         pairs = scipy.spatial.distance.squareform(distances, checks=False)
         tree = scipy.cluster.hierarchy.linkage(pairs, "complete")
         labels = scipy.cluster.hierarchy.fcluster(tree, 1 - threshold, "distance")
