@@ -93,7 +93,7 @@ def gallery(
         sanity_images=sanity_images,
         layout=layout,
         compare=open_other(session, compare, files, limit, split),
-        title=f"Units of {session.network_name}",
+        title=f"Units of {name_weights(session, run)}",
         progress=session.progress,
     )
     yield from session.describe_data(images)
@@ -108,6 +108,17 @@ def gallery(
     if zip and session.is_first:
         zip_gallery(result.page.parent)
     say(f"open file://{result.page.resolve()}")
+
+
+def name_weights(session: SharedRun, run: Path | None) -> str:
+    """Name the network, and tell it from others of its architecture."""
+    if session.model is not None:
+        return session.network_name
+    weights = Path(session.weights or session.default_weights)
+    if not weights.is_file():
+        return weights.name
+    own = weights.stem if run is None else run.resolve().name
+    return f"{session.network_name} ({own})"
 
 
 def find_epochs(session: SharedRun, folder: Path) -> dict[int, Path]:

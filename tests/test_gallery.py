@@ -34,9 +34,9 @@ from tests.gallery_case import (
 )
 from zfnet_jax.analysis import mining, search_state
 from zfnet_jax.analysis.sanity import controls
-from zfnet_jax.files import slug
+from zfnet_jax.files import digest, slug
 from zfnet_jax.galleries import build as building
-from zfnet_jax.galleries import zip_gallery
+from zfnet_jax.galleries import pages, zip_gallery
 from zfnet_jax.galleries.pages import printable
 from zfnet_jax.viz.patches import cut_patches
 
@@ -178,6 +178,7 @@ def test_numbers_are_those_of_the_search_and_the_pages(folder):
     outline = json.loads((folder / "gallery.json").read_text())
     assert [x["name"] for x in outline["layers"]] == list(LAYERS)
     assert outline["classes"] == list(CLASSES) and outline["images"] == COUNT
+    assert outline["weights"] == digest(*map(np.asarray, jax.tree.leaves(NET)))
     for described in outline["layers"]:
         top = search()[described["name"]]
         assert (folder / described["page"]).is_file()
@@ -215,7 +216,12 @@ def test_a_zip_holds_the_pages_and_is_the_same_each_time(folder, tmp_path):
     for copy in (first, second):
         shutil.copytree(folder, copy)
         (copy / "config.json").write_text("of a command")
+        (copy / "pages/.search").mkdir()
+        (copy / "pages/.search/0.npz").write_text("of a search that was killed")
         zip_gallery(copy)
+    stale = second / "pages/layers/earlier"
+    shutil.copytree(layer(second, "logits"), stale)
+    zip_gallery(second)
     content = zip_gallery(first).read_bytes()
     assert content == (second / "gallery.zip").read_bytes()
     with zipfile.ZipFile(first / "gallery.zip") as archive:
@@ -241,6 +247,17 @@ def test_a_class_that_contradicts_the_strongest_is_named_beside_theirs(folder):
         assert f"; {summary}; class selectivity" in text
         agree.append(favorite == best)
     assert {*agree} == {False, True}
+
+
+def test_previews_are_selective_units_that_respond_to_different_images():
+    images = [[1, 2], [2, 3], [3, 4], [4, 5], [5, 6], [7]]
+    units = [
+        {"unit": unit, "tops": [{"image": x} for x in own], "selectivity": 1 / unit}
+        for unit, own in enumerate(images, 1)
+    ]
+    # All but the last share an image with the one before.
+    assert [x["unit"] for x in pages._choose_previews(units)] == [1, 3, 5, 6]
+    assert [x["unit"] for x in pages._choose_previews(units[:4])] == [1, 3, 2, 4]
 
 
 def test_units_of_the_classifier_are_classes(folder):
@@ -398,3 +415,4 @@ def test_a_gray_network_without_labels_or_live_units(tmp_path):
     result = zf.gallery(net, images, tmp_path, layers="fc")
     assert (result.units, result.dead) == ({"fc": 2}, {"fc": 2})
     assert "2 units, 2 dead" in Page(result.page).text
+    assert "class selectivity" not in Page(layer(tmp_path, "fc") / "index.html").text

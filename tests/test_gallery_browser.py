@@ -272,10 +272,7 @@ def list_by_class(label: int, sort: str) -> list[str]:
     for name, top in search().items():
         for unit in range(len(top.dead)):
             strongest = LABELS[top.images[unit, top.activations[unit] > 0]]
-            counts = np.bincount(strongest, minlength=3)
-            # Of classes that are equally frequent, that of the strongest activation.
-            majority = max([-1, *strongest], key=lambda x: x >= 0 and counts[x])
-            score = (majority == label) * counts[label] / max(1, len(strongest))
+            score = (strongest == label).sum() / max(1, len(strongest))
             score += top.favorite[unit] == label
             score += 10 * (name == "logits" and unit == label)
             values = {"sparsity": top.sparsity[unit], "activity": top.active[unit]}
@@ -322,6 +319,34 @@ def test_broader_terms_find_classes(browser, tmp_path):
     browser.find_element("css selector", "#find-class input").send_keys("dog")
     shown = browser.find_elements("css selector", "#classes li:not([hidden]) a")
     assert [x.text for x in shown] == ["beagle", "golden retriever"]
+
+
+DOGS = ("pug", "beagle", "collie", "boxer", "Rottweiler", "kelpie", "whippet")
+BREEDS = (*DOGS, "basset", "Samoyed")
+
+
+def test_all_of_a_unit_s_strongest_count(browser, tmp_path):
+    """Unit 0 has nine breeds, unit 1 a robin and a tie of four breeds and four cats."""
+    names = (*BREEDS, "robin", "tabby", "dogsled", "hotdog")
+    labels = np.array([*range(9), *[9, *[0] * 4, *[10] * 4], *[11, 12]])
+    images = np.zeros((len(labels), 1, 1, 3), np.float32)
+    images[:9, ..., 0] = images[9:18, ..., 1] = images[18:, ..., 2] = 1
+    kernel = np.eye(3, dtype=np.float32)
+    net = zf.network(
+        lambda params, x: x.mean((1, 2)) @ params["fc"]["kernel"],
+        (1, 1, 3),
+        params={"fc": {"kernel": kernel}},
+        class_names=("a", "b", "c"),
+    )
+    options = {"labels": labels, "class_names": names, "rules": ["gradient"]}
+    zf.gallery(net, images, tmp_path, layers="fc", k=9, sanity_images=0, **options)
+    browser.get((tmp_path / "index.html").as_uri())
+    assert find(browser, "dog") == ["fc, a", "fc, b"]
+    small = [x.text for x in browser.find_elements("css selector", "#results .small")]
+    assert small[0].startswith("9 of 9 match · 1 of 9 pug")
+    assert find(browser, "cat") == ["fc, b"]
+    # A name's part counts where no whole name is meant, and then a word's beginning.
+    assert find(browser, "sled") == find(browser, "sle") == ["fc, c"]
 
 
 def test_a_search_is_used_by_keys(browser, visit):
@@ -372,6 +397,13 @@ def test_an_address_opens_a_unit_a_layer_or_a_search(browser, visit):
     find(browser, "a b&c", "activity")
     link = browser.find_element("id", "search-address").get_attribute("href")
     assert link.endswith("/index.html#q=a+b%26c&sort=activity")
+    for text, address in {"like 17": "like+conv1%2F17", "17": "conv1%2F17"}.items():
+        find(browser, text)
+        link = browser.find_element("id", "search-address").get_attribute("href")
+        assert link.endswith(f"#q={address}")
+    visit("index.html#ship%20%22")
+    wait_for(browser, "return byId('results').children.length")
+    assert browser.find_element("name", "q").get_property("value") == 'ship "'
 
 
 def test_a_unit_s_address_is_copied(browser, visit, folder):
@@ -390,6 +422,8 @@ def test_a_missing_unit_is_said_with_those_there_are(browser, visit):
     for text, message in {
         "conv9 1": "no unit or class; the layers are conv1, ",
         "logits 6": "there is no unit 6; logits has the units 0 to 2",
+        f"like conv1/{DEAD}": f"conv1, unit {DEAD} is dead: no image activates it",
+        "": "a layer, a unit, a class: conv1, conv1 3, cat, conv1 cat, like conv1/3",
     }.items():
         visit("index.html")
         assert find(browser, text) == []
@@ -418,7 +452,11 @@ def test_pages_are_printed_black_on_white_without_controls(browser, visit):
         "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
     )
     assert browser.execute_script(colors) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
-    assert browser.find_element("class name", "overview").is_displayed()
+    square = browser.find_element("css selector", ".overview .square")
+    assert square.is_displayed() and square.size["width"] > 300
+    left = "return ['nav', 'h1'].map(x => document.querySelector(x))"
+    left += ".map(x => x.getBoundingClientRect().left)"
+    assert len({*browser.execute_script(left)}) == 1
     for page in (f"{CONV1}/5.html", f"{CONV1}/index.html"):
         visit(page)
         prefer(browser, "dark", media="print")

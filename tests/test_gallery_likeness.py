@@ -246,7 +246,7 @@ def test_likes_that_cannot_be_searched_are_explained(browser, visit, folder):
     assert find(browser, "like 5") == find(browser, "like conv1/unit 5") != []
     for text, message in {
         "like conv1/99": "there is no unit 99; conv1 has the units 0 to 23",
-        "like conv1/7": "no unit responds to the same images as conv1, unit 7",
+        "like conv1/7": "conv1, unit 7 is dead: no image activates it",
         "like": "“like” takes a layer and a unit: like conv1/3",
         "like dog": "“like” takes a layer and a unit: like conv1/3",
     }.items():

@@ -146,14 +146,15 @@ def test_of_many_images_a_sample_is_read_in_small_parts(responses):
     assert live.sum() == (responses["logits"].max(0) > 0).sum()
 
 
-def test_groups_are_connected_by_pairs_above_the_threshold(monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 2)
-    angles = np.radians([0, 120, 20, 240, 40, 121, 300])
-    like = make(np.stack([np.cos(angles), np.sin(angles)], 1).tolist())
-    # cos 20° = 0.94, cos 40° = 0.77: the ends of the chain are not close themselves.
-    assert like.groups("layer0", 0.9) == [[0, 2, 4], [1, 5]]
-    assert like.groups("layer0", 0.95) == [[1, 5]]
+def test_every_pair_of_a_group_is_above_the_threshold():
+    angles = np.radians([0, 120, 19, 240, 39, 121, 300, 4])
+    rows = np.stack([np.cos(angles), np.sin(angles)], 1)
+    like = make([*rows.tolist(), [0, 0]])
+    # cos 19° = 0.946, cos 39° = 0.78: the ends of the chain are not close themselves.
+    assert like.groups("layer0", 0.9) == [[0, 2, 7], [1, 5]]
+    assert like.groups("layer0", 0.95) == [[0, 7], [1, 5]]
     assert make([[0, 0], [0, 0]]).groups("layer0") == []
+    assert make([[1, 0]]).groups("layer0") == []
 
 
 @pytest.mark.parametrize("shape", [(9, 20), (20, 9), (3, 5), (1, 5)])

@@ -12,7 +12,8 @@ from flax import nnx
 from PIL import Image
 
 import zfnet_jax as zf
-from experiments.gallery import gallery
+from experiments.gallery import gallery, name_weights
+from experiments.inputs import SharedRun
 from tests.gallery_case import make_network
 from zfnet_jax.data import make_shapes
 
@@ -40,20 +41,28 @@ def test_metrics_count_units(finished, weights):
     }
 
 
-def test_pages_say_what_they_are_of(finished):
+def test_pages_say_what_they_are_of(finished, trained):
     _, out = finished
     text = (out / "index.html").read_text()
-    assert "Units of small" in text and "12.5%" in text and "(40 images)" in text
+    title = f"Units of small ({trained.name})"
+    assert title in text and "12.5%" in text and "(40 images)" in text
     assert str(out) not in text
     unit = (out / "pages/layers/conv2/0.html").read_text()
     assert "(30 images)" in unit and "epoch 5" in unit
+    assert 'href="../../live/index.html#conv2/0"' in unit
     digests = json.loads((out / "manifest.json").read_text())["digests"]
     assert {"weights", "data", "training data"} <= set(digests)
     assert digests["data"] != digests["training data"]
     assert digests["compared"]["weights"] != digests["weights"]
     text = (out / "pages/compare/index.html").read_text()
-    assert "Units of small, compared with epoch 1" in text and "to 40 images" in text
+    assert f"{title}, compared with epoch 1" in text and "to 40 images" in text
     assert str(out) not in text
+
+
+def test_a_title_names_the_weights(weights):
+    shipped, file = SharedRun(), SharedRun(weights=weights)
+    assert name_weights(shipped, None) == "zfnet32-cifar10"
+    assert name_weights(file, None) == "small (weights)"
 
 
 def test_without_kept_epochs_there_is_no_evolution(trained, measure, tmp_path, capsys):

@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import scipy.cluster.hierarchy
 import scipy.linalg
 import scipy.optimize
-import scipy.sparse.csgraph
+import scipy.spatial.distance
 from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from zfnet_jax.files import digest
@@ -109,24 +110,24 @@ class Likeness:
         return self._search(layer, self, names, k)
 
     def groups(self, layer: str, threshold: float = 0.9) -> list[list[int]]:
-        """Find groups of near duplicates in a layer.
+        """Find groups of near duplicates in a layer, by complete linkage.
 
-        A group is connected by pairs of units whose cosine exceeds the threshold.
+        The cosine of every two units of a group exceeds the threshold. The most similar
+        groups are joined first, and each unit is in one group at most.
 
         Returns:
             The units of each group of at least two, the largest group first.
         """
         directions = self.directions[layer]
-        rows = [
-            scipy.sparse.csr_array(
-                directions[start : start + _BLOCK] @ directions.T > threshold
-            )
-            for start in range(0, len(directions), _BLOCK)
-        ]
-        graph = scipy.sparse.vstack(rows)
-        _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
-        order = np.argsort(labels, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+        live = np.flatnonzero(_is_live(directions))
+        if len(live) < 2:
+            return []
+        # Rounding may leave a cosine slightly above 1.
+        distances = np.maximum(1 - directions[live] @ directions[live].T, 0)
+        pairs = scipy.spatial.distance.squareform(distances, checks=False)
+        tree = scipy.cluster.hierarchy.linkage(pairs, "complete")
+        labels = scipy.cluster.hierarchy.fcluster(tree, 1 - threshold, "distance")
+        parts = (live[labels == label] for label in np.unique(labels))
         groups = [part.tolist() for part in parts if len(part) > 1]
         return sorted(groups, key=lambda group: (-len(group), group))
 

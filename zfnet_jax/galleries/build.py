@@ -222,7 +222,7 @@ class _Build:
                 write_sanity(part, self.search, count, self.progress)
 
     def write_live(self) -> None:
-        network = describe_network(self.search.net)
+        network = self.live_network
         inputs = self.search.k, *(pages.TEMPLATES / name for name in SCRIPTS)
         if network is None:
             self.folders.remove("live")
@@ -288,7 +288,8 @@ class _Build:
                         report(done, total)
                     images = {x["image"] for unit in units for x in unit["tops"]}
                     write_images(part, search.source, images, saved)
-                    pages.write_layer(part, search, name, units)
+                    has_live = self.live_network is not None
+                    pages.write_layer(part, search, name, units, has_live)
                 saved |= {index: home / "images" / f"{index}.webp" for index in images}
                 for unit in (unit for unit in units if unit["tops"]):
                     file = home / f"{unit['unit']}.webp"
@@ -350,6 +351,10 @@ class _Build:
                 {record["name"]: record["dead"] for record in records},
             )
         return broadcast(result)
+
+    @functools.cached_property
+    def live_network(self) -> dict[str, Any] | None:
+        return describe_network(self.search.net)
 
     @functools.cached_property
     def own_likeness(self) -> Likeness:

@@ -153,7 +153,7 @@ def _describe_layer(net: Network, record: dict[str, Any]) -> dict[str, Any]:
 def _list_neighbors(
     neighbors: Neighbors, names: Sequence[str]
 ) -> list[list[int | float]]:
-    """List layer, unit and cosine, over and over, of each unit's neighbors above 0."""
+    """List layer, unit and cosine of each neighbor above 0, in one row per unit."""
     places = np.array([names.index(name) for name in neighbors.layers] or [0])
     table = []
     for row in range(len(neighbors.units)):

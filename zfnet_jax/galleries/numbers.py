@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from zfnet_jax.files import to_json, write_atomically
+from zfnet_jax.files import digest, to_json, write_atomically
 from zfnet_jax.galleries.pictures import CONTRASTS
 from zfnet_jax.galleries.sources import Search
 from zfnet_jax.imagenet.classes import BROADER_TERMS, SYNONYMS
@@ -36,7 +37,7 @@ def write_units(
     units: Sequence[dict[str, Any]],
 ) -> None:
     """Write the numbers of the units of a layer."""
-    columns = to_script(_list_columns(units))
+    columns = to_script(_list_columns(search, units))
     write_atomically(part / "units.js", f'UNITS["{record["slug"]}"] = {columns};\n')
     numbers = {
         "format": FORMAT,
@@ -62,6 +63,7 @@ def write_outline(
         "image_shape": search.net.image_shape,
         "classes": None if source.labels is None else source.class_names,
         "class_terms": list_terms(search),
+        "weights": digest(*map(np.asarray, jax.tree.leaves(search.net))),
         "test_accuracy": getattr(search.net, "metadata", {}).get("test_accuracy"),
         "k": search.k,
         "rules": search.rules,
@@ -150,7 +152,7 @@ def _list_numbers(search: Search, unit: dict[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _list_columns(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _list_columns(search: Search, units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """List what the page of a layer and the search show of units, by column."""
     names = [printable(unit["name"]) for unit in units]
     is_plain = names == [f"unit {unit}" for unit in range(len(units))]
@@ -166,12 +168,19 @@ def _list_columns(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": None if is_plain else names,
         "tops": [len(unit["tops"]) for unit in units],
+        "labels": [_list_labels(search, unit) for unit in units],
         **{
             key: [unit[key] for unit in units]
             for key in ("favorite", "majority", "majority_count")
         },
         **_round(values, 5),
     }
+
+
+def _list_labels(search: Search, unit: dict[str, Any]) -> list[int]:
+    """List the classes of a unit's strongest activations; none without labels."""
+    labels, images = search.source.labels, [top["image"] for top in unit["tops"]]
+    return [] if labels is None else labels[images].tolist()
 
 
 def _round(value: Any, digits: int) -> Any:

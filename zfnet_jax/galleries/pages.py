@@ -147,7 +147,11 @@ def _summarize_classes(search: Search, unit: dict[str, Any]) -> str:
 
 
 def write_layer(
-    part: Path, search: Search, name: str, units: Sequence[dict[str, Any]]
+    part: Path,
+    search: Search,
+    name: str,
+    units: Sequence[dict[str, Any]],
+    has_live: bool,
 ) -> None:
     """Write the page of a layer, those of its units, and its record."""
     layer, image = search.net.layer(name), search.net.image_shape[:2]
@@ -167,10 +171,7 @@ def write_layer(
         "blocks": 1 + len(search.rules) * len(CONTRASTS),
         "across": count_across(search.k),
         "cell": shrink(field or image),
-        # A unit that few images activate is selective by chance.
-        "previews": sorted(
-            live, key=lambda unit: (-len(unit["tops"]), -(unit["selectivity"] or 0))
-        )[:_PREVIEWS],
+        "previews": _choose_previews(live),
     }
     common = {
         "search": search,
@@ -182,10 +183,28 @@ def write_layer(
     page = render("layer.html", at_once=UNITS_AT_ONCE, **common)
     (part / "index.html").write_text(page, encoding="utf-8")
     for unit in units:
-        page = render("unit.html", unit=unit, **common)
+        page = render("unit.html", unit=unit, has_live=has_live, **common)
         (part / f"{unit['unit']}.html").write_text(page, encoding="utf-8")
     write_units(part, search, record, units)
     write_atomically(part / "record.json", to_json(record))
+
+
+def _choose_previews(live: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choose selective units, first those that respond most to different images."""
+    # A unit that few images activate is selective by chance.
+    order = sorted(
+        live, key=lambda unit: (-len(unit["tops"]), -(unit["selectivity"] or 0))
+    )
+    unlike, rest = [], []
+    images: set[int] = set()
+    for unit in order:
+        own = {top["image"] for top in unit["tops"]}
+        if own.isdisjoint(images):
+            unlike.append(unit)
+            images |= own
+        else:
+            rest.append(unit)
+    return (unlike + rest)[:_PREVIEWS]
 
 
 def write_sanity(

@@ -36,7 +36,7 @@
   const list = document.getElementById("speakers");
   if (list) list.append(...CLASS.map(speakers));
 
-  // The page of all classes: those whose name holds what is typed, or one of whose terms begins so.
+  // The page of all classes: those whose name holds what is typed, or one of whose terms begins with it.
 
   const form = document.getElementById("find-class");
   const rows = form ? [...document.querySelectorAll("#classes > li")] : [];

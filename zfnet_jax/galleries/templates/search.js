@@ -1,6 +1,6 @@
 "use strict";
 
-// The search field: units of all layers by address, by class and by likeness, as one types.
+// The search field: units of all layers by address, by class and by likeness, as you type.
 
 {
   const { root, layer: here } = body.dataset;
@@ -11,7 +11,7 @@
   const atMost = 50;
   let rows = [];
   let active = -1;
-  let classes;
+  let names;
   let latest;
   const scripts = new Map();
 
@@ -31,18 +31,24 @@
 
   const split = (text) => text.toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? [];
 
-  // The words of each name of each class, and of each broader term.
-  const readClasses = () =>
-    new Map([...CLASSES.map((name) => [name, []]), ...Object.entries(TERMS)].map(([name, terms]) => [name, [name, ...terms].map(split)]));
+  // The words of each name of each class and unit, and of each broader term.
+  function readNames() {
+    const names = [...CLASSES, ...LAYERS.flatMap((x) => UNITS[x.slug].name ?? []), ...Object.keys(TERMS)];
+    return new Map(names.map((name) => [name, [name, ...(TERMS[name] ?? [])].map(split)]));
+  }
 
-  // How well a name matches: 1 if it is all that is wanted, 0 if a word is missing.
+  // How well a name matches: 3 if it is all that is wanted, 2 if it has these words, 1 if it has their beginnings.
   function match(wanted, words) {
-    let whole = 0;
-    for (const word of wanted) {
-      if (words.includes(word)) whole += 1;
-      else if (!words.some((x) => x.startsWith(word))) return 0;
-    }
-    return wanted.length && (1 + whole / words.length) / 2;
+    if (!wanted.length || !wanted.every((word) => words.some((x) => x.startsWith(word)))) return 0;
+    return wanted.every((word) => words.includes(word)) ? 2 + (wanted.length === words.length) : 1;
+  }
+
+  // The names that match best: where a class is a “dog”, a “dog sled” does not match it.
+  function matchNames(wanted) {
+    names ??= readNames();
+    const scores = [...names].map(([name, all]) => [name, Math.max(...all.map((words) => match(wanted, words)))]);
+    const best = Math.max(1, ...scores.map(([, score]) => score));
+    return new Set(scores.filter(([, score]) => score === best).map(([name]) => name));
   }
 
   // "conv3 17", "conv3/17", "conv3 dog", "dog" or "17": a layer, and what is left. "like conv3/17": also that.
@@ -71,20 +77,21 @@
     return rest ? layers.filter((x) => x.name.toLowerCase().startsWith(rest)).map((x) => ({ layer: x })) : [];
   }
 
-  // Units of a class by name, or by their strongest activations or highest mean.
+  // Units named as wanted, or whose strongest activations or highest mean are of such classes.
   function findByClass({ layer, rest }, order) {
     const wanted = split(rest);
     if (!wanted.length && (rest || (!layer && order === "match"))) return [];
-    classes ??= readClasses();
-    const byName = new Map([...classes].map(([name, names]) => [name, Math.max(...names.map((words) => match(wanted, words)))]));
-    const scores = CLASSES.map((name) => byName.get(name));
+    const matches = matchNames(wanted);
+    const isWanted = CLASSES.map((name) => matches.has(name));
     const found = [];
     for (const x of layer ? [layer] : LAYERS) {
-      const { name, active, tops, majority, majority_count, favorite } = UNITS[x.slug];
+      const { name, active, labels, favorite } = UNITS[x.slug];
       for (let unit = 0; unit < x.units; unit++) {
-        let score = name ? 10 * (byName.get(name[unit]) ?? match(wanted, split(name[unit]))) : 0;
-        if (majority[unit] >= 0) score += (scores[majority[unit]] * majority_count[unit]) / tops[unit] + scores[favorite[unit]];
-        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score });
+        const own = labels[unit];
+        const matching = own.filter((label) => isWanted[label]).length;
+        let score = 10 * matches.has(name?.[unit]);
+        if (own.length) score += matching / own.length + isWanted[favorite[unit]];
+        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score, matching });
       }
     }
     return sortUnits(found, order);
@@ -130,17 +137,28 @@
   }
 
   function count({ layer, rest, unit, isLike }) {
-    if (isLike && rows.length) return `${rows.length} unit${rows.length > 1 ? "s" : ""} like ${layer.name}, ${readUnit(layer.slug, unit).name}`;
+    if (isLike && rows.length) return `${rows.length} unit${rows.length > 1 ? "s" : ""} like ${nameUnit(layer, unit)}`;
     if (rows.length) return rows.length > atMost ? `${rows.length} results, the first ${atMost}` : `${rows.length} result${rows.length > 1 ? "s" : ""}`;
-    if (!layer && !rest) return "a layer, a unit, a class: conv3, conv3 17, dog, conv3 dog, like conv3/17";
+    if (!layer && !rest) return suggest();
     if (isLike && !(layer && unit)) return `“like” takes a layer and a unit: like ${LAYERS[0].name}/3`;
     if (layer && unit && !(unit < layer.units)) return `there is no unit ${unit}; ${layer.name} has the units 0 to ${layer.units - 1}`;
+    if (isLike && readUnit(layer.slug, unit).dead) return `${nameUnit(layer, unit)} is dead: no image activates it`;
     if (isLike && !LIKENESS[layer.slug]) return "this gallery does not hold which units are alike";
-    if (isLike) return `no unit responds to the same images as ${layer.name}, ${readUnit(layer.slug, unit).name}`;
+    if (isLike) return `no unit responds to the same images as ${nameUnit(layer, unit)}`;
     return `no unit or class; the layers are ${LAYERS.map((x) => x.name).join(", ")}`;
   }
 
-  function makeRow({ layer, unit, cosine }, index) {
+  const nameUnit = (layer, unit) => `${layer.name}, ${readUnit(layer.slug, unit).name}`;
+
+  // What may be typed in this gallery.
+  function suggest() {
+    const { name } = LAYERS.find((x) => x.slug === here) ?? LAYERS[0];
+    const [first] = CLASSES;
+    const examples = [name, `${name} 3`, ...(first ? [first, `${name} ${first}`] : []), `like ${name}/3`];
+    return `a layer, a unit${first ? ", a class" : ""}: ${examples.join(", ")}`;
+  }
+
+  function makeRow({ layer, unit, cosine, matching }, index) {
     const row = byId("result").content.firstElementChild.cloneNode(true);
     const [square, text] = row.children;
     const [title, small] = text.children;
@@ -152,8 +170,9 @@
       return row;
     }
     const x = readUnit(layer.slug, unit);
-    title.textContent = `${layer.name}, ${x.name}`;
-    small.textContent = cosine ? `cosine ${cosine.toFixed(2)} · ${describe(x)}` : describe(x);
+    title.textContent = nameUnit(layer, unit);
+    const own = cosine ? `cosine ${cosine.toFixed(2)} · ` : matching && matching !== x.majority_count ? `${matching} of ${x.tops} match · ` : "";
+    small.textContent = own + describe(x);
     square.style.cssText = layer.style;
     if (x.dead) square.replaceChildren();
     else square.firstChild.src = `${root}layers/${layer.slug}/${unit}.webp`;
@@ -183,10 +202,16 @@
     field.setAttribute("aria-expanded", isOpen && rows.length > 0);
   }
 
+  // A unit of the page's own layer, with the layer.
+  function resolve(text) {
+    const { layer = LAYERS.find((x) => x.slug === here), unit, isLike } = parse(text);
+    return layer && unit < layer.units ? `${isLike ? "like " : ""}${layer.slug}/${unit}` : text;
+  }
+
   // The first page's address holds the search; other pages link to that.
   function remember() {
     const chosen = new URLSearchParams();
-    if (field.value.trim()) chosen.set("q", field.value.trim());
+    if (field.value.trim()) chosen.set("q", resolve(field.value.trim()));
     if (form.sort.selectedIndex) chosen.set("sort", form.sort.value);
     byId("search-address").href = `${root}../index.html#${chosen}`;
     if ("home" in body.dataset) history.replaceState(null, "", `${chosen}` ? `#${chosen}` : location.pathname);
@@ -201,7 +226,7 @@
     const chosen = new URLSearchParams(hash);
     if (!hash || byId(hash)) return;
     const isSearch = chosen.has("q") || chosen.has("sort");
-    field.value = isSearch ? (chosen.get("q") ?? "") : hash;
+    field.value = isSearch ? (chosen.get("q") ?? "") : [...chosen.keys()].join(" ");
     form.sort.value = chosen.get("sort") ?? "match";
     if (form.sort.selectedIndex < 0) form.sort.selectedIndex = 0;
     field.focus();
