@@ -4,7 +4,7 @@
 
 Mining finds the nine strongest activations of every unit:
 
-- of every layer of ZFNET32 over the 10,000 test images of CIFAR-10;
+- of every layer of the shipped network over the 10,000 test images of CIFAR-10;
 - of every layer of SqueezeNet v1.0, a plain function read by `zf.network`, with random
   weights, over 200 crops of photographs or of noise;
 - of every convolution of ZFNET at 224 x 224 over 200 crops of photographs.
@@ -142,7 +142,7 @@ def main(options: Options) -> None:
     net = zf.load("zfnet32-cifar10")
     assert net.preprocess is not None
     compare(
-        "ZFNET32, all layers, 10,000 images of CIFAR-10",
+        "The shipped network, all layers, 10,000 images of CIFAR-10",
         net,
         call,
         net.model,
