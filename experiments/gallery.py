@@ -14,8 +14,8 @@ units most similar to each are named too, and each layer has a map of its units.
 --compare, the units of another network, or of another epoch, are set beside those that
 respond to the same images.
 
-Expected with the shipped weights over the 10,000 test images of CIFAR-10: two minutes on
-two CPU cores. A second run into the same folder computes only the parts that have
+Expected with the shipped weights over the 10,000 test images of CIFAR-10: two minutes
+on two CPU cores. A second run into the same folder computes only the parts that have
 changed, and one after a kill goes on with the search.
 """
 
