@@ -76,7 +76,7 @@ RECORD = FOLDER / "figures.json"
 # Mean difference of two drawings of a picture, in gray levels, that is no change.
 TOLERANCE = 3.0
 # What the units of the first picture respond to.
-WORDS = "stripes", "corners", "rings", "round rims", "faces"
+WORDS = "stripes", "corners", "curves", "round rims", "mostly faces"
 
 
 class Picture(NamedTuple):
@@ -111,8 +111,8 @@ def draw_hero(session: Session) -> Image.Image:
     best = np.argsort(-chances)[:3]
     labels = [f"{chances[i]:.0%}  {net.class_names[i]}" for i in best]
     explanation = (
-        "Above: the patches that excite a unit most. Below: what in them excites it, "
-        "sent back to pixels by the deconvnet."
+        "Above: patches that excite a unit most. Below: what the deconvnet "
+        "projects from them back to pixels."
     )
     lines = [text(line, 20, FAINT) for line in textwrap.wrap(explanation, 27)]
     left = column(
