@@ -128,7 +128,7 @@ def test_the_pages_link_to_what_there_is(html, pages):
 def test_no_option_has_its_dashes_replaced(html, pages):
     for path in pages:
         text = path.read_text(encoding="utf-8")
-        assert re.findall(r"–[a-z][\w-]*", text) == [], path.relative_to(html)
+        assert re.findall(r"\u2013[a-z][\w-]*", text) == [], path.relative_to(html)
 
 
 @needs_browser
