@@ -72,8 +72,13 @@ html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "github_url": "https://github.com/zfnet-jax/zfnet_jax",
-    # The table of all findings needs the width.
-    "secondary_sidebar_items": {"**": ["page-toc"], "paper/reproduction": []},
+    # Code of 88 columns and wide tables need the width on all other pages.
+    "secondary_sidebar_items": {
+        "howto/*": ["page-toc"],
+        "reference/*": ["page-toc"],
+        "howto/from_captum": [],
+        "howto/from_tf_keras_vis": [],
+    },
     "footer_start": [],
     "footer_end": [],
 }

@@ -57,7 +57,7 @@ class TrainingRun(Run):
         epochs: Passes over the training images; by default 12, or 1 with --limit.
         dataset: Source of the images; shapes are generated and need no download.
         data_dir: Folder of CIFAR-10, by default $TFDS_DATA_DIR.
-        limit: Training images and validation images at most, each.
+        limit: Maximum number of training images, and of validation images.
         seed: First seed; it also determines which images are validated on.
     """
 

@@ -19,7 +19,7 @@ for a folder of 50 photographs; three minutes for the 10,000 test images of CIFA
 with top-1 and top-5 accuracies of 90.00% and 99.59% by one view, 90.85% and 99.72% by
 ten crops.
 
-A run that was killed goes on where it was, to a minute.
+A killed run resumes, losing at most a minute.
 
 The result folder contains a figure, metrics.json, and predictions.json with the classes
 of every image.

@@ -31,7 +31,7 @@ def quickstart(
 
     Args:
         epochs: Passes over the training images.
-        limit: Training images at most, and test images at most.
+        limit: Maximum number of training images, and of test images.
     """
     images, test = (
         load_dataset("shapes", split, limit=limit) for split in ("train", "test")

@@ -5,8 +5,8 @@
 For each layer a random subset of its units, or those named: patches of the images in
 the receptive fields of each unit's strongest activations, at most one per image, beside
 the projections of these activations. Expected with the shipped weights over the 10,000
-test images of CIFAR-10: about a minute on two CPU cores. A search that was killed goes
-on where it was, to a minute. The result folder holds a figure for each layer and
+test images of CIFAR-10: about a minute on two CPU cores. A killed search resumes,
+losing at most a minute. The result folder holds a figure for each layer and
 metrics.json, with images, positions, activations and classes.
 """
 

@@ -98,7 +98,7 @@ class CifarRun(Run):
             recipe's.
         label_smoothing: Fraction of the target that is spread over all classes, by
             default the recipe's.
-        limit: Training images at most, and test images at most.
+        limit: Maximum number of training images, and of test images.
         validation: Training images set apart to measure each epoch; by default 5,000,
             or a tenth of the images, if something needs them: the paper's recipe,
             --target-accuracy or a sweep.

@@ -125,6 +125,12 @@ def test_the_pages_link_to_what_there_is(html, pages):
                 assert unquote(address.fragment) in anchors, (path, link)
 
 
+def test_no_option_has_its_dashes_replaced(html, pages):
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r"\u2013[a-z][\w-]*", text) == [], path.relative_to(html)
+
+
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_pages_fit_a_screen(html, pages, browser, width):

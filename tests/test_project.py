@@ -53,6 +53,9 @@ def test_workflows_may_do_only_what_they_need(file):
     workflow = yaml.safe_load(file.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
+        if called := job.get("uses"):
+            assert "workflow_call" in read(called)[True]  # YAML 1.1 reads "on" as true
+            continue
         assert job["timeout-minutes"] <= 60
         for step in job["steps"]:
             action, script = step.get("uses", ""), step.get("run", "")
@@ -64,6 +67,13 @@ def test_workflows_may_do_only_what_they_need(file):
             subprocess.run(["bash", "-n"], input=script, text=True, check=True)
             for local in re.findall(r"\.ci/\w+", script):
                 assert (ROOT / local).stat().st_mode & 0o100
+
+
+def test_a_release_is_published_after_all_checks():
+    jobs = read(".github/workflows/release.yml")["jobs"]
+    assert jobs["checks"]["uses"] == "./.github/workflows/checks.yml"
+    assert {"checks", "build"} <= {*jobs["pypi"]["needs"]}
+    assert jobs["github"]["needs"] == "pypi"
 
 
 @pytest.mark.parametrize("tag, code", [("v0.2.0", 0), ("v0.2", 1), ("v0.3.0", 1)])

@@ -60,13 +60,14 @@ def read_help(name: str) -> Help:
 
 
 def write_paragraph(text: str) -> nodes.Element:
-    """Make a node of a paragraph; indented ones are commands."""
+    """Make a node of a paragraph; indented ones are commands, and options are code."""
     if text.startswith(" "):
         lines = [line.strip() for line in text.splitlines()]
         return nodes.literal_block("", "\n".join(lines), language="sh")
     paragraph = nodes.paragraph()
-    for place, part in enumerate(re.split(r"`([^`]+)`", text)):
-        paragraph += nodes.literal("", part) if place % 2 else nodes.Text(part)
+    for part in re.split(r"(`[^`]+`|(?<![\w-])--\w[\w-]*)", text):
+        is_code = part.startswith(("`", "--"))
+        paragraph += nodes.literal("", part.strip("`")) if is_code else nodes.Text(part)
     return paragraph
 
 

@@ -1,7 +1,7 @@
 """The numbers of a gallery: as JSON for readers, as scripts for its pages.
 
-docs/howto/gallery.md describes the JSON files. Pages that are opened as files cannot
-read these, so scripts hold what they need.
+docs/reference/gallery_files.md describes the JSON files. Pages that are opened as files
+cannot read these, so scripts hold what they need.
 """
 
 from __future__ import annotations
