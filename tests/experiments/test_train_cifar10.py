@@ -304,7 +304,7 @@ def test_the_fast_recipe_does_not_go_on_for_more_epochs(tmp_path, capsys, undraw
         (["--validation", -1], "-1 of 120 training images"),
         (["--validation", 0, "--target-accuracy", 0.5], "--validation 0"),
         # Its learning rate follows the error on these images.
-        (["--limit", 9, "--recipe", "paper"], "--validation 0: --recipe paper"),
+        (["--limit", 9, "--recipe", "paper"], "--limit 9: --recipe paper"),
         (["--batch-size", 121], "120 images in batches of 121"),
     ],
 )
