@@ -219,7 +219,8 @@ def test_a_full_disk_ends_with_1_and_the_run_resumes(
 def damage(step: Path, kind: str) -> None:
     """Flip a byte, or write wrong content under right digests."""
     if kind == "flipped byte":
-        largest = max(step.rglob("*"), key=lambda path: path.stat().st_size)
+        files = (path for path in step.rglob("*") if path.is_file())
+        largest = max(files, key=lambda path: path.stat().st_size)
         content = bytearray(largest.read_bytes())
         content[len(content) // 2] ^= 1
         largest.write_bytes(content)
