@@ -456,13 +456,19 @@
     return () => number === sources;
   }
 
+  // Decoded here, since WebKit's workers cannot read files.
+  async function fit(source) {
+    const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none" });
+    return ask("fit", { bitmap }, [bitmap]);
+  }
+
   async function take(file, origin) {
     if (!file) return complain(`No picture file in ${origin}: save the picture on this device, then choose or drop its file.`);
     const isNewest = replaceSource();
     const name = printable(file.name);
     status(`Reading ${name}.`);
     try {
-      const pixels = await ask("fit", { image: file });
+      const pixels = await fit(file);
       if (!isNewest()) return;
       setPicture(pixels);
       status(`${name} is shown.`);
@@ -484,7 +490,7 @@
     const isNewest = replaceSource();
     const image = create("img", { src: address });
     await image.decode();
-    const pixels = await ask("fit", { image: await createImageBitmap(image) });
+    const pixels = await fit(image);
     if (isNewest()) setPicture(pixels);
   }
 
@@ -544,8 +550,7 @@
   async function takeFrame() {
     await new Promise(requestAnimationFrame);
     if (!isFilming) return;
-    const image = await createImageBitmap(video);
-    const pixels = await ask("fit", { image }, [image]);
+    const pixels = await fit(video);
     if (isFilming) setPicture(pixels);
   }
 
