@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 
@@ -47,6 +48,27 @@ def spread(values: ArrayLike, axis: int = 0) -> Any:
     if values.shape[axis] < 2:
         return values.sum(axis) * np.nan
     return values.std(axis, ddof=1)
+
+
+class Summary(NamedTuple):
+    """The values of each column that are not NaN.
+
+    Attributes:
+        mean: Their mean.
+        spread: Their sample standard deviation, which is NaN for a single value.
+        count: Their number.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    count: np.ndarray
+
+
+def summarize(values: Float[np.ndarray, "n columns"]) -> Summary:
+    """Summarize the values of each column that are not NaN."""
+    known = np.ma.masked_invalid(values)
+    mean, deviation = known.mean(0), known.std(0, ddof=1)
+    return Summary(mean.filled(np.nan), deviation.filled(np.nan), known.count(0))
 
 
 def spell_mean(mean: SupportsFloat, error: SupportsFloat, form: str) -> str:

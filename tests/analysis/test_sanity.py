@@ -20,6 +20,8 @@ from zfnet_jax.analysis.sanity import (
 from zfnet_jax.arch import Architecture, Conv, Dense
 from zfnet_jax.attribution import attribute
 from zfnet_jax.networks import network
+from zfnet_jax.results import summarize
+from zfnet_jax.viz.sanity import EMPTY, spell_means
 
 RULES = ("deconvnet", "guided", "gradient")
 
@@ -65,8 +67,24 @@ def test_a_picture_is_like_itself_whatever_its_scale(images):
     np.testing.assert_allclose(turned.magnitude, 1, atol=1e-6)
     np.testing.assert_allclose(turned.ssim, 1, atol=1e-5)
     empty = similarity(images, 0 * images)
-    assert not empty.signed.any() and not empty.magnitude.any()
-    assert (empty.ssim < 0.3).all()
+    assert np.isnan(empty).all()
+
+
+def test_empty_pictures_are_left_out_of_means(images):
+    """A class with negative weights alone has no picture by the deconvnet."""
+    net = build(Conv("conv1", 4, kernel=3), Dense("logits", 2, relu=False))
+    kernel = jnp.abs(net.logits.kernel[...])
+    net.logits.kernel[...] = kernel * jnp.array([1, -1])
+    result = sanity(net, images[:3], [0, 1, 1], rules=["deconvnet"])
+    signed = result.similarity["deconvnet"].signed
+    assert result.empty["deconvnet"][:, 0].tolist() == [False, True, True]
+    assert np.isnan(signed[:, 0]).tolist() == [False, True, True]
+    assert spell_means(signed)[0] == "1.00 of 1"
+    assert spell_means(signed[1:]) == [EMPTY] * len(result.columns)
+    summary = summarize(np.array([[1, np.nan], [3, np.nan], [np.nan, 5]]))
+    np.testing.assert_allclose(summary.mean, [2, 5])
+    np.testing.assert_allclose(summary.spread, [np.sqrt(2), np.nan])
+    assert summary.count.tolist() == [2, 1]
 
 
 def test_only_pixels_inside_count(images):

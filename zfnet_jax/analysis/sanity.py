@@ -30,7 +30,7 @@ _BATCH_SIZE = 32
 
 
 class Similarity(NamedTuple):
-    """Similarity of pictures; 1 for equal ones.
+    """Similarity of pictures: 1 for equal ones, NaN if one is zero everywhere.
 
     Attributes:
         signed: Spearman's rank correlation of all values, over pixels and channels.
@@ -338,11 +338,13 @@ def similarity(
         for x, y, mask in zip(a, b, masks, strict=True)
     ]
     local = np.asarray(_shown_ssim(a, b, masks), np.float64)
-    return Similarity(
-        np.array([spearman(x, y) for x, y in pairs]),
-        np.array([spearman(np.abs(x), np.abs(y)) for x, y in pairs]),
-        np.array([x[mask].mean() for x, mask in zip(local, masks, strict=True)]),
+    measures = (
+        [spearman(x, y) for x, y in pairs],
+        [spearman(np.abs(x), np.abs(y)) for x, y in pairs],
+        [x[mask].mean() for x, mask in zip(local, masks, strict=True)],
     )
+    are_drawn = a.any((1, 2, 3)) & b.any((1, 2, 3))
+    return Similarity(*(np.where(are_drawn, x, np.nan) for x in measures))
 
 
 @jax.jit

@@ -19,10 +19,10 @@ from zfnet_jax.galleries.pictures import (
     write_images,
 )
 from zfnet_jax.galleries.sources import Search
-from zfnet_jax.results import spell_mean, spread
+from zfnet_jax.results import summarize
 from zfnet_jax.viz.contrast import display_projections
 from zfnet_jax.viz.layout import figure_bytes
-from zfnet_jax.viz.sanity import similarity_curves
+from zfnet_jax.viz.sanity import similarity_curves, spell_means, spell_similarity
 
 # Images that are drawn.
 _SHOWN = 3
@@ -54,13 +54,15 @@ def write_sanity(
         save_pictures(part / f"{name}.webp", result)
         tables[name] = tabulate(result, [search.classes[x] for x in targets[:shown]])
     rule = search.rules[0]
-    above = randomized.similarity[rule].signed[:, randomized.columns.index(layer) - 1]
-    means = replaced.similarity[rule].signed.mean(0)
+    above = summarize(randomized.similarity[rule].signed)
+    column = randomized.columns.index(layer) - 1
+    means = summarize(replaced.similarity[rule].signed).mean
     record = {
         "layer": layer,
         "rule": rule,
         "images": count,
-        "random_above": above.mean(),
+        "random_above": above.mean[column],
+        "random_above_images": above.count[column],
         "replaced": dict(zip(replaced.columns, means, strict=True)),
     }
     pages.write_sanity(part, search, record, tables)
@@ -84,17 +86,16 @@ def tabulate(result: Comparison, names: list[str]) -> dict[str, Any]:
     return {
         "columns": result.columns,
         "rows": [
-            {"image": image, "name": name, "rule": rule, "values": values[image]}
+            {
+                "image": image,
+                "name": name,
+                "rule": rule,
+                "values": [*map(spell_similarity, values[image])],
+            }
             for image, name in enumerate(names)
             for rule, values in signed.items()
         ],
-        "means": {
-            rule: [
-                spell_mean(*pair, "z.2f")
-                for pair in zip(values.mean(0), spread(values), strict=True)
-            ]
-            for rule, values in signed.items()
-        },
+        "means": {rule: spell_means(values) for rule, values in signed.items()},
         "cell": shrink(next(iter(result.pictures.values())).shape[2:4]),
     }
 

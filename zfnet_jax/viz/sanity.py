@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
-from zfnet_jax.results import spell_mean, spread
+from zfnet_jax.results import spell_mean, summarize
 from zfnet_jax.viz.charts import legend, line_chart
 from zfnet_jax.viz.contrast import Contrast, display_projections
 from zfnet_jax.viz.layout import (
@@ -24,6 +24,7 @@ from zfnet_jax.viz.layout import (
     text,
 )
 
+EMPTY = "\N{EN DASH}"  # for similarities to an empty picture
 _SIDE = 112
 _MEASURES = (
     "rank correlation of signed values",
@@ -48,25 +49,43 @@ def similarity_curves(
     def split(values: np.ndarray) -> np.ndarray:
         return np.insert(values.astype(float), len(steps) - 1, np.nan)
 
-    charts = [
-        line_chart(
+    charts = []
+    for index, measure in enumerate(_MEASURES):
+        summaries = {rule: summarize(x[index]) for rule, x in similarity.items()}
+        chart = line_chart(
             places,
-            {rule: split(x[index].mean(0)) for rule, x in similarity.items()},
-            bands={rule: split(spread(x[index])) for rule, x in similarity.items()},
+            {rule: split(x.mean) for rule, x in summaries.items()},
+            bands={rule: split(x.spread) for rule, x in summaries.items()},
             title=measure,
             x_ticks={float(place): step for place, step in ticks.items()},
             marks=True,
             size=(400, 280),
         )
-        for index, measure in enumerate(_MEASURES)
-    ]
+        charts.append(chart)
     count = len(next(iter(similarity.values()))[0])
     return sheet(
         title,
         column(legend(list(similarity), marks=True), row(*charts), gap=GAP),
-        f"Mean of {count:,} images and one standard deviation. Each step adds to those "
-        "before it; the edges of the image depend on no network.",
+        f"Mean of {count:,} images and one standard deviation, without empty pictures. "
+        "Each step adds to those before it; the edges of the image depend on no "
+        "network.",
     )
+
+
+def spell_means(similarity: Float[np.ndarray, "n columns"]) -> list[str]:
+    """Write the mean of each column, and of how many pictures where some are empty."""
+    return [
+        spell_mean(mean, error, "z.2f")
+        + ("" if count == len(similarity) else f" of {count:,}")
+        if count
+        else EMPTY
+        for mean, error, count in zip(*summarize(similarity), strict=True)
+    ]
+
+
+def spell_similarity(value: float) -> str:
+    """Write a similarity, if neither picture is empty."""
+    return EMPTY if np.isnan(value) else f"{value:z.2f}"
 
 
 def compared_pictures(
@@ -90,7 +109,7 @@ def compared_pictures(
             flat, each = by_image[index], np.arange(len(columns))
             shown, _ = display_projections(flat, each, contrast=contrast)
             numbers = similarity[rule][index]
-            notes = ["", *(f"correlation {value:z.2f}" for value in numbers[1:])]
+            notes = ["", *(f"correlation {spell_similarity(x)}" for x in numbers[1:])]
             cells = [
                 column(picture(pixels, _SIDE), text(note, color=FAINT), gap=2)
                 for pixels, note in zip(shown, notes, strict=True)
@@ -100,13 +119,12 @@ def compared_pictures(
     count = len(next(iter(similarity.values())))
     head = text(f"mean of {count:,}")
     for rule, values in similarity.items():
-        means = zip(values.mean(0)[1:], spread(values)[1:], strict=True)
-        cells = [text(spell_mean(*pair, "z.2f")) for pair in means]
+        cells = [text(mean) for mean in spell_means(values)[1:]]
         rows.append([head, text(rule), space(), *cells])
         head = space()
     return sheet(
         title,
         table(rows),
-        "Below each picture: its correlation with the first of its row. Every picture "
-        "has its own scale; zero is mid-gray.",
+        "Below each picture: its correlation with the first of its row, if neither is "
+        "empty. Every picture has its own scale; zero is mid-gray.",
     )
