@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+
+# Compiler options of users, where conftest.py has chosen the older code generator.
+AS_USERS = (
+    {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else {}
+)
 
 
 def distance(actual: Any, expected: Any) -> float:

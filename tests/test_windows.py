@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zfnet_jax as zf
-from tests.comparison import cut, distance
+from tests.comparison import AS_USERS, cut, distance
 from tests.networks import MIXED, ODD, random_model
 from tests.test_deconvnet import build, draw_images, signals_of, with_dtype
 from zfnet_jax import cpu, ops, windows
@@ -131,9 +131,8 @@ def test_small_maps_are_convolved_exactly(spec, batch, monkeypatch):
     x = jnp.asarray(rng.normal(size=(batch, 11, 13, 16)), jnp.float32)
     shape = (*spec.kernel, 16 // spec.groups, spec.features)
     kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    as_users = {"xla_cpu_use_fusion_emitters": True}
     convolve = jax.jit(
-        cpu.conv.conv_windows, static_argnums=2, compiler_options=as_users
+        cpu.conv.conv_windows, static_argnums=2, compiler_options=AS_USERS
     )
     actual = convolve(x, kernel, spec)
     assert distance(actual, ops.conv(x, kernel, spec)) < 1e-5

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.comparison import distance
+from tests.comparison import AS_USERS, distance
 from zfnet_jax import cpu, ops
 from zfnet_jax.arch import Conv
 
 pytestmark = pytest.mark.usefixtures("compiled_well")
-AS_USERS = {"xla_cpu_use_fusion_emitters": True}
 
 
 def normal(*shape, seed=0):
