@@ -25,7 +25,7 @@ from zfnet_jax.viz.layout import (
 )
 
 EMPTY = "\N{EN DASH}"  # for similarities to an empty picture
-_SIDE = 112
+_SIDE, _MOST_TICKS = 112, 14
 _MEASURES = (
     "rank correlation of signed values",
     "rank correlation of magnitudes",
@@ -43,11 +43,14 @@ def similarity_curves(
     `similarity` has three measures for each backward rule. The last step is the edges
     of the image, which owe nothing to the others and stand apart.
     """
-    places = np.append(np.arange(len(steps)), len(steps))
-    ticks = dict(zip([*places[:-2], places[-1]], steps, strict=True))
+    last = len(steps)
+    places = np.arange(last + 1)
+    every = -(-last // _MOST_TICKS)
+    ticks = {float(x): steps[x] for x in range(0, last - 1, every)}
+    ticks[last] = steps[-1]
 
     def split(values: np.ndarray) -> np.ndarray:
-        return np.insert(values.astype(float), len(steps) - 1, np.nan)
+        return np.insert(values.astype(float), last - 1, np.nan)
 
     charts = []
     for index, measure in enumerate(_MEASURES):
@@ -57,7 +60,7 @@ def similarity_curves(
             {rule: split(x.mean) for rule, x in summaries.items()},
             bands={rule: split(x.spread) for rule, x in summaries.items()},
             title=measure,
-            x_ticks={float(place): step for place, step in ticks.items()},
+            x_ticks=ticks,
             marks=True,
             size=(400, 280),
         )
