@@ -57,6 +57,7 @@ def quickstart(
         net.load_images(test),
         run.path / "gallery",
         layers=_GALLERY_LAYERS,
+        title="Units of ZFNET32, trained on shapes",
         progress=run.progress,
     )
     run.end_progress()

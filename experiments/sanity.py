@@ -125,24 +125,13 @@ def describe(comparison: Comparison) -> dict[str, Any]:
 
 
 def print_table(title: str, comparison: Comparison) -> None:
-    """Print the means over images, a row per rule and measure.
+    """Print rank correlations of signed values: means over images, a row per column."""
+    from zfnet_jax.viz.sanity import spell_means
 
-    Where some pictures are empty, the number of the others follows.
-    """
-    from zfnet_jax.viz.sanity import spell_similarity
-
-    rows = [["", *comparison.columns[1:]]]
-    for rule, similarity in comparison.similarity.items():
-        for name, values in similarity._asdict().items():
-            means, _, counts = summarize(values[:, 1:])
-            cells = [
-                spell_similarity(mean)
-                + ("" if count == len(values) else f" of {count:,}")
-                for mean, count in zip(means, counts, strict=True)
-            ]
-            rows.append([f"{rule}, {name}", *cells])
-    say(f"{title}:")
-    say_table(rows)
+    similarity = comparison.similarity
+    means = [spell_means(x.signed)[1:] for x in similarity.values()]
+    say(f"{title}, rank correlation with the first:")
+    say_table([["", *similarity], *zip(comparison.columns[1:], *means, strict=True)])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from zfnet_jax.viz.layout import (
 )
 
 EMPTY = "\N{EN DASH}"  # for similarities to an empty picture
-_SIDE, _MOST_TICKS = 112, 14
+# Steps that are named and drawn, of many.
+_SIDE, _MOST_STEPS = 112, 14
 _MEASURES = (
     "rank correlation of signed values",
     "rank correlation of magnitudes",
@@ -45,16 +46,16 @@ def similarity_curves(
     """
     last = len(steps)
     places = np.arange(last + 1)
-    every = -(-last // _MOST_TICKS)
-    ticks = {float(x): steps[x] for x in range(0, last - 1, every)}
+    ticks = {float(x): steps[x] for x in _select_steps(last)[:-1]}
     ticks[last] = steps[-1]
 
     def split(values: np.ndarray) -> np.ndarray:
         return np.insert(values.astype(float), last - 1, np.nan)
 
-    charts = []
+    charts, counts = [], []
     for index, measure in enumerate(_MEASURES):
         summaries = {rule: summarize(x[index]) for rule, x in similarity.items()}
+        counts += [x.count for x in summaries.values()]
         chart = line_chart(
             places,
             {rule: split(x.mean) for rule, x in summaries.items()},
@@ -65,14 +66,21 @@ def similarity_curves(
             size=(400, 280),
         )
         charts.append(chart)
-    count = len(next(iter(similarity.values()))[0])
+    least, most = np.min(counts), np.max(counts)
+    number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     return sheet(
         title,
         column(legend(list(similarity), marks=True), row(*charts), gap=GAP),
-        f"Mean of {count:,} images and one standard deviation, without empty pictures. "
-        "Each step adds to those before it; the edges of the image depend on no "
-        "network.",
+        f"Mean of {number} images whose pictures are not empty, and one standard "
+        "deviation. Each step adds to those before it; the edges of the image depend "
+        "on no network.",
     )
+
+
+def _select_steps(count: int) -> list[int]:
+    """Select the first and last steps, the one before, and some between."""
+    between = np.linspace(0, count - 2, min(count - 1, _MOST_STEPS))
+    return [*between.round().astype(int).tolist(), count - 1]
 
 
 def spell_means(similarity: Float[np.ndarray, "n columns"]) -> list[str]:
@@ -105,13 +113,15 @@ def compared_pictures(
     `pictures` are by backward rule, and so is `similarity` to the first picture in a
     row, which may be known of more images than are drawn.
     """
-    rows = [[space(), space(), *(text(name, color=FAINT) for name in columns)]]
+    drawn = _select_steps(len(columns))
+    heads = [text(columns[step], color=FAINT) for step in drawn]
+    rows = [[space(), space(), *heads]]
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
         head = column(picture(image, _SIDE), text(shorten(name, _SIDE)), gap=2)
         for rule, by_image in pictures.items():
-            flat, each = by_image[index], np.arange(len(columns))
+            flat, each = by_image[index][drawn], np.arange(len(drawn))
             shown, _ = display_projections(flat, each, contrast=contrast)
-            numbers = similarity[rule][index]
+            numbers = similarity[rule][index, drawn]
             notes = ["", *(f"correlation {spell_similarity(x)}" for x in numbers[1:])]
             cells = [
                 column(picture(pixels, _SIDE), text(note, color=FAINT), gap=2)
@@ -122,7 +132,7 @@ def compared_pictures(
     count = len(next(iter(similarity.values())))
     head = text(f"mean of {count:,}")
     for rule, values in similarity.items():
-        cells = [text(mean) for mean in spell_means(values)[1:]]
+        cells = [text(mean) for mean in spell_means(values[:, drawn])[1:]]
         rows.append([head, text(rule), space(), *cells])
         head = space()
     return sheet(
