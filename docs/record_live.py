@@ -21,7 +21,29 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains
 
 # Milliseconds of a frame; size in CSS pixels, and screen pixels to one of these.
-_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 780), 0.6, 96
+_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 900), 0.56, 96
+# Where in the maps of a layer the strongest place of a unit is: of the units in the
+# first two rows, the one with the strongest map but for some.
+_PLACE = """
+const [index, skipped] = arguments;
+const sheet = document.querySelectorAll(".sheet-layer > .framed")[index];
+const [height, width, units] = NETWORK.layers[index].shape;
+const map = live.read().maps[index];
+const canvas = sheet.querySelector("canvas");
+const columns = Math.floor(canvas.width / (width + 1));
+const peaks = [...Array(Math.min(units, 2 * columns)).keys()].map((unit) => {
+  let best = unit;
+  for (let at = unit; at < map.length; at += units) if (map[at] > map[best]) best = at;
+  return best;
+});
+const at = peaks.sort((a, b) => map[b] - map[a])[skipped];
+const unit = at % units, place = (at - unit) / units;
+const x = (unit % columns) * (width + 1) + (place % width) + 0.5;
+const row = Math.floor(place / width), above = Math.floor(unit / columns);
+const y = above * (height + 1) + row + 0.5;
+sheet.scrollIntoView({block: "start", behavior: "instant"});
+return [sheet, x / canvas.width - 0.5, y / canvas.height - 0.5];
+"""
 
 
 def record(folder: Path, target: Path) -> None:
@@ -58,16 +80,12 @@ def record(folder: Path, target: Path) -> None:
 def play(browser: webdriver.Chrome) -> Iterator[int]:
     """Play the scenes; yield after each step how many frames it is shown."""
     examples = browser.find_elements("css selector", "#examples button")
-    sheets = browser.find_elements("css selector", ".sheet-layer > .framed")
+    names = browser.execute_script("return NETWORK.layers.map((x) => x.name)")
+    scroll(browser, browser.find_element("id", "projection"))
     yield 6
-    for place in (0.3, 0.55, 0.8):
-        click(browser, sheets[0], place)
-        yield 4
-    for sheet in sheets[2:7:2]:
-        scroll(browser, sheet)
-        yield 2
-        for place in (0.25, 0.6):
-            click(browser, sheet, place)
+    for layer in ("conv1", "conv2", "conv3", "conv4", "conv5"):
+        for skipped in (0, 5):
+            click(browser, names.index(layer), skipped)
             yield 4
     for rule in ("guided", "gradient", "deconvnet"):
         choose(browser, "rule", rule)
@@ -80,20 +98,24 @@ def play(browser: webdriver.Chrome) -> Iterator[int]:
     yield from draw(browser)
     scroll(browser, browser.find_element("id", "why"))
     browser.find_element("css selector", "#why summary").click()
+    while not browser.find_elements("css selector", "#reasons *"):
+        time.sleep(0.02)
     yield 8
 
 
 def wait(browser: webdriver.Chrome) -> None:
-    """Wait until all that is shown belongs to the picture."""
-    script = "const x = live.read(); return x.projection && !x.isBusy"
-    while not browser.execute_script(script):
+    """Wait until all that is shown belongs to the picture, and check that it shows."""
+    script = "const x = live.read(); return !x.isBusy && x.projection"
+    while not (projection := browser.execute_script(script)):
         time.sleep(0.02)
+    assert projection["activation"] > 0, projection
 
 
-def click(browser: webdriver.Chrome, sheet, place: float) -> None:
-    """Click into the maps of a layer, at a share of their width."""
-    x = (place - 0.5) * sheet.size["width"]
-    ActionChains(browser).move_to_element_with_offset(sheet, x, 8).click().perform()
+def click(browser: webdriver.Chrome, layer: int, skipped: int) -> None:
+    """Click the strongest place of a unit in the maps of a layer."""
+    sheet, x, y = browser.execute_script(_PLACE, layer, skipped)
+    offset = round(x * sheet.size["width"]), round(y * sheet.size["height"])
+    ActionChains(browser).move_to_element_with_offset(sheet, *offset).click().perform()
 
 
 def scroll(browser: webdriver.Chrome, element) -> None:

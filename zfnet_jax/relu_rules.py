@@ -108,8 +108,9 @@ def _check(rule: Rule, audit: Audit, strict: bool) -> None:
         )
     if strict and audit.findings:
         complaints.append(
-            f"the rule {rule!r} says nothing about these operations (strict=False "
-            f"differentiates them as they are): {audit.describe()}"
+            f"the rule {rule!r} says nothing about these operations (the rule "
+            f"'gradient' does, and strict=False differentiates them as they are): "
+            f"{audit.describe()}"
         )
     if complaints:
         raise ValueError("; ".join(complaints))

@@ -40,7 +40,7 @@
   async function load() {
     const { examples, colors, ...network } = NETWORK;
     await ask("start", { network });
-    showExample(examples[0]);
+    await showExample(examples[0]);
     for (const [index, { file, layer }] of NETWORK.files.entries()) {
       status(`Loading the network: ${index} of ${NETWORK.files.length} files.`);
       const text = await new Promise((resolve, reject) => {
