@@ -8,7 +8,7 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -75,7 +75,7 @@ class NetworkRun(Run):
     arch: str | None = None
     num_classes: Positive | None = None
     model: str | None = None
-    image: Path | None = None
+    image: Annotated[Path | None, tyro.conf.arg(aliases=["--images"])] = None
     fit: Fit = "crop"
     dataset: Literal["cifar10", "shapes"] | None = None
     data_dir: Path | None = None

@@ -26,7 +26,7 @@ def test_metrics_are_those_of_the_maps(measure, weights, photographs):
 
 
 def test_any_model_has_maps(measure, photographs):
-    argv = ["--model", "tests.networks:small_network", "--image", photographs]
+    argv = ["--model", "tests.networks:small_network", "--images", photographs]
     metrics, _ = measure(feature_maps, *argv)
     assert [len(x["maxima"]) for x in metrics["layers"].values()] == [8, 16]
 
