@@ -57,5 +57,5 @@ def draw_maps(
         title,
         row(side, grid(boxes, width=800), gap=16),
         f"{note} {len(order)} of {units:,} maps of {height} x {width}, strongest "
-        f"first; {(peaks == 0).sum() or 'none'} zero everywhere.",
+        f"first; {(peaks == 0).sum() or 'none'} are zero everywhere.",
     )
