@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import zfnet_jax as zf
+from zfnet_jax.data import Photographs
 from zfnet_jax.galleries import Gallery, pages
 from zfnet_jax.networks import Network
 
@@ -26,6 +28,8 @@ LAYERS = ("conv1", ODD, "logits")
 _rng = np.random.default_rng(0)
 PICTURES = _rng.integers(0, 256, (COUNT, SIDE, SIDE, 3), np.uint8)
 LABELS = np.arange(COUNT) % 3
+# Of photographs; files may have any name.
+NAMES = ("cat/a.png", f"cat/{'b' * 200}.png", 'dog/"<i>\u202e.png')
 
 
 IMAGES = (PICTURES - np.float32(128)) / np.float32(64)
@@ -83,6 +87,18 @@ def build(folder: Path, **changes: Any) -> Gallery:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "UNITS_AT_ONCE", AT_ONCE)
         return zf.gallery(NET, IMAGES, folder, **arguments | changes)
+
+
+def build_named(folder: Path) -> Gallery:
+    """Build a gallery of photographs; every unit's page shows all of them."""
+    for name, picture in zip(NAMES, PICTURES, strict=False):
+        file = folder / "photographs" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)
+    shape = SIDE, SIDE, 3
+    images = Photographs(folder / "photographs", shape, lambda x: x / 128 - 1.0)
+    epochs, out = ({1: YOUNG, 10: NET}, images), folder / "gallery"
+    return zf.gallery(NET, images, out, layers="conv1", epochs=epochs)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.gallery_case import (
     IMAGES,
     LABELS,
     LAYERS,
+    NAMES,
     NET,
     ODD,
     PICTURES,
@@ -30,6 +32,7 @@ from tests.gallery_case import (
     YOUNG,
     K,
     build,
+    build_named,
     search,
 )
 from zfnet_jax.analysis import mining, search_state
@@ -38,6 +41,7 @@ from zfnet_jax.files import digest, slug
 from zfnet_jax.galleries import build as building
 from zfnet_jax.galleries import pages, zip_gallery
 from zfnet_jax.galleries.pages import printable
+from zfnet_jax.galleries.sources import open_source
 from zfnet_jax.viz.patches import cut_patches
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -260,6 +264,65 @@ def test_previews_are_selective_units_that_respond_to_different_images():
     assert [x["unit"] for x in pages._choose_previews(units[:4])] == [1, 3, 2, 4]
 
 
+@pytest.fixture(scope="module")
+def named(compiled_once, tmp_path_factory) -> Path:
+    return build_named(tmp_path_factory.mktemp("named")).page.parent
+
+
+def test_images_of_a_folder_are_shown_by_name(named):
+    outline = json.loads((named / "gallery.json").read_text())
+    assert outline["image_names"] == list(NAMES)
+    shown = [printable(name) for name in NAMES]
+    unit = json.loads((layer(named, "conv1") / "units.json").read_text())["units"][5]
+    page = Page(layer(named, "conv1") / "5.html")
+    assert len(unit["tops"]) == len(NAMES)
+    for top in unit["tops"]:
+        what = f"{shown[top['image']]}, {top['class']}"
+        assert f"activation {top['activation']:.3g} · {what} · row" in page.text
+        assert {what, f"patch of {what}"} <= {*page.alts}
+    for step in unit["course"]:
+        value, what = step["activation"], f"{shown[step['image']]}, {step['class']}"
+        assert f"epoch {step['epoch']} activation {value:.3g} {what}" in page.text
+    script = (named / "pages/classes/conv1.js").read_text()
+    relevance = json.loads(script.removeprefix("const RELEVANCE = ").rstrip(";\n"))
+    assert relevance["image_names"] == {str(x): y for x, y in enumerate(shown)}
+    assert all(x in Page(named / "pages/sanity/index.html").text for x in shown)
+    classes = [Page(file) for file in named.glob("pages/classes/[0-9].html")]
+    assert any(x in Page(named / "pages/classes/index.html").alts for x in shown)
+    assert all(
+        any(x in page.text and x in page.alts for x in shown) for page in classes
+    )
+    for file in (*named.rglob("*.html"), *named.rglob("*.js")):
+        source = file.read_text(encoding="utf-8")
+        assert "<i>" not in source and "\u202e" not in source, file
+        assert not re.search(r'image \d+[,<"]', source), file
+
+
+def test_images_without_names_are_shown_by_number(folder):
+    assert json.loads((folder / "gallery.json").read_text())["image_names"] is None
+    script = (folder / "pages/classes/conv1.js").read_text()
+    assert '"image_names":{}' in script
+    assert "<bdi>" not in (folder / "pages/sanity/index.html").read_text()
+
+
+def test_names_are_part_of_the_inputs():
+    class Images:
+        def __init__(self, *names):
+            self.names = names
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return IMAGES[:2][index]
+
+    sources = [open_source(NET, Images(*names)) for names in ("ab", "ab", "ac")]
+    first, same, other = (source.digest() for source in sources)
+    assert first == same != other
+    with pytest.raises(ValueError, match="names: 1 for 2 images"):
+        open_source(NET, Images("a"))
+
+
 def test_units_of_the_classifier_are_classes(folder):
     for unit, name in enumerate(CLASSES):
         text = Page(layer(folder, "logits") / f"{unit}.html").text
@@ -401,6 +464,14 @@ def test_pictures_of_another_size_or_another_page_in_the_folder_are_refused(tmp_
     with pytest.raises(ValueError, match=r"index\.html is not a gallery's: choose"):
         build(tmp_path)
     assert [x.name for x in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_no_images_and_labels_of_another_number_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^labels: 3 for 30 images$"):
+        build(tmp_path, labels=LABELS[:3])
+    with pytest.raises(ValueError, match=r"^there are no images$"):
+        zf.gallery(NET, IMAGES[:0], tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_gray_network_without_labels_or_live_units(tmp_path):

@@ -28,11 +28,13 @@ from tests.gallery_case import (
     DEAD,
     IMAGES,
     LABELS,
+    NAMES,
     ODD,
     SIDE,
     UNITS,
     K,
     build,
+    build_named,
     make_network,
     search,
 )
@@ -228,6 +230,24 @@ def test_pictures_are_enlarged_exactly_and_nothing_leaves_the_screen(
         )
         np.testing.assert_allclose(factors, np.round(factors), atol=0.01)
         assert min(factors, default=1) >= 1
+
+
+def test_long_names_of_images_are_shown_in_full(browser, tmp_path):
+    root = build_named(tmp_path).page.parent
+    pages = *root.glob("pages/classes/*.html"), root / "pages/sanity/index.html"
+    for page in (root / f"{CONV1}/5.html", *pages):
+        browser.get(page.as_uri())
+        for width in (390, 1280):
+            resize(browser, width)
+            script = "return document.documentElement.scrollWidth"
+            assert browser.execute_script(script) <= width, page
+            boxes = "[...document.querySelectorAll('bdi')].filter(x => x.offsetParent)"
+            widths = f"return {boxes}.map(x => x.getBoundingClientRect().right)"
+            assert max(browser.execute_script(widths), default=0) <= width, page
+    browser.get((root / f"{CONV1}/5.html").as_uri())
+    listed = browser.find_elements("css selector", "#relevance ol bdi")
+    assert listed and {x.text for x in listed} <= {printable(x) for x in NAMES}
+    assert browser.find_elements("css selector", "bdi i") == []
 
 
 def test_keys_work(browser, visit):

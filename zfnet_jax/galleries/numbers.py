@@ -60,6 +60,7 @@ def write_outline(
         "title": search.title,
         "source": source.description,
         "images": len(source),
+        "image_names": source.image_names,
         "image_shape": search.net.image_shape,
         "classes": None if source.labels is None else source.class_names,
         "class_terms": list_terms(search),

@@ -140,7 +140,7 @@ def describe_units(search: Search, top: TopRelevance) -> dict[str, Any]:
     is most often one of the most relevant.
     """
     rates = top.class_counts / np.maximum(top.class_sizes, 1)
-    units, labels = [], set[int]()
+    units, labels, shown = [], set[int](), set[int]()
     for unit, rate in enumerate(rates):
         rate = np.where(top.class_means[unit] > 0, rate, 0)
         order = np.lexsort((-top.class_shares[unit], -rate))[:_CLASSES].tolist()
@@ -163,11 +163,15 @@ def describe_units(search: Search, top: TopRelevance) -> dict[str, Any]:
         ]
         labels.update(row[0] for row in classes)
         labels.update(row[1] for row in images)
+        shown.update(row[0] for row in images)
         units.append([classes, images])
     height, width = size_patch(search, top.layer)
+    source = search.source
+    named = [] if source.image_names is None else sorted(shown)
     return {
         "slug": slug(top.layer),
         "names": {x: printable(search.classes[x]) for x in sorted(labels)},
+        "image_names": {x: printable(source.name_image(x)) for x in named},
         "predicted": search.labels is None,
         "most": MOST,
         "across": count_across(search.k),

@@ -25,6 +25,7 @@ class Source:
         pictures: The same images as uint8 pixels, indexed by an array.
         labels: Class of each image, an index into `class_names`; None if not known.
         class_names: Names of the classes.
+        image_names: Name of each image; None if they have none.
         description: Origin of the images, in one line.
     """
 
@@ -32,6 +33,7 @@ class Source:
     pictures: Any
     labels: Int[np.ndarray, " n"] | None
     class_names: tuple[str, ...]
+    image_names: tuple[str, ...] | None
     description: str
 
     def __len__(self) -> int:
@@ -45,6 +47,11 @@ class Source:
             pictures = pictures.mean(3, keepdims=True).astype(np.uint8)
         return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
 
+    def name_image(self, index: int) -> str:
+        """Name an image: by its file, else by its number."""
+        names = self.image_names
+        return f"image {index}" if names is None else names[index]
+
     def name_class(self, index: int) -> str | None:
         """Name the class of an image; None if it is not known."""
         return None if self.labels is None else self.class_names[self.labels[index]]
@@ -54,7 +61,8 @@ class Source:
         parts = [digest_images(self.images)]
         if not hasattr(self.images, "digest"):
             parts.append(digest_images(self.pictures))
-        return digest(*parts, self.labels, self.class_names, self.description)
+        names = self.class_names, self.image_names
+        return digest(*parts, self.labels, *names, self.description)
 
 
 def open_source(
@@ -65,11 +73,15 @@ def open_source(
     pictures: Any = None,
 ) -> Source:
     """Find the labels, names and pictures of some images; arguments take precedence."""
+    if len(images) == 0:
+        raise ValueError("there are no images")
     if labels is None:
         labels = getattr(images, "labels", None)
     names = class_names or getattr(images, "class_names", None) or net.class_names or ()
     if labels is not None:
         labels = np.asarray(labels)
+        if len(labels) != len(images):
+            raise ValueError(f"labels: {len(labels)} for {len(images)} images")
         count = max(net.num_classes, labels.max(initial=-1) + 1)
         names = names or [f"class {label}" for label in range(count)]
         if labels.max(initial=-1) >= len(names):
@@ -84,8 +96,14 @@ def open_source(
             f"pictures of {shape[0]} x {shape[1]} do not fit the network's images of "
             f"{net.image_shape[0]} x {net.image_shape[1]}"
         )
+    image_names = getattr(images, "names", None)
+    if image_names is not None:
+        image_names = tuple(map(str, image_names))
+        if len(image_names) != len(images):
+            raise ValueError(f"names: {len(image_names)} for {len(images)} images")
     description = getattr(images, "source", None) or "an array"
-    return Source(images, pictures, labels, tuple(names), description)
+    known = labels, tuple(names), image_names, description
+    return Source(images, pictures, *known)
 
 
 @dataclasses.dataclass(frozen=True)

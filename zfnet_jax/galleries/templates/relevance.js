@@ -83,7 +83,7 @@
   }
 
   function images(rows) {
-    const items = rows.map(([image, label, value]) => make("li", {}, `image ${image}, `, link(`../../classes/${label}.html`, RELEVANCE.names[label]), ` · ${number(value)}`));
+    const items = rows.map(([image, label, value]) => make("li", {}, make("bdi", { textContent: RELEVANCE.image_names[image] ?? `image ${image}` }), ", ", link(`../../classes/${label}.html`, RELEVANCE.names[label]), ` · ${number(value)}`));
     return make("figure", {}, make("ol", { className: "small numbered" }, ...items), make("figcaption", { textContent: "most relevant: image, class, relevance" }));
   }
 
