@@ -56,12 +56,12 @@ class Summary(NamedTuple):
     Attributes:
         mean: Their mean.
         spread: Their sample standard deviation, which is NaN for a single value.
-        count: Their number.
+        known: Their number.
     """
 
     mean: np.ndarray
     spread: np.ndarray
-    count: np.ndarray
+    known: np.ndarray
 
 
 def summarize(values: Float[np.ndarray, "n columns"]) -> Summary:

@@ -84,7 +84,7 @@ def test_empty_pictures_are_left_out_of_means(images):
     summary = summarize(np.array([[1, np.nan], [3, np.nan], [np.nan, 5]]))
     np.testing.assert_allclose(summary.mean, [2, 5])
     np.testing.assert_allclose(summary.spread, [np.sqrt(2), np.nan])
-    assert summary.count.tolist() == [2, 1]
+    assert summary.known.tolist() == [2, 1]
 
 
 def test_only_pixels_inside_count(images):

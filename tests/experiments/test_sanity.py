@@ -27,7 +27,7 @@ def test_metrics_are_those_of_the_library(measure, weights):
                 expected = {
                     "mean": [column.mean() for column in known],
                     "spread": [column.std(ddof=1) for column in known],
-                    "count": [len(column) for column in known],
+                    "known": [len(column) for column in known],
                 }
                 for key, numbers in expected.items():
                     np.testing.assert_allclose(measures[name][key], numbers)

@@ -62,7 +62,7 @@ def write_sanity(
         "rule": rule,
         "images": count,
         "random_above": above.mean[column],
-        "random_above_images": above.count[column],
+        "random_above_images": above.known[column],
         "replaced": dict(zip(replaced.columns, means, strict=True)),
     }
     pages.write_sanity(part, search, record, tables)

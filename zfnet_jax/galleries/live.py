@@ -145,7 +145,9 @@ def _draw_examples(search: Search) -> list[dict[str, str]]:
         chosen = np.unique(source.labels, return_index=True)[1]
     return [
         {
-            "name": pages.printable(source.name_class(int(index)) or f"image {index}"),
+            "name": pages.printable(
+                source.name_class(index) or source.name_image(index)
+            ),
             "picture": _encode_picture(source.read_pictures([int(index)])[0]),
         }
         for index in chosen[:_EXAMPLES]

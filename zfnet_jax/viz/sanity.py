@@ -55,7 +55,7 @@ def similarity_curves(
     charts, counts = [], []
     for index, measure in enumerate(_MEASURES):
         summaries = {rule: summarize(x[index]) for rule, x in similarity.items()}
-        counts += [x.count for x in summaries.values()]
+        counts += [x.known for x in summaries.values()]
         chart = line_chart(
             places,
             {rule: split(x.mean) for rule, x in summaries.items()},
