@@ -5,8 +5,8 @@ is a place in WordNet 3.0, whose names and relations are used (LICENSE-WordNet.t
 
     >>> CLASS_NAMES[281], WORDNET_IDS[281]
     ('tabby', 'n02123045')
-    >>> BROADER_TERMS["tabby"][:3]
-    ('domestic cat', 'cat', 'feline')
+    >>> BROADER_TERMS["beagle"][:3]
+    ('hound', 'hunting dog', 'dog')
 """
 
 from __future__ import annotations
@@ -39,5 +39,6 @@ CLASS_NAMES = tuple(row["name"] for row in _rows)
 WORDNET_IDS = tuple(row["wnid"] for row in _rows)
 # Other names of a class in WordNet, by its name: "tabby cat" of "tabby".
 SYNONYMS = {row["name"]: row["synonyms"] for row in _rows}
-# Common terms above a class in WordNet, by its name.
+# Common terms above a class in WordNet, by its name; also "puppy" and "kitten", which
+# a search would find only in "mud puppy", a name of the axolotl, or nowhere.
 BROADER_TERMS = _list_broader_terms()
