@@ -222,6 +222,10 @@ def test_pictures_are_enlarged_exactly_and_nothing_leaves_the_screen(
         resize(browser, width, dots)
         script = "return document.documentElement.scrollWidth"
         assert browser.execute_script(script) <= width, page
+        controls = (
+            "const c = byId('controls'); return c ? c.scrollWidth - c.clientWidth : 0"
+        )
+        assert browser.execute_script(controls) == 0, page
         factors = browser.execute_script(
             "return [...document.querySelectorAll('.square, .cell, .source')]"
             ".filter(x => x.offsetParent).map(x =>"
