@@ -345,6 +345,107 @@ def test_broader_terms_find_classes(browser, tmp_path):
     assert [x.text for x in shown] == ["beagle", "golden retriever"]
 
 
+def test_queries_are_understood_as_people_type_them(browser, tmp_path):
+    names = ("beagle", "dogsled", "tabby", "maillot, tank suit", "axolotl")
+    net = zf.network(
+        lambda params, x: x.mean((1, 2)) @ params["tank"]["kernel"],
+        (1, 1, 5),
+        params={"tank": {"kernel": np.eye(5, dtype=np.float32)}},
+        class_names=names,
+    )
+    images = np.eye(5, dtype=np.float32)[:, None, None]
+    options = {"labels": np.arange(5), "rules": ["gradient"], "sanity_images": 0}
+    zf.gallery(net, images, tmp_path, layers="tank", k=1, **options)
+    browser.get((tmp_path / "index.html").as_uri())
+
+    def units(*numbers: int) -> list[str]:
+        return [f"tank, {names[unit]}" for unit in numbers]
+
+    for query, expected in {
+        "dog": units(0),
+        "dogs": units(0),
+        "Puppies": units(0),
+        "puppy": units(0),
+        "kittens": units(2),
+        "dogsl": units(1),
+        "animals": units(0, 2, 4),
+        "dog tank": units(0),
+        "dogs in layer tank": units(0),
+        "unit 4 of tank": units(4),
+        "units 1, 4": units(1, 4),
+        "tank, unit 4": units(4),
+        "layer tank": ["tank", *units(*range(5))],
+        "dog or cat": units(0, 2),
+        "dog, cat in tank": units(0, 2),
+        "dog or": units(0),
+        # The name of a class holds a comma and the layer's name.
+        "maillot, tank suit": units(3),
+        "dog cat": [],
+    }.items():
+        assert sorted(find(browser, query)) == sorted(expected), query
+
+
+def test_names_that_javascript_gives_to_every_object_are_names(browser, tmp_path):
+    names = ("constructor", "toString", "__proto__")
+    rng = np.random.default_rng(0)
+
+    def model(params, x):
+        x = x.mean((1, 2))
+        for name in names:
+            x = x @ params[name]["kernel"]
+        return x
+
+    params = {
+        name: {"kernel": np.eye(3) + rng.uniform(0, 0.1, (3, 3)).astype(np.float32)}
+        for name in names
+    }
+    net = zf.network(model, (1, 1, 3), params=params, class_names=names)
+    images, labels = np.eye(3, dtype=np.float32)[:, None, None], np.arange(3)
+    options = {"labels": labels, "rules": ["gradient"], "sanity_images": 0}
+    zf.gallery(net, images, tmp_path, layers=names, k=1, **options)
+    forget(browser)
+    for page in ("index.html", "pages/layers/__proto__/index.html"):
+        browser.get((tmp_path / page).as_uri())
+        assert find(browser, "constructor 1") == ["constructor, unit 1"]
+        assert find(browser, "__proto__ tostring") == ["__proto__, toString"]
+        assert len(find(browser, "tostr")) == 4
+        assert len(find(browser, "like constructor/1")) > 0
+        assert find(browser, "valueOf") == []
+    assert list_shown(browser) == [0, 1, 2]
+    assert browser.get_log("browser") == []
+
+
+def test_a_gallery_without_labels_says_where_classes_are(browser, tmp_path):
+    names = [f"fire{i}" for i in range(9)]
+
+    def model(params, x):
+        x = x.mean((1, 2))
+        for name in names:
+            x = x @ params[name]["kernel"]
+        return x
+
+    params = {name: {"kernel": np.eye(3, dtype=np.float32)} for name in names}
+    classes = ("cat", "dog", "ship")
+    net = zf.network(model, (1, 1, 3), params=params, class_names=classes)
+    images = np.eye(3, dtype=np.float32)[:, None, None]
+    options = {"rules": ["gradient"], "sanity_images": 0}
+    zf.gallery(net, images, tmp_path, layers=names, k=1, **options)
+    browser.get((tmp_path / "index.html").as_uri())
+    assert find(browser, "dogs") == ["fire8, dog"]
+    assert find(browser, "fire5 dog") == []
+    hits = browser.find_element("id", "hits")
+    assert hits.text == (
+        "the images have no labels, so fire5 cannot be searched by class; "
+        "see the class pages"
+    )
+    assert find(browser, "dodo") == []
+    assert hits.text.endswith("fire0, fire1, fire2, fire3, fire4, fire5 … and 3 more")
+    find(browser, "dogs fire5")
+    hits.find_element("css selector", "a").click()
+    shown = browser.find_elements("css selector", "#classes li:not([hidden]) a")
+    assert [x.text for x in shown] == ["dog"]
+
+
 DOGS = ("pug", "beagle", "collie", "boxer", "Rottweiler", "kelpie", "whippet")
 BREEDS = (*DOGS, "basset", "Samoyed")
 

@@ -81,6 +81,7 @@ def write_scripts(
     search: Search,
     records: Sequence[dict[str, Any]],
     styles: Sequence[str],
+    has_class_pages: bool,
 ) -> None:
     """Write the layers, which all pages load, and all units, which the search loads.
 
@@ -99,7 +100,9 @@ def write_scripts(
     ]
     classes = [printable(name) for name in names]
     script = f"const LAYERS = {to_script(layers)}, CLASSES = {to_script(classes)};\n"
-    script += "const UNITS = {}, LIKENESS = {};\n"
+    script += f"const HAS_CLASS_PAGES = {to_script(has_class_pages)};\n"
+    # Objects without a prototype: a layer may be called "constructor".
+    script += "const UNITS = Object.create(null), LIKENESS = Object.create(null);\n"
     write_atomically(root / "layers.js", script)
     parts = [
         (root / "layers" / record["slug"] / "units.js").read_text(encoding="utf-8")

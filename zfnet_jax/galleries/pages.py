@@ -243,7 +243,7 @@ def write_index(
     for name in _SHARED:
         write_atomically(root / name, (TEMPLATES / name).read_bytes())
     styles = [style_squares(record, _THUMBNAIL) for record in records]
-    write_scripts(root, search, records, styles)
+    write_scripts(root, search, records, styles, bool(parts["class_pages"]))
     write_outline(root.parent, search, records, parts)
     page = render(
         "index.html",

@@ -9,9 +9,12 @@
   const panel = byId("panel");
   const list = byId("results");
   const atMost = 50;
+  const layersAtMost = 6;
+  const plurals = [["s", ""], ["es", ""], ["ies", "y"], ["ves", "f"], ["ves", "fe"]];
   let rows = [];
   let active = -1;
   let names;
+  let vocabulary;
   let latest;
   const scripts = new Map();
 
@@ -33,8 +36,19 @@
 
   // The words of each name of each class and unit, and of each broader term.
   function readNames() {
-    const names = [...CLASSES, ...LAYERS.flatMap((x) => UNITS[x.slug].name ?? []), ...Object.keys(TERMS)];
-    return new Map(names.map((name) => [name, [name, ...(TERMS[name] ?? [])].map(split)]));
+    const terms = new Map(Object.entries(TERMS));
+    const all = [...CLASSES, ...LAYERS.flatMap((x) => UNITS[x.slug].name ?? []), ...terms.keys()];
+    names = new Map(all.map((name) => [name, [name, ...(terms.get(name) ?? [])].map(split)]));
+    vocabulary = new Set([...names.values()].flat(2));
+  }
+
+  const isName = (text) => [...names.keys()].some((name) => name.toLowerCase() === text);
+
+  // "dogs" is "dog" if no name has the word "dogs".
+  function singularize(word) {
+    if (vocabulary.has(word)) return word;
+    const forms = plurals.filter(([end]) => word.endsWith(end)).map(([end, one]) => word.slice(0, -end.length) + one);
+    return forms.find((form) => vocabulary.has(form)) ?? word;
   }
 
   // How well a name matches: 3 if it is all that is wanted, 2 if it has these words, 1 if it has their beginnings.
@@ -44,44 +58,58 @@
   }
 
   // The names that match best: where a class is a “dog”, a “dog sled” does not match it.
-  function matchNames(wanted) {
-    names ??= readNames();
+  function matchNames(text) {
+    const wanted = split(text).map(singularize);
     const scores = [...names].map(([name, all]) => [name, Math.max(...all.map((words) => match(wanted, words)))]);
     const best = Math.max(1, ...scores.map(([, score]) => score));
-    return new Set(scores.filter(([, score]) => score === best).map(([name]) => name));
+    return scores.filter(([, score]) => score === best).map(([name]) => name);
   }
 
-  // "conv3 17", "conv3/17", "conv3 dog", "dog" or "17": a layer, and what is left. "like conv3/17": also that.
+  // The layer that a query names, at its beginning or anywhere, and what is left. A class may hold a layer's name.
+  function takeLayer(query) {
+    const [first] = LAYERS.flatMap((x) => [[x.name, x], [x.slug, x]])
+      .map(([name, layer]) => {
+        const escaped = name.toLowerCase().replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+        const [, before, after] = query.match(new RegExp(`^(|.*?[\\s/:,])${escaped}($|[\\s/:,].*)`)) ?? [];
+        return { layer, before, after, size: name.length };
+      })
+      .filter((x) => x.before !== undefined)
+      .sort((a, b) => !!a.before - !!b.before || b.size - a.size);
+    if (!first || (isName(query) && first.size < query.length)) return { left: query };
+    return { layer: first.layer, left: `${first.before} ${first.after}`.replace(/^[\s/:,]+|[\s/:,]+$/g, "") };
+  }
+
+  // "conv3 17", "unit 17 of conv3", "dog conv3", "dog, cat" or "17": a layer, and what is left. "like conv3/17": also that.
   function parse(text) {
     const query = text.trim().toLowerCase();
-    const starts = ([name]) => query.startsWith(name.toLowerCase()) && /^($|[\s/:,])/.test(query.slice(name.length));
-    const names = LAYERS.flatMap((x) => [[x.name, x], [x.slug, x]]).filter(starts);
-    const [name, layer] = names.sort(([a], [b]) => b.length - a.length)[0] ?? ["", undefined];
-    if (!layer && /^like(\s|$)/.test(query)) {
+    if (/^like(\s|$)/.test(query)) {
       const own = LAYERS.find((x) => x.slug === here);
       return { layer: own, ...parse(query.slice(5)), isLike: true };
     }
-    const rest = layer ? query.slice(name.length).replace(/^[\s/:,]+/, "") : query;
-    const unit = rest.match(/^(?:unit\s+)?(\d+)$/)?.[1];
-    return layer ? { layer, rest, unit } : { rest, unit };
+    const { layer, left } = takeLayer(query);
+    const plain = left.replace(/(^|\s)(units?|layers?|of|in)(?!\S)/g, "").trim();
+    const rest = isName(left) || !(layer || plain) ? left : plain;
+    const choices = isName(rest) ? [rest] : rest.split(/,|\sor(?!\S)/).map((x) => x.trim()).filter(Boolean);
+    const unit = rest.match(/^\d+$/)?.[0];
+    return { ...(layer && { layer }), rest, choices, unit };
   }
 
   // Layers and units that are named themselves, the page's own layer first.
-  function findNamed({ layer, rest, unit }) {
+  function findNamed({ layer, rest, choices }) {
     const layers = layer ? [layer] : LAYERS;
-    if (unit !== undefined) {
+    const units = choices.filter((x) => /^\d+$/.test(x)).map(Number);
+    if (units.length) {
       const own = [...layers].sort((a, b) => (b.slug === here) - (a.slug === here));
-      return own.filter((x) => unit < x.units).map((x) => ({ layer: x, unit: Number(unit) }));
+      return own.flatMap((x) => units.filter((unit) => unit < x.units).map((unit) => ({ layer: x, unit })));
     }
     if (layer) return rest ? [] : [{ layer }];
     return rest ? layers.filter((x) => x.name.toLowerCase().startsWith(rest)).map((x) => ({ layer: x })) : [];
   }
 
   // Units named as wanted, or whose strongest activations or highest mean are of such classes.
-  function findByClass({ layer, rest }, order) {
-    const wanted = split(rest);
-    if (!wanted.length && (rest || (!layer && order === "match"))) return [];
-    const matches = matchNames(wanted);
+  function findByClass({ layer, rest, choices }, order) {
+    if (rest ? !split(rest).length : !layer && order === "match") return [];
+    const matches = new Set(choices.flatMap(matchNames));
     const isWanted = CLASSES.map((name) => matches.has(name));
     const found = [];
     for (const x of layer ? [layer] : LAYERS) {
@@ -91,7 +119,7 @@
         const matching = own.filter((label) => isWanted[label]).length;
         let score = 10 * matches.has(name?.[unit]);
         if (own.length) score += matching / own.length + isWanted[favorite[unit]];
-        if (score || (!wanted.length && active[unit])) found.push({ layer: x, unit, score, matching });
+        if (score || (!rest && active[unit])) found.push({ layer: x, unit, score, matching });
       }
     }
     return sortUnits(found, order);
@@ -121,6 +149,7 @@
   async function update() {
     list.ariaBusy = true;
     await load("units.js");
+    if (!names) readNames();
     const text = field.value;
     const order = form.sort.value;
     const query = parse(text);
@@ -130,13 +159,13 @@
     list.ariaBusy = false;
     list.replaceChildren(...rows.slice(0, atMost).map(makeRow));
     list.hidden = !rows.length;
-    byId("hits").textContent = count(query);
+    byId("hits").replaceChildren(...[count(query)].flat());
     choose(rows.length ? 0 : -1);
     remember();
     expand(true);
   }
 
-  function count({ layer, rest, unit, isLike }) {
+  function count({ layer, rest, choices, unit, isLike }) {
     if (isLike && rows.length) return `${rows.length} unit${rows.length > 1 ? "s" : ""} like ${nameUnit(layer, unit)}`;
     if (rows.length) return rows.length > atMost ? `${rows.length} results, the first ${atMost}` : `${rows.length} result${rows.length > 1 ? "s" : ""}`;
     if (!layer && !rest) return suggest();
@@ -145,7 +174,20 @@
     if (isLike && readUnit(layer.slug, unit).dead) return `${nameUnit(layer, unit)} is dead: no image activates it`;
     if (isLike && !LIKENESS[layer.slug]) return "this gallery does not hold which units are alike";
     if (isLike) return `no unit responds to the same images as ${nameUnit(layer, unit)}`;
-    return `no unit or class; the layers are ${LAYERS.map((x) => x.name).join(", ")}`;
+    if (layer && !CLASSES.length && choices.flatMap(matchNames).length) return explainLabels(layer, choices);
+    const more = LAYERS.length - layersAtMost;
+    return `no unit or class; the layers are ${LAYERS.slice(0, layersAtMost).map((x) => x.name).join(", ")}${more > 0 ? ` … and ${more} more` : ""}`;
+  }
+
+  // Without labels, only units that are named after a class are found by it.
+  function explainLabels({ name }, [first, ...others]) {
+    const message = `the images have no labels, so ${name} cannot be searched by class`;
+    if (!HAS_CLASS_PAGES) return message;
+    const link = document.createElement("a");
+    const hash = others.length ? "" : `#${new URLSearchParams({ find: first.replace(/\S+/g, singularize) })}`;
+    link.href = `${root}classes/index.html${hash}`;
+    link.textContent = "the class pages";
+    return [`${message}; see `, link];
   }
 
   const nameUnit = (layer, unit) => `${layer.name}, ${readUnit(layer.slug, unit).name}`;
