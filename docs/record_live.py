@@ -21,7 +21,7 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains
 
 # Milliseconds of a frame; size in CSS pixels, and screen pixels to one of these.
-_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 900), 0.56, 96
+_FRAME, _SIZE, _DOTS, _COLORS = 250, (1200, 900), 0.56, 64
 # Where in the maps of a layer the strongest place of a unit is: of the units in the
 # first two rows, the one with the strongest map but for some.
 _PLACE = """
