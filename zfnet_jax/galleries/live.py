@@ -140,15 +140,15 @@ def _write_weights(part: Path, net: Network) -> dict[str, Any]:
 def _draw_examples(search: Search) -> list[dict[str, str]]:
     """Images to begin with, of different classes where these are known."""
     source = search.source
-    chosen: Sequence[int] | np.ndarray = range(len(source))
+    chosen: Sequence[int] = range(len(source))
     if source.labels is not None:
-        chosen = np.unique(source.labels, return_index=True)[1]
+        chosen = np.unique(source.labels, return_index=True)[1].tolist()
     return [
         {
             "name": pages.printable(
                 source.name_class(index) or source.name_image(index)
             ),
-            "picture": _encode_picture(source.read_pictures([int(index)])[0]),
+            "picture": _encode_picture(source.read_pictures([index])[0]),
         }
         for index in chosen[:_EXAMPLES]
     ]
