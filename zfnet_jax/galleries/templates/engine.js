@@ -444,8 +444,9 @@ function resize({ height, width, channels, values }, toHeight, toWidth, finish =
 
 const LARGEST = 2048; // larger squares are first shrunk by the browser
 
-// A picture to the bytes that the network takes: the center square, as in Python.
-function fit({ bitmap }) {
+// A file or frame to the bytes that the network takes: the center square, as in Python.
+async function fit({ image }) {
+  const bitmap = image instanceof Blob ? await createImageBitmap(image, { colorSpaceConversion: "none" }) : image;
   const [height, width] = program.stored;
   if (bitmap.width === width && bitmap.height === height) return readPixels(bitmap, 0, 0, width, height, width, height);
   const side = Math.min(bitmap.width, bitmap.height);

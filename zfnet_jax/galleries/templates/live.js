@@ -456,10 +456,12 @@
     return () => number === sources;
   }
 
-  // Decoded here, since WebKit's workers cannot read files.
+  // The worker decodes files, so that large ones do not freeze the page. WebKit's workers cannot read them.
   async function fit(source) {
-    const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none" });
-    return ask("fit", { bitmap }, [bitmap]);
+    const inWorker = source instanceof Blob && (await ask("fit", { image: source }).catch(() => null));
+    if (inWorker) return inWorker;
+    const image = await createImageBitmap(source, { colorSpaceConversion: "none" });
+    return ask("fit", { image }, [image]);
   }
 
   async function take(file, origin) {
