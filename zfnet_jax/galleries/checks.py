@@ -22,7 +22,7 @@ from zfnet_jax.galleries.sources import Search
 from zfnet_jax.results import summarize
 from zfnet_jax.viz.contrast import display_projections
 from zfnet_jax.viz.layout import figure_bytes
-from zfnet_jax.viz.sanity import similarity_curves, spell_means, spell_similarity
+from zfnet_jax.viz.sanity import similarity_curves, spell_means
 
 # Images that are drawn.
 _SHOWN = 3
@@ -86,12 +86,7 @@ def tabulate(result: Comparison, names: list[str]) -> dict[str, Any]:
     return {
         "columns": result.columns,
         "rows": [
-            {
-                "image": image,
-                "name": name,
-                "rule": rule,
-                "values": [*map(spell_similarity, values[image])],
-            }
+            {"image": image, "name": name, "rule": rule, "values": values[image]}
             for image, name in enumerate(names)
             for rule, values in signed.items()
         ],

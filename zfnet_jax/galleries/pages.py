@@ -21,7 +21,7 @@ from zfnet_jax.galleries.numbers import (
 )
 from zfnet_jax.galleries.pictures import CONTRASTS, count_across, shrink
 from zfnet_jax.galleries.sources import Other, Search
-from zfnet_jax.viz.sanity import EMPTY
+from zfnet_jax.viz.sanity import spell_similarity
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -291,5 +291,5 @@ _TEMPLATES = jinja2.Environment(
 _TEMPLATES.filters |= {
     "number": "{:.3g}".format,
     "percent": _format_percent,
-    "correlation": lambda value: EMPTY if value is None else f"{value:z.2f}",
+    "correlation": lambda value: spell_similarity(np.nan if value is None else value),
 }
