@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from zfnet_jax.results import spread
+from zfnet_jax.results import summarize
 from zfnet_jax.viz.charts import bar_chart
 from zfnet_jax.viz.contrast import display_projections, measure_scale, to_display
 from zfnet_jax.viz.layout import FAINT, Box, column, grid, picture, sheet, table, text
@@ -72,11 +72,8 @@ def first_layer_numbers(
     cells = [[text(cell) for cell in line] for line in numbers]
     bars = []
     for heading, (groups, series) in charts.items():
-        known = {name: np.ma.masked_invalid(x) for name, x in series.items()}
-        means = {name: x.mean(1).filled(np.nan) for name, x in known.items()}
-        errors = {
-            name: np.array([spread(line[np.isfinite(line)]) for line in x])
-            for name, x in series.items()
-        }
+        summaries = {name: summarize(x.T) for name, x in series.items()}
+        means = {name: x.mean for name, x in summaries.items()}
+        errors = {name: x.spread for name, x in summaries.items()}
         bars.append(bar_chart(heading, groups, means, errors))
     return sheet(title, column(table(cells, gap=12), *bars, gap=16), note)
